@@ -1,0 +1,99 @@
+"""The command line: read, call one function, show."""
+
+from __future__ import annotations
+
+import logging
+import os
+from importlib import import_module
+
+# before any of the libraries is imported: no telemetry, and no bars but ours
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+import rich_click as click
+
+from bge_cocktail import __version__
+from bge_cocktail.errors import CocktailError, explain_os_error
+
+COMMANDS = ("demo", "init", "run", "mine", "train", "merge", "evaluate", "list")
+
+
+class Failed(click.ClickException):
+    """Shows a message and leaves with the exit code of its kind."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # click reads it from the instance
+
+
+class Commands(click.RichGroup):
+    """Commands that are imported when they are called, and errors without tracebacks."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"bge_cocktail.cli.{cmd_name}_command").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        from bge_cocktail.errors import nearest
+
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            raise click.UsageError(f"no command '{args[0]}'.{nearest(args[0], COMMANDS)}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> object:
+        from bge_cocktail.cli.progress_bars import on_terminal
+        from bge_cocktail.progress import report_progress_to
+
+        _log_to_stderr()
+        try:
+            with report_progress_to(on_terminal()):
+                return super().invoke(ctx)
+        except CocktailError as error:
+            raise Failed(str(error), error.exit_code) from error
+        except KeyboardInterrupt:
+            raise Failed("interrupted; nothing half-written was kept", 130) from None
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise Failed(explain_os_error(error), 1) from error
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"auto_envvar_prefix": "BGE_COCKTAIL", "help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, prog_name="bge-cocktail")
+def main() -> None:
+    """Tune text-embedding models on your own data without losing what they already knew."""
+
+
+class _Plain(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        return prefix + record.getMessage()
+
+
+class _ToStderr(logging.Handler):
+    """Writes through click, so that lines go above a progress bar and into a test runner's capture."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(self.format(record), err=True)
+
+
+def _log_to_stderr() -> None:
+    log = logging.getLogger("bge_cocktail")
+    if not any(isinstance(handler, _ToStderr) for handler in log.handlers):
+        handler = _ToStderr()
+        handler.setFormatter(_Plain())
+        log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False

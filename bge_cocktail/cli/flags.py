@@ -1,0 +1,88 @@
+"""Command-line flags made from options models, and back."""
+
+from __future__ import annotations
+
+import json
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import rich_click as click
+from pydantic import BeforeValidator
+
+from bge_cocktail.options import Options, checked
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+PATH = click.Path(path_type=Path)
+
+output_flag = click.option("-o", "--output", type=PATH, required=True, help="The folder to write.")
+overwrite_flag = click.option("--overwrite", is_flag=True, help="Replace an older output of bge-cocktail.")
+format_flag = click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="A table for people, or JSON for programs.",
+)
+
+
+def flags_from(*models: type[Options]) -> Callable[[Command], Command]:
+    """Decorator: one flag for each option of the models; a name that two models share is one flag."""
+
+    def add(command: Command) -> Command:
+        fields = {name: field for model in reversed(models) for name, field in model.model_fields.items()}
+        for name, field in reversed(fields.items()):
+            flag = "--" + name.replace("_", "-")
+            # where pydantic first reads a text of its own form ("none", "1,2"), click must let it through
+            own_form = any(isinstance(one, BeforeValidator) for one in field.metadata)
+            kind = str if own_form else _click_type(field.annotation)
+            if kind is bool:
+                flag = f"{flag}/--no-{name.replace('_', '-')}"
+            default = "" if field.default is None else f"  [default: {_shown(field.default)}]"
+            description = (field.description or "").rstrip(".")
+            option = click.option(
+                flag,
+                name,
+                type=kind,
+                default=None,
+                help=description[0].upper() + description[1:] + "." + default,
+            )
+            command = option(command)
+        return command
+
+    return add
+
+
+def options_from(model: type[Options], flags: dict[str, Any]) -> Any:
+    """The options that flags make; flags of other models are passed over.
+
+    Raises:
+        UsageError: A value is out of bounds.
+    """
+    given = {name: flags[name] for name in model.model_fields if flags.get(name) is not None}
+    return checked(model, given, {name: "--" + name.replace("_", "-") for name in given})
+
+
+def show(value: Any, as_text: str, output_format: str) -> None:
+    """Print a result: text for people or JSON for programs."""
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str) if output_format == "json" else as_text)
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return ",".join(str(one) for one in default) if isinstance(default, list) else str(default)
+
+
+def _click_type(annotation: Any) -> Any:
+    """The click type of a field; whatever click doesn't know is text that pydantic checks."""
+    if get_origin(annotation) in (types.UnionType, Union):
+        inner = [one for one in get_args(annotation) if one is not type(None)]
+        return _click_type(inner[0]) if len(inner) == 1 else str
+    if get_origin(annotation) is Literal:
+        return click.Choice(list(get_args(annotation)))
+    if annotation is Path:
+        return PATH
+    return annotation if annotation in (bool, int, float) else str

@@ -1,0 +1,249 @@
+"""Texts to embeddings: any sentence-transformers model, its prompts, fast batches, a cache."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+
+from bge_cocktail.cache import EmbeddingCache, Embeddings, default_cache_dir
+from bge_cocktail.embed import embed
+from bge_cocktail.errors import CocktailError, UsageError
+from bge_cocktail.hub import model_folder
+from bge_cocktail.layout import prompt_for
+from bge_cocktail.options import Encoding
+from bge_cocktail.provenance import hash_path
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+log = logging.getLogger(__name__)
+Role = Literal["query", "document", "text"]
+
+
+class Encoder(Protocol):
+    """Whatever embeds: texts in, float32 embeddings of unit norm out, shape (texts, dimensions)."""
+
+    def encode_query(self, texts: Sequence[str]) -> Embeddings:
+        """Embed queries, with the prompt for queries."""
+        ...
+
+    def encode_document(self, texts: Sequence[str]) -> Embeddings:
+        """Embed documents, with the prompt for documents."""
+        ...
+
+    def encode_text(self, texts: Sequence[str]) -> Embeddings:
+        """Embed texts that are neither (for classification), with the model's default prompt."""
+        ...
+
+
+def load_encoder(name: str | Path, *, device: str = "auto", max_length: int | None = None) -> SentenceTransformer:
+    """Load a sentence-transformers model from a folder or by its hub name.
+
+    Local folders cause no network call, and code inside a model is never run.
+
+    Args:
+        name: A folder or a hub name.
+        device: ``auto`` takes a GPU if there is one.
+        max_length: Longest text in tokens, instead of what the model declares.
+
+    Raises:
+        DataError: No such model, or its weights can't be read.
+        UsageError: No such device.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    folder = model_folder(name)
+    _quiet_libraries()
+    try:
+        model = SentenceTransformer(
+            str(folder), device=choose_device(device), local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CocktailError(f"{name}: the model can't be loaded: {error}") from error
+    if max_length is not None:
+        model.max_seq_length = max_length
+    return model
+
+
+def choose_device(name: str) -> str:
+    """The device to compute on.
+
+    Raises:
+        UsageError: It isn't here.
+    """
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise UsageError(f"device '{name}' can't be used here ({reason}); try auto or cpu") from None
+    return name
+
+
+def resolve_precision(name: str, device: str) -> str:
+    """The arithmetic to compute in: ``auto`` is bf16 where the device computes in it, else fp32.
+
+    Raises:
+        UsageError: fp16 without a GPU (torch would accept it and overflow).
+    """
+    import torch
+
+    if name == "fp16" and not device.startswith("cuda"):
+        raise UsageError(f"precision fp16 needs a CUDA device, this is {device}; choose bf16, fp32 or auto")
+    if name != "auto":
+        return name
+    if device.startswith("cuda"):
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device == "cpu":
+        able = torch.cpu.get_capabilities()
+        return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
+    return "fp32"
+
+
+class CachedEncoder:
+    """An encoder over a model folder that embeds no text twice, not even across processes.
+
+    The model itself is loaded when the first text is embedded that isn't in the cache.
+
+    Args:
+        name: A folder or a hub name.
+        options: Prompts, precision, cache.
+    """
+
+    def __init__(self, name: str | Path, options: Encoding | None = None) -> None:
+        self.name = str(name)
+        self.options = options or Encoding()
+        self.folder = model_folder(name)
+        self.embedded = 0
+        """Texts embedded so far, those from the cache not counted."""
+
+    @cached_property
+    def hash(self) -> str:
+        """Hash of the folder's content: another model under the same name is another model."""
+        return hash_path(self.folder)
+
+    @cached_property
+    def precision(self) -> Literal["fp32", "bf16"]:
+        """The arithmetic that is really used."""
+        if self.options.precision != "auto":
+            return self.options.precision
+        return "bf16" if resolve_precision("auto", choose_device(self.options.device)) == "bf16" else "fp32"
+
+    @cached_property
+    def model(self) -> SentenceTransformer:
+        """The loaded model."""
+        return load_encoder(self.folder, device=self.options.device, max_length=self.options.max_length)
+
+    def prompt_for(self, role: Role) -> str:
+        """The text put before every text of a role."""
+        chosen = {
+            "query": self.options.query_prompt,
+            "document": self.options.document_prompt,
+            "text": None,
+        }[role]
+        return prompt_for(self.folder, role) if chosen is None else chosen
+
+    def encode_query(self, texts: Sequence[str]) -> Embeddings:
+        """Embed queries; see `Encoder`."""
+        return self._encode(texts, "query")
+
+    def encode_document(self, texts: Sequence[str]) -> Embeddings:
+        """Embed documents; see `Encoder`."""
+        return self._encode(texts, "document")
+
+    def encode_text(self, texts: Sequence[str]) -> Embeddings:
+        """Embed texts that are neither; see `Encoder`."""
+        return self._encode(texts, "text")
+
+    def _encode(self, texts: Sequence[str], role: Role) -> Embeddings:
+        prompt = self.prompt_for(role)
+        distinct = list(dict.fromkeys(texts))
+        cache = self._cache(prompt) if self.options.cache else None
+        found, known = cache.get(distinct) if cache else (None, np.zeros(len(distinct), bool))
+        missing = [text for text, here in zip(distinct, known, strict=True) if not here]
+        if missing:
+            self.embedded += len(missing)
+            fresh = embed(
+                self.model,
+                missing,
+                prompt=prompt,
+                precision=self.precision,
+                batch_tokens=self.options.batch_tokens,
+                label=f"{self.name.rstrip('/').rsplit('/', 1)[-1]}: {role}s",
+            )
+            if cache:
+                cache.put(missing, fresh)
+            if found is None:
+                found = np.zeros((len(distinct), fresh.shape[1]), np.float32)
+            found[~known] = fresh
+        if found is None:
+            raise CocktailError("no texts to embed")
+        row = {text: index for index, text in enumerate(distinct)}
+        return found[[row[text] for text in texts]]
+
+    def _cache(self, prompt: str) -> EmbeddingCache:
+        folder = self.options.cache_dir or default_cache_dir()
+        return EmbeddingCache(
+            folder,
+            {
+                "model": self.hash,
+                "prompt": prompt,
+                "precision": self.precision,
+                "max_length": self.options.max_length,
+            },
+        )
+
+
+class LoadedEncoder:
+    """An encoder over a model in memory that still changes (while it is trained), so nothing is cached.
+
+    Args:
+        model: The model.
+        query_prompt: Put before every query.
+        document_prompt: Put before every document.
+        precision: Arithmetic of the encoder.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        *,
+        query_prompt: str = "",
+        document_prompt: str = "",
+        precision: Literal["fp32", "bf16"] = "fp32",
+    ) -> None:
+        self._embed: Callable[..., Embeddings] = lambda texts, prompt: embed(
+            model, texts, prompt=prompt, precision=precision, label="dev"
+        )
+        self._prompts = (query_prompt, document_prompt)
+
+    def encode_query(self, texts: Sequence[str]) -> Embeddings:
+        """Embed queries; see `Encoder`."""
+        return self._embed(texts, self._prompts[0])
+
+    def encode_document(self, texts: Sequence[str]) -> Embeddings:
+        """Embed documents; see `Encoder`."""
+        return self._embed(texts, self._prompts[1])
+
+    def encode_text(self, texts: Sequence[str]) -> Embeddings:
+        """Embed texts that are neither; see `Encoder`."""
+        return self._embed(texts, "")
+
+
+def _quiet_libraries() -> None:
+    """Silence the loading bars of transformers and torch's advice; errors still come as exceptions."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("sentence_transformers").setLevel(logging.WARNING)

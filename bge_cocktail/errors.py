@@ -1,0 +1,61 @@
+"""Errors that a person reads: where, what was seen, what is allowed, the nearest right name."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+from collections.abc import Iterable
+
+
+class CocktailError(Exception):
+    """Something failed while running; the message is complete, no traceback is needed."""
+
+    exit_code = 1
+
+
+class DataError(CocktailError):
+    """The data or a model folder is not what it should be."""
+
+
+class UsageError(CocktailError):
+    """An option, a name or a run file is wrong."""
+
+    exit_code = 2
+
+
+class MissingExtra(CocktailError):
+    """An optional package is needed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} is not installed; install it with: pip install 'bge-cocktail[{extra}]'")
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """A closing phrase that names the nearest right word, or lists them all.
+
+    Args:
+        word: What was seen.
+        allowed: What would have been right.
+
+    Returns:
+        `` Did you mean 'x'?`` or `` Allowed: a, b, c.``
+    """
+    words = sorted(allowed)
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    if close:
+        return f" Did you mean '{close[0]}'?"
+    return f" Allowed: {', '.join(words)}." if words else ""
+
+
+def explain_os_error(error: OSError) -> str:
+    """One line for an operating-system error, with the cure for the common ones."""
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}no space left on the disk; nothing half-written was kept. Free some space and run again."
+    if error.errno == errno.EFBIG:
+        return f"{where}the file would be larger than the system allows; nothing half-written was kept."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{where}not allowed to read or write here ({error.strerror})."
+    if error.errno == errno.ENOENT:
+        return f"{where}no such file or folder."
+    return f"{where}{error.strerror or error}"

@@ -1,0 +1,150 @@
+"""Several models on the same tasks: the scores, and the folder that they are kept in."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bge_cocktail.encoding import CachedEncoder
+from bge_cocktail.errors import DataError, UsageError
+from bge_cocktail.options import Encoding, Evaluating
+from bge_cocktail.provenance import RUN_FILE, describe_run, hash_path, new_folder, write_json
+from bge_cocktail.tasks import Role, Score, Task, evaluate, open_task
+
+SCORES_FILE = "scores.json"
+PER_QUERY_FILE = "per_query.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelScores:
+    """The scores of one model.
+
+    Attributes:
+        model: What tables call it.
+        path: Its folder or hub name.
+        scores: All scores of all tasks.
+    """
+
+    model: str
+    path: str
+    scores: Sequence[Score]
+
+    def main(self) -> list[Score]:
+        """The main score of each task."""
+        return [score for score in self.scores if score.main]
+
+    def mean(self, role: Role) -> float | None:
+        """Mean of the main scores of the tasks of a role; None without such tasks."""
+        values = [score.value for score in self.main() if score.role == role]
+        return sum(values) / len(values) if values else None
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object, without the values of single queries."""
+        return {
+            "model": self.model,
+            "path": self.path,
+            "target": self.mean("target"),
+            "general": self.mean("general"),
+            "scores": [score.to_json() for score in self.scores],
+        }
+
+
+def open_tasks(target: Sequence[Path], general: Sequence[Path]) -> list[Task]:
+    """Recognise the tasks, the target's first.
+
+    Raises:
+        UsageError: None, or two of the same name.
+    """
+    task_list = [open_task(path, "target") for path in target] + [open_task(path, "general") for path in general]
+    if not task_list:
+        raise UsageError("nothing to evaluate on: name at least one target or general task")
+    names = [task.name for task in task_list]
+    twice = next((name for row, name in enumerate(names) if name in names[:row]), None)
+    if twice:
+        raise UsageError(f"two tasks are called '{twice}'; tables and results need different folder names")
+    return task_list
+
+
+def evaluate_models(
+    models: Mapping[str, str | Path], task_list: Sequence[Task], encoding: Encoding, options: Evaluating
+) -> list[ModelScores]:
+    """Judge several models on the same tasks.
+
+    Args:
+        models: What tables call each model, and its folder or hub name.
+        task_list: From `open_tasks`.
+        encoding: Prompts, precision, cache.
+        options: Depth, split, intervals.
+    """
+    return [
+        ModelScores(name, str(path), evaluate(CachedEncoder(path, encoding), task_list, options))
+        for name, path in models.items()
+    ]
+
+
+def write_evaluation(
+    output: Path, make: Callable[[], list[ModelScores]], options: Mapping[str, Any], inputs: Mapping[str, str]
+) -> list[ModelScores]:
+    """Evaluate and keep the result: scores.json, per_query.jsonl and run.json.
+
+    Args:
+        output: The folder to write; an older one of this tool is replaced.
+        make: Does the work.
+        options: For run.json.
+        inputs: Names and hashes of models and tasks, for run.json.
+    """
+    started = time.monotonic()
+    with new_folder(output, overwrite=True) as new:
+        results = make()
+        write_json(new / SCORES_FILE, {"models": [result.to_json() for result in results]})
+        with (new / PER_QUERY_FILE).open("w", encoding="utf-8") as file:
+            for result in results:
+                for score in result.scores:
+                    if score.per_query:
+                        line = {"model": result.model, **score.to_json(per_query=True)}
+                        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        seconds = time.monotonic() - started
+        write_json(new / RUN_FILE, describe_run("evaluate", options=options, inputs=inputs, seconds=seconds))
+    return results
+
+
+def read_evaluation(folder: Path) -> list[ModelScores]:
+    """The scores that `write_evaluation` kept.
+
+    Raises:
+        DataError: The folder holds none.
+    """
+    try:
+        content = json.loads((folder / SCORES_FILE).read_text(encoding="utf-8"))
+        values: dict[tuple[str, str, str], dict[str, float]] = {}
+        with (folder / PER_QUERY_FILE).open(encoding="utf-8") as file:
+            for line in map(json.loads, file):
+                values[line["model"], line["task"], line["metric"]] = line["per_query"]
+        return [
+            ModelScores(
+                one["model"],
+                one["path"],
+                [
+                    Score(
+                        **{**score, "interval": tuple(score["interval"])},
+                        per_query=values.get((one["model"], score["task"], score["metric"]), {}),
+                    )
+                    for score in one["scores"]
+                ],
+            )
+            for one in content["models"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder} holds no readable evaluation: {error}") from None
+
+
+def evaluation_inputs(models: Mapping[str, str | Path], task_list: Sequence[Task]) -> dict[str, str]:
+    """Names and hashes of models and tasks."""
+    from bge_cocktail.hub import model_folder
+
+    inputs = {name: hash_path(model_folder(path)) for name, path in models.items()}
+    return {**inputs, **{f"{task.role} {task.name}": hash_path(task.path) for task in task_list}}

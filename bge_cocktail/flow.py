@@ -1,0 +1,299 @@
+"""The whole flow from a run file: mine, train, merge, evaluate, trade-off. A finished step isn't done again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from bge_cocktail.encoding import CachedEncoder
+from bge_cocktail.errors import UsageError
+from bge_cocktail.evaluation import (
+    ModelScores,
+    evaluate_models,
+    evaluation_inputs,
+    open_tasks,
+    read_evaluation,
+    write_evaluation,
+)
+from bge_cocktail.hub import model_folder
+from bge_cocktail.merging import example_loss, merge
+from bge_cocktail.mining import mine
+from bge_cocktail.options import Merging, RunFile, Training
+from bge_cocktail.outcome import Outcome
+from bge_cocktail.progress import progress
+from bge_cocktail.provenance import (
+    RUN_FILE,
+    describe_run,
+    finished_key,
+    hash_path,
+    new_folder,
+    refuse_to_replace,
+    step_key,
+    write_json,
+)
+from bge_cocktail.records import Record, read_records, write_records
+from bge_cocktail.report import draw_tradeoff
+from bge_cocktail.rundata import RunData
+from bge_cocktail.runfile import read_run_file
+from bge_cocktail.training import train, training_key
+
+log = logging.getLogger(__name__)
+TRADEOFF_FILE = "tradeoff.json"
+PICTURE_FILE = "tradeoff.png"
+
+
+def run(file: str | Path | RunFile, settings: Sequence[str] = ()) -> Outcome:
+    """Do a whole run; what is finished already, with the same inputs and options, is kept.
+
+    Args:
+        file: A run file, or its content.
+        settings: Changes of the form ``section.name=value``.
+    """
+    return Flow(file if isinstance(file, RunFile) else read_run_file(Path(file), settings)).run()
+
+
+class Flow:
+    """The steps of one run, each knowing whether it is done."""
+
+    def __init__(self, options: RunFile) -> None:
+        self.options = options
+        self.folder = options.output
+        self.base = model_folder(options.base)
+        self.data = RunData(options.data)
+        prompts = {
+            role: getattr(options.train, role) if getattr(options.train, role) is not None else default
+            for role, default in (
+                ("query_prompt", options.encode.query_prompt),
+                ("document_prompt", options.encode.document_prompt),
+            )
+        }
+        # what the base is judged with is what the tuned model is trained with
+        self.training: Training = options.train.model_copy(update=prompts)
+        self.tasks = open_tasks(options.data.target, options.data.general)
+        self.done: list[str] = []
+
+    def run(self) -> Outcome:
+        """All steps."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
+        self.mine()
+        tuned = self.tune("tuned", self.records)
+        slices = self.options.merge.slices
+        variants = [self.tune(f"variants/slice-{number + 1}", self.records[number::slices]) for number in range(slices)]
+        models: dict[str, str | Path] = {"base": self.options.base, "tuned": tuned}
+        share = self.options.merge.share
+        models[f"cocktail of 2 (share {share:g})"] = self.blend("cocktail", [tuned, self.base], "uniform")
+        others: list[str | Path] = [*variants, *self.options.merge.others]
+        if others:
+            count = 2 + len(others)
+            name = f"cocktail of {count} (share {share:g})"
+            weights: Literal["uniform", "cocktail"] = "cocktail" if self.examples else "uniform"
+            models[name] = self.blend(f"cocktail-{count}", [tuned, self.base, *others], weights)
+        results = self.judge("evaluation", models)
+        tradeoff, picture = self.tradeoff(tuned)
+        write_json(
+            self.folder / RUN_FILE,
+            describe_run(
+                "run",
+                options=self.options.model_dump(mode="json"),
+                inputs={"base": hash_path(self.base), "data": self.data.hash},
+                seconds=time.monotonic() - started,
+                steps_found_done=self.done,
+            ),
+        )
+        return Outcome(self.folder, results, tradeoff, picture)
+
+    def plan(self) -> list[tuple[str, str]]:
+        """The steps and whether each is done, as far as that can be known before the ones that come first."""
+        slices = self.options.merge.slices
+        mined = self._is_done("mined", self._mining_key)
+        parts = {"tuned": slice(None), **{f"variants/slice-{n + 1}": slice(n, None, slices) for n in range(slices)}}
+        trained = [
+            (f"train {name}", mined and self._is_done(name, self._training_key(self.records[part])))
+            for name, part in parts.items()
+        ]
+        steps = [(name, "done" if done else "to do") for name, done in [("mine", mined), *trained]]
+        later = "checked when reached" if all(done for _, done in trained) else "to do"
+        return steps + [(name, later) for name in ("merge", "evaluate", "trade-off")]
+
+    def mine(self) -> None:
+        """Hard negatives for the train records, and for dev records as examples for cocktail weights."""
+        output = self.folder / "mined"
+        if self._is_done("mined", self._mining_key):
+            self._skip("mine")
+            return
+        started = time.monotonic()
+        log.info("mine: %d records", len(self.data.records))
+        encoder = CachedEncoder(self.options.base, self.options.encode)
+        mined = mine(self.data.records, encoder, self.options.mine, corpus=self.data.corpus)
+        examples: list[Record] = []
+        if self.data.dev_records:
+            chosen = self._draw(self.data.dev_records, self.options.merge.examples)
+            corpus = self.data.corpus or [text for record in self.data.records for text in (*record.pos, *record.neg)]
+            examples = mine(chosen, encoder, self.options.mine, corpus=corpus).records
+        with new_folder(output, overwrite=True) as new:
+            write_records(mined.records, new / "records.jsonl")
+            write_records(examples, new / "examples.jsonl")
+            description = describe_run(
+                "mine",
+                options={"mine": self.options.mine.model_dump(mode="json")},
+                inputs={self.options.base: hash_path(self.base), "data": self.data.hash},
+                seconds=time.monotonic() - started,
+                dropped=mined.dropped,
+                records_short_of_negatives=mined.short,
+            )
+            write_json(new / RUN_FILE, {**description, "key": self._mining_key})
+        dropped = ", ".join(f"{count} {reason}" for reason, count in mined.dropped.items()) or "nothing"
+        log.info("mine: dropped %s; %d records short of negatives", dropped, mined.short)
+
+    def tune(self, name: str, records: list[Record]) -> Path:
+        """A tuned model."""
+        output = self.folder / name
+        if self._is_done(name, self._training_key(records)):
+            self._skip(f"train {name}")
+            return output
+        log.info("train %s: %d records", name, len(records))
+        unfinished = output.with_name(output.name + ".unfinished")
+        resume = finished_key(unfinished) == self._training_key(records)
+        return train(self.base, records, output, self.training, dev=self.data.dev, resume=resume, overwrite=True)
+
+    def blend(self, name: str, models: Sequence[str | Path], weights: Literal["uniform", "cocktail"]) -> Path:
+        """A cocktail: the share for the first model, the rest among the others."""
+        options = Merging(weights=weights, share=self.options.merge.share)
+        examples = {"examples": hash_path(self.folder / "mined/examples.jsonl")} if weights == "cocktail" else {}
+        hashes = {str(model): hash_path(model_folder(model)) for model in models}
+        if self._is_done(name, step_key("merge", options.model_dump(mode="json"), {**hashes, **examples})):
+            self._skip(f"merge {name}")
+            return self.folder / name
+
+        def loss(model: str) -> float:
+            return example_loss(
+                CachedEncoder(model, self.options.encode), self.examples, temperature=options.loss_temperature
+            )
+
+        merged = merge(models, self.folder / name, options, loss=loss, more_inputs=examples, overwrite=True)
+        names = ["base" if model == str(self.base) else Path(model).name for model in merged.models]
+        shares = ", ".join(f"{one} {weight:.3f}" for one, weight in zip(names, merged.weights, strict=True))
+        log.info("merge %s: %s", name, shares)
+        return merged.folder
+
+    def judge(self, name: str, models: dict[str, str | Path]) -> list[ModelScores]:
+        """The scores of models on all tasks."""
+        output = self.folder / name
+        options = {
+            "evaluate": self.options.evaluate.model_dump(mode="json"),
+            "encode": self._what_embeddings_depend_on,
+        }
+        inputs = evaluation_inputs(models, self.tasks)
+        if self._is_done(name, step_key("evaluate", options, inputs)):
+            self._skip("evaluate")
+            return read_evaluation(output)
+        log.info("evaluate: %d models on %d tasks", len(models), len(self.tasks))
+        return write_evaluation(
+            output,
+            lambda: evaluate_models(models, self.tasks, self.options.encode, self.options.evaluate),
+            options,
+            inputs,
+        )
+
+    def tradeoff(self, tuned: Path) -> tuple[list[tuple[float, float, float]], Path | None]:
+        """Target and general scores at several shares of the tuned model, and their picture."""
+        roles = {task.role for task in self.tasks}
+        if not self.options.merge.shares or roles != {"target", "general"}:
+            return [], None
+        shares = sorted({0.0, 1.0, self.options.merge.share, *self.options.merge.shares})
+        output = self.folder / "tradeoff"
+        options = {"shares": shares, "encode": self._what_embeddings_depend_on}
+        inputs = evaluation_inputs({"base": self.base, "tuned": tuned}, self.tasks)
+        if self._is_done("tradeoff", step_key("tradeoff", options, inputs)):
+            self._skip("trade-off")
+            saved = json.loads((output / TRADEOFF_FILE).read_text())
+            return [tuple(point) for point in saved["points"]], output / PICTURE_FILE
+        log.info("trade-off: %d shares", len(shares))
+        started = time.monotonic()
+        with new_folder(output, overwrite=True) as new:
+            points = []
+            with progress("trade-off", len(shares)) as advance:
+                for share in shares:
+                    points.append(self._point(share, tuned, new / "model"))
+                    advance(1)
+            write_json(new / TRADEOFF_FILE, {"columns": ["share", "target", "general"], "points": points})
+            draw_tradeoff(
+                points,
+                new / PICTURE_FILE,
+                chosen=self.options.merge.share,
+                target=self._axis("target"),
+                general=self._axis("general"),
+                title="Share of the tuned model from 0 to 1",
+            )
+            seconds = time.monotonic() - started
+            write_json(new / RUN_FILE, describe_run("tradeoff", options=options, inputs=inputs, seconds=seconds))
+        return points, output / PICTURE_FILE
+
+    def _point(self, share: float, tuned: Path, scratch: Path) -> tuple[float, float, float]:
+        model: str | Path = {0.0: self.base, 1.0: tuned}.get(share, scratch)
+        if model == scratch:
+            merge([tuned, self.base], scratch, Merging(share=share), overwrite=True)
+        result = evaluate_models({"": model}, self.tasks, self.options.encode, self.options.evaluate)[0]
+        shutil.rmtree(scratch, ignore_errors=True)
+        return share, result.mean("target") or 0.0, result.mean("general") or 0.0
+
+    def _axis(self, role: str) -> str:
+        names = [task.name for task in self.tasks if task.role == role]
+        return f"{role}: {names[0]}" if len(names) == 1 else f"{role}: mean of {', '.join(names)}"
+
+    @cached_property
+    def records(self) -> list[Record]:
+        """The records with mined negatives."""
+        return read_records(self.folder / "mined")
+
+    @cached_property
+    def examples(self) -> list[Record]:
+        """Dev records with mined negatives, for cocktail weights."""
+        path = self.folder / "mined/examples.jsonl"
+        return read_records(path) if path.stat().st_size else []
+
+    @property
+    def _what_embeddings_depend_on(self) -> dict[str, Any]:
+        return self.options.encode.model_dump(
+            mode="json", include={"precision", "max_length", "query_prompt", "document_prompt"}
+        )
+
+    @cached_property
+    def _mining_key(self) -> str:
+        what = {
+            "mine": self.options.mine.model_dump(mode="json"),
+            "encode": self._what_embeddings_depend_on,
+            "examples": self.options.merge.examples,
+        }
+        return step_key("mine", what, {"base": hash_path(self.base), "data": self.data.hash})
+
+    def _training_key(self, records: list[Record]) -> str:
+        return training_key(self.base, records, self.training, self.data.dev)
+
+    def _draw(self, records: list[Record], count: int) -> list[Record]:
+        rows = np.random.default_rng(self.options.mine.seed).permutation(len(records))[:count]
+        return [records[row] for row in sorted(rows.tolist())]
+
+    def _is_done(self, name: str, key: str) -> bool:
+        folder = self.folder / name
+        if finished_key(folder) == key:
+            return True
+        if folder.exists():
+            try:
+                refuse_to_replace(folder, overwrite=True)
+            except UsageError as error:
+                raise UsageError(f"{error}; choose another output for the run") from None
+        return False
+
+    def _skip(self, step: str) -> None:
+        self.done.append(step)
+        log.info("%s: done already", step)

@@ -1,0 +1,95 @@
+"""From a model's name to its folder, without ever waiting for a network that isn't there."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+from bge_cocktail.errors import DataError, UsageError
+
+NETWORK_SECONDS = 2.0
+
+
+def model_folder(name: str | Path) -> Path:
+    """The local folder of a model.
+
+    A folder is taken as it is, with no network call. A hub name is looked up in the local hub cache, and
+    downloaded only if the hub answers within two seconds.
+
+    Args:
+        name: A folder, or a hub name such as ``BAAI/bge-small-en-v1.5``.
+
+    Raises:
+        DataError: The folder holds no model, or the hub name is neither cached nor within reach.
+        UsageError: It is neither a folder nor the form of a hub name.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "modules.json").is_file() and not (path / "config.json").is_file():
+            raise DataError(
+                f"{path} is not a model folder: it holds neither modules.json (sentence-transformers) "
+                "nor config.json (transformers)"
+            )
+        return path
+    text = str(name)
+    if path.exists():
+        raise UsageError(f"{text} is a file; a model is a folder or a hub name such as BAAI/bge-small-en-v1.5")
+    if text.count("/") > 1 or text.startswith((".", "/", "~")) or " " in text or not text:
+        raise UsageError(f"no model folder at '{text}' (and it has not the form of a hub name, owner/name)")
+    return _from_hub(text)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    # sentence-transformers' own models are known by their bare names too
+    name = name if "/" in name else f"sentence-transformers/{name}"
+    try:
+        folder = Path(snapshot_download(name, local_files_only=True))
+        if (folder / "config.json").is_file():
+            return folder
+    except (LocalEntryNotFoundError, FileNotFoundError):
+        pass
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise DataError(
+            f"'{name}' is not in the local hub cache and HF_HUB_OFFLINE is set; unset it, or download the model "
+            f"on a machine with a network (hf download {name}) and give its folder"
+        )
+    if not _hub_answers():
+        raise DataError(
+            f"'{name}' is no folder here, is not in the local hub cache, and the hub doesn't answer within "
+            f"{NETWORK_SECONDS:.0f} s; give a model folder, or download it on a machine with a network "
+            f"(hf download {name})"
+        )
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.md"],
+                ignore_patterns=["onnx/*", "openvino/*"],
+            )
+        )
+    except RepositoryNotFoundError:
+        raise DataError(f"the hub has no model '{name}' (or it is private: hf auth login)") from None
+    except HfHubHTTPError as error:
+        raise DataError(f"the hub did not give '{name}': {error}") from None
+
+
+def _hub_answers() -> bool:
+    """Whether the hub answers at all; in a thread, because looking up its address can hang on its own."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=NETWORK_SECONDS)
+            answered.set()
+        except Exception as error:  # whatever the reason, it is out of reach; the caller says so
+            del error
+
+    threading.Thread(target=ask, daemon=True).start()
+    return answered.wait(NETWORK_SECONDS + 0.3)

@@ -1,0 +1,177 @@
+"""The portable layout of a sentence-transformers folder: JSON files that readers old and new understand.
+
+sentence-transformers 5.4 and later write module types, pooling keys and lengths in a form that its own older
+versions, text-embeddings-inference and infinity can't read. The older form is read by all of them, so that is
+what every folder of ours has. Only JSON is touched, and torch isn't imported.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from bge_cocktail.errors import DataError
+
+_POOLING_MODES = {
+    "cls": "pooling_mode_cls_token",
+    "mean": "pooling_mode_mean_tokens",
+    "max": "pooling_mode_max_tokens",
+    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
+    "weightedmean": "pooling_mode_weightedmean_tokens",
+    "lasttoken": "pooling_mode_lasttoken",
+}
+_NEW_PACKAGES = ("sentence_transformers.base.modules.", "sentence_transformers.sentence_transformer.modules.")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tokenizer.model",
+)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file of a model folder.
+
+    Raises:
+        DataError: It is missing or broken.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; is {path.parent} a whole model folder?") from None
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: {error}") from None
+
+
+def modules_of(folder: Path) -> list[tuple[str, Path]]:
+    """The modules of a sentence-transformers folder in order, as (class name, folder)."""
+    modules = read_json(folder / "modules.json")
+    return [(module["type"].rsplit(".", 1)[-1], folder / module["path"]) for module in modules]
+
+
+def declared_prompts(folder: Path) -> dict[str, str]:
+    """The prompts that a model declares by name (``query``, ``document``, ...); often none."""
+    path = folder / "config_sentence_transformers.json"
+    prompts = read_json(path).get("prompts") if path.is_file() else None
+    return {name: text or "" for name, text in (prompts or {}).items()}
+
+
+def prompt_for(folder: Path, role: str) -> str:
+    """The prompt that a model declares for a role.
+
+    As in sentence-transformers, except that a prompt declared under ``passage`` or ``corpus`` is used for documents
+    (version 6.2 looks for it, but its own empty ``document`` prompt comes first).
+
+    Args:
+        folder: The model.
+        role: ``query``, ``document``, or ``text`` for texts that are neither.
+    """
+    prompts = declared_prompts(folder)
+    if role == "text":
+        path = folder / "config_sentence_transformers.json"
+        default = read_json(path).get("default_prompt_name") if path.is_file() else None
+        return prompts.get(default or "", "")
+    names = ("query",) if role == "query" else ("document", "passage", "corpus")
+    return next((prompts[name] for name in names if prompts.get(name)), "")
+
+
+def set_prompts(folder: Path, prompts: dict[str, str]) -> None:
+    """Store prompts in a model folder, beside those that it declares already."""
+    path = folder / "config_sentence_transformers.json"
+    config = read_json(path) if path.is_file() else {"similarity_fn_name": "cosine"}
+    config["prompts"] = {**declared_prompts(folder), **prompts}
+    config.setdefault("default_prompt_name", None)
+    _write(path, config)
+
+
+def make_portable(folder: Path, *, max_length: int | None = None, tokenizer_from: Path | None = None) -> None:
+    """Rewrite the JSON files of a sentence-transformers folder to the portable layout, in place.
+
+    Args:
+        folder: A folder with modules.json, in any layout.
+        max_length: The longest text in tokens, which newer layouts leave out; without it, what the folder
+            says (its sentence_bert_config.json, else its tokenizer).
+        tokenizer_from: A folder whose tokenizer files replace those of `folder`: tuning doesn't change a
+            tokenizer, and files that a newer transformers has written again may not load in an older one.
+
+    Raises:
+        DataError: A file is missing or a pooling mode is unknown.
+    """
+    modules = read_json(folder / "modules.json")
+    for module in modules:
+        module["type"] = _portable_type(module["type"])
+    _write(folder / "modules.json", modules)
+    if tokenizer_from is not None and (tokenizer_from / "tokenizer_config.json").is_file():
+        for name in _TOKENIZER_FILES:
+            (folder / name).unlink(missing_ok=True)
+            if (tokenizer_from / name).is_file():
+                shutil.copyfile(tokenizer_from / name, folder / name)
+    for kind, path in modules_of(folder):
+        if kind == "Transformer":
+            _portable_transformer(path, max_length)
+        elif kind == "Pooling":
+            config = read_json(path / "config.json")
+            _write(path / "config.json", portable_pooling(config, str(path / "config.json")))
+
+
+def portable_pooling(config: dict[str, Any], where: str) -> dict[str, Any]:
+    """A Pooling configuration in the older keys (mixing both sets of keys fails in sentence-transformers 5.3).
+
+    Args:
+        config: The configuration in either form.
+        where: Its place, for the error message.
+    """
+    if "word_embedding_dimension" in config:
+        return {key: value for key, value in config.items() if key not in ("embedding_dimension", "pooling_mode")}
+    modes = config["pooling_mode"]
+    modes = [modes] if isinstance(modes, str) else list(modes)
+    unknown = [mode for mode in modes if mode not in _POOLING_MODES]
+    if unknown:
+        raise DataError(f"{where}: unknown pooling {unknown}; known: {', '.join(_POOLING_MODES)}")
+    return {
+        "word_embedding_dimension": config["embedding_dimension"],
+        **{key: mode in modes for mode, key in _POOLING_MODES.items()},
+        "include_prompt": config.get("include_prompt", True),
+    }
+
+
+def _portable_type(name: str) -> str:
+    for package in _NEW_PACKAGES:
+        if name.startswith(package):
+            return f"sentence_transformers.models.{name.rsplit('.', 1)[-1]}"
+    return name
+
+
+def _portable_transformer(path: Path, max_length: int | None) -> None:
+    config_path = path / "sentence_bert_config.json"
+    config = read_json(config_path) if config_path.is_file() else {}
+    length = max_length or config.get("max_seq_length") or _tokenizer_length(path)
+    portable = {"max_seq_length": length, "do_lower_case": config.get("do_lower_case", False)}
+    _write(config_path, portable)
+
+
+def _tokenizer_length(path: Path) -> int | None:
+    """The model's own limit: the tokenizer's, but never more than the position embeddings."""
+    limits = []
+    for name, key in (
+        ("tokenizer_config.json", "model_max_length"),
+        ("config.json", "max_position_embeddings"),
+    ):
+        if (path / name).is_file():
+            value = read_json(path / name).get(key)
+            # tokenizers write 1e30 for "no limit"
+            if isinstance(value, int | float) and 0 < value < 1e9:
+                limits.append(int(value))
+    return min(limits, default=None)
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

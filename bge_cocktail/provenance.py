@@ -1,0 +1,202 @@
+"""What made an output: hashes, versions, options; and outputs that are complete or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from bge_cocktail.errors import CocktailError, UsageError
+
+RUN_FILE = "run.json"
+# written for people or by us beside a model; they say nothing about how it embeds
+NOT_THE_MODEL = frozenset({RUN_FILE, "README.md", ".gitattributes", "curves.jsonl", "data_config.json"})
+_PACKAGES = ("bge-cocktail", "torch", "transformers", "sentence-transformers", "faiss-cpu", "numpy")
+
+
+def hash_bytes(content: bytes) -> str:
+    """xxh3-128 of some bytes, as 32 hexadecimal digits."""
+    return xxhash.xxh3_128_hexdigest(content)
+
+
+def hash_value(value: Any) -> str:
+    """Hash of anything that JSON can hold; the order of keys doesn't matter."""
+    return hash_bytes(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode())
+
+
+def hash_file(path: Path) -> str:
+    """xxh3-128 of a file's content (about 10 GB/s, so no result needs to be remembered)."""
+    digest = xxhash.xxh3_128()
+    buffer = bytearray(1 << 20)
+    view = memoryview(buffer)
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(view[:count])
+    return digest.hexdigest()
+
+
+def hash_path(path: Path) -> str:
+    """Hash of a file, or of the names and contents of all files in a folder.
+
+    Files that only describe (run.json, README.md) don't count, so a model's hash is a hash of what embeds.
+    """
+    if path.is_file():
+        return hash_file(path)
+    names = sorted(
+        file.relative_to(path).as_posix()
+        for file in path.rglob("*")
+        if file.is_file() and file.name not in NOT_THE_MODEL and not file.name.endswith(".pyc")
+    )
+    return hash_value([(name, hash_file(path / name)) for name in names])
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    found = {"python": ".".join(str(part) for part in sys.version_info[:3])}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def describe_run(
+    command: str, *, options: Mapping[str, Any], inputs: Mapping[str, str], seconds: float, **more: Any
+) -> dict[str, Any]:
+    """What goes into run.json.
+
+    Args:
+        command: The step that ran.
+        options: All options, defaults too.
+        inputs: Path or name of every input, and its hash.
+        seconds: Wall time of the step.
+        more: Whatever else the step found.
+    """
+    return {
+        "command": command,
+        "key": step_key(command, options, inputs),
+        "options": dict(options),
+        "inputs": dict(inputs),
+        **more,
+        "versions": versions(),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": round(seconds, 2),
+    }
+
+
+def step_key(command: str, options: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Names a step by what it does and the content (not the place) of what it does it to."""
+    return hash_value([command, dict(options), list(inputs.values())])
+
+
+def finished_key(folder: Path) -> str | None:
+    """The key of the step that made a folder; None if none did."""
+    try:
+        key = json.loads((folder / RUN_FILE).read_text()).get("key")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return key if isinstance(key, str) else None
+
+
+def refuse_to_replace(path: Path, overwrite: bool) -> None:
+    """Raise unless `path` is free or may be replaced.
+
+    Raises:
+        UsageError: It exists and `overwrite` is off, or it is something that this tool did not make.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not overwrite:
+        raise UsageError(f"{path} exists already; choose another output or add --overwrite")
+    if path.is_dir() and finished_key(path) is None:
+        raise UsageError(
+            f"{path} was not made by bge-cocktail (it holds no {RUN_FILE}), so --overwrite leaves it alone"
+        )
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise if the disk that holds `folder` has fewer than `needed` bytes free."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise CocktailError(
+            f"{folder}: {needed / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are free; nothing was written"
+        )
+
+
+@contextmanager
+def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A folder that appears complete or not at all: written under a temporary name, synced, renamed.
+
+    Args:
+        path: The folder to make.
+        overwrite: Whether a folder that this tool made may be replaced.
+
+    Yields:
+        The temporary folder to write into, on the same disk.
+    """
+    refuse_to_replace(path, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    working = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+    working.mkdir()
+    try:
+        yield working
+        for file in [*working.rglob("*"), working]:
+            _sync(file)
+        _swap_in(working, path)
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A file that appears complete or not at all; replaces an older one.
+
+    Yields:
+        The temporary file to write, on the same disk.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    working = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        yield working
+        _sync(working)
+        working.replace(path)
+        _sync(path.parent)
+    finally:
+        working.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, whole or not at all."""
+    with new_file(path) as working:
+        working.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def _swap_in(working: Path, path: Path) -> None:
+    if path.exists():
+        old = working.with_suffix(".old")
+        path.rename(old)
+        working.rename(path)
+        shutil.rmtree(old)
+    else:
+        working.rename(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,48 @@
+"""Tables in plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bge_cocktail.evaluation import ModelScores
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """An aligned table: columns of numbers to the right, others to the left."""
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(len(cell) for cell in column) for column in columns]
+    to_right = [bool(rows) and all(_is_number(cell) for cell in column[1:]) for column in columns]
+
+    def aligned(line: Sequence[str]) -> str:
+        cells = (
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, to_right, strict=True)
+        )
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([aligned(header), "-" * (sum(widths) + 2 * (len(widths) - 1)), *map(aligned, rows)])
+
+
+def _is_number(cell: str) -> bool:
+    return cell.strip(" *").replace(".", "", 1).replace("-", "", 1).isdigit()
+
+
+def score_table(results: Sequence[ModelScores]) -> str:
+    """The main score of each model on each task; the best of each column is marked with a star."""
+    header = ["model"]
+    for score in results[0].main():
+        mark = " (target)" if score.role == "target" else ""
+        header.append(f"{score.task}{mark} {score.metric}")
+    columns = len(results[0].main())
+    best = [max(result.main()[column].value for result in results) for column in range(columns)]
+    rows = [
+        [
+            result.model,
+            *(
+                f"{score.value:.4f}{'*' if score.value == best[column] and len(results) > 1 else ' '}"
+                for column, score in enumerate(result.main())
+            ),
+        ]
+        for result in results
+    ]
+    return text_table(header, rows)

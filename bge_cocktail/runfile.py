@@ -1,0 +1,124 @@
+"""The run file: reading it with the line of whatever is wrong, and writing a commented one."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from bge_cocktail.errors import DataError, UsageError, nearest
+from bge_cocktail.options import RunFile, checked, field_names
+
+
+def read_run_file(path: Path, settings: Sequence[str] = ()) -> RunFile:
+    """Read a run file.
+
+    Args:
+        path: A TOML file.
+        settings: Changes of the form ``section.name=value``, which go before the file.
+
+    Raises:
+        DataError: No such file.
+        UsageError: Broken TOML, unknown names, wrong values; each with its line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; bge-cocktail init writes one") from None
+    except (UnicodeDecodeError, IsADirectoryError):
+        raise UsageError(f"{path} is not a text file") from None
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: broken TOML: {error}") from None
+    where = {name: f"{path}:{line}" for name, line in _lines_of_names(text).items()}
+    for setting in settings:
+        name, value = _parse_setting(setting)
+        _put(values, name, value, setting)
+        where[".".join(name)] = f"--set {setting}"
+    options: RunFile = checked(RunFile, values, where)
+    return options
+
+
+def commented_run_file() -> str:
+    """A run file with every option, its default and its help; only what has no default is not commented out."""
+    lines = [
+        "# A run of bge-cocktail: mine, train, merge, evaluate. Start it with: bge-cocktail run FILE",
+        "# Lines that begin with '# name =' show the defaults. Paths are relative to where the command is started.",
+        "",
+    ]
+    sections: list[tuple[str, type[BaseModel]]] = []
+    for name, field in RunFile.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            sections.append((name, field.annotation))
+        else:
+            lines += _described(name, field)
+    for name, model in sections:
+        lines += ["", f"[{name}]  # {(model.__doc__ or '').strip()}"]
+        for key, field in model.model_fields.items():
+            lines += _described(key, field)
+    return "\n".join(lines) + "\n"
+
+
+_EXAMPLES: dict[str, Any] = {
+    "train": "data/my-domain",
+    "dev": "data/my-domain",
+    "target": ["data/my-domain"],
+    "general": ["data/everyday", "data/sentiment"],
+}
+
+
+def _described(name: str, field: Any) -> list[str]:
+    default = field.get_default(call_default_factory=True)
+    if name in _EXAMPLES and (default is None or default is PydanticUndefined or default == []):
+        shown = f"{name} = {_toml(_EXAMPLES[name])}"
+    elif default is None:
+        shown = f"# {name} ="
+    else:
+        shown = f"# {name} = {_toml(default)}"
+    return [f"# {field.description}", shown]
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(one) for one in value) + "]"
+    return json.dumps(value if isinstance(value, bool | int | float) else str(value), ensure_ascii=False)
+
+
+def _lines_of_names(text: str) -> dict[str, int]:
+    """The line of each dotted name. Only for messages, so a plain scan is enough."""
+    lines: dict[str, int] = {}
+    section = ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := re.match(r"\s*\[+\s*([\w.\-]+)\s*\]+", line):
+            section = header[1] + "."
+            lines.setdefault(header[1], number)
+        elif key := re.match(r"\s*([\w.\-]+)\s*=", line):
+            lines.setdefault(section + key[1], number)
+    return lines
+
+
+def _parse_setting(setting: str) -> tuple[list[str], Any]:
+    name, equals, text = setting.partition("=")
+    if not equals or not name.strip():
+        raise UsageError(f"--set {setting}: expected section.name=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    return name.strip().split("."), value
+
+
+def _put(values: dict[str, Any], name: list[str], value: Any, setting: str) -> None:
+    for depth, part in enumerate(name[:-1]):
+        if part not in field_names(RunFile, tuple(name[:depth])):
+            allowed = field_names(RunFile, tuple(name[:depth]))
+            raise UsageError(f"--set {setting}: no section '{part}'.{nearest(part, allowed)}")
+        values = values.setdefault(part, {})
+    values[name[-1]] = value

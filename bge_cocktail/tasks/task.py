@@ -1,0 +1,72 @@
+"""From a folder of data to a task, and from tasks to scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bge_cocktail.encoding import Encoder
+from bge_cocktail.errors import DataError
+from bge_cocktail.options import Evaluating
+from bge_cocktail.records.beir import is_beir
+from bge_cocktail.records.labelled import is_labelled
+from bge_cocktail.tasks import classification, retrieval  # noqa: F401  (they register themselves)
+from bge_cocktail.tasks.score import Role, Score, tasks
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Something that a model is judged on.
+
+    Attributes:
+        name: The folder's name.
+        kind: Which of the registered tasks it is.
+        role: Whether it is tuned for (target) or must not get worse (general).
+        path: Its folder.
+    """
+
+    name: str
+    kind: str
+    role: Role
+    path: Path
+
+
+def open_task(path: str | Path, role: Role) -> Task:
+    """Recognise a task by the files in its folder.
+
+    Args:
+        path: A BEIR folder (retrieval), or a folder of train.jsonl and test.jsonl with text and label.
+        role: target or general.
+
+    Raises:
+        DataError: The folder is neither.
+    """
+    path = Path(path)
+    if is_beir(path):
+        kind = "retrieval"
+    elif is_labelled(path):
+        kind = "classification"
+    else:
+        raise DataError(
+            f"{path} is no task: expected a BEIR folder (corpus.jsonl, queries.jsonl, qrels/) "
+            "or labelled texts (train.jsonl, test.jsonl)"
+        )
+    return Task(path.resolve().name, kind, role, path)
+
+
+def evaluate(encoder: Encoder, task_list: Sequence[Task], options: Evaluating | None = None) -> list[Score]:
+    """Judge an encoder on tasks.
+
+    Args:
+        encoder: Embeds queries, documents and texts.
+        task_list: From `open_task`.
+        options: Depth, split, intervals.
+
+    Returns:
+        The scores of each task, its main metric first.
+    """
+    options = options or Evaluating()
+    return [
+        score for task in task_list for score in tasks[task.kind](encoder, task.path, task.name, task.role, options)
+    ]

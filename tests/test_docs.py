@@ -1,0 +1,76 @@
+"""README's commands and Python run as they stand, on a tiny model in the place of the hub name."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+HUB_NAME = "BAAI/bge-small-en-v1.5"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_commands(cli: Callable[..., Result], tiny: Path, in_folder: Path) -> None:
+    commands = [
+        shlex.split(line.split("#")[0])
+        for block in blocks("sh")
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.startswith("bge-cocktail")
+    ]
+    assert len(commands) == 6
+    for command in commands:
+        arguments = [argument.replace(HUB_NAME, str(tiny)) for argument in command[1:]]
+        extra = ["--set", f"base={tiny}"] if arguments[0] == "run" else []
+        # the tiny model knows no word of the handbook; three epochs of it would only take time
+        extra += ["--epochs", "1"] if arguments[0] == "train" else []
+        cli(*arguments, *extra)
+    assert (in_folder / "runs/scores/scores.json").is_file()
+
+
+def test_python(tiny: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks("python")
+    exec(compile(code.replace(HUB_NAME, str(tiny)), "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "known positive of the query" in printed
+    assert "nDCG@10" in printed
+
+
+def test_files_that_are_named_exist() -> None:
+    for name in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / name).is_file(), name
+    for name in re.findall(r"scripts/\w+(?:\.py)?", README):
+        assert (ROOT / name).is_file(), name
+
+
+def test_contributing_adds_a_method_that_keeps_the_laws(
+    nudged: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import numpy as np
+
+    from bge_cocktail.merging import merge, merge_methods
+    from bge_cocktail.options import Merging
+
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    code = re.search(r'(    @merge_methods\("median"\)\n.*?axis=0\)\n)', text, re.DOTALL)
+    assert code is not None
+    monkeypatch.setattr(merge_methods, "_entries", dict(merge_methods._all()))
+    exec("\n".join(line[4:] for line in code[1].splitlines()), {"merge_methods": merge_methods, "np": np})
+    assert merge_methods.describe()["median"] == "Median of the same tensor of each model."
+    merge([nudged[0], nudged[0]], tmp_path / "out", Merging(method="median"))
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (nudged[0] / "model.safetensors").read_bytes()

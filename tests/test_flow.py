@@ -1,0 +1,197 @@
+"""A whole run from a file: end to end, not done twice, picked up where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from conftest import leftovers
+
+from bge_cocktail import run
+from bge_cocktail.errors import UsageError
+from bge_cocktail.runfile import read_run_file
+
+Cli = Callable[..., Result]
+
+
+@pytest.fixture
+def run_file(tiny: Path, beir: Path, labelled: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(
+        f"""
+base = "{tiny}"
+output = "{tmp_path / "run"}"
+
+[data]
+train = "{beir}"
+dev = "{beir}"
+target = ["{beir}"]
+general = ["{labelled}"]
+
+[mine]
+negatives = 2
+
+[train]
+epochs = 4
+batch_size = 8
+learning_rate = 1e-3
+negatives = 1
+precision = "fp32"
+
+[merge]
+slices = 2
+shares = [0.0, 0.5, 1.0]
+"""
+    )
+    return path
+
+
+def test_end_to_end_and_not_twice(cli: Cli, run_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    plan = cli("run", run_file, "--dry-run")
+    assert plan.stdout.count("to do") == 7
+    assert not folder.exists()
+
+    first = cli("run", run_file, "--format", "json")
+    found = json.loads(first.stdout)
+    assert [model["model"] for model in found["models"]] == [
+        "base",
+        "tuned",
+        "cocktail of 2 (share 0.5)",
+        "cocktail of 4 (share 0.5)",
+    ]
+    base, tuned, *_ = found["models"]
+    assert tuned["target"] > base["target"] + 0.05
+    assert [point["share"] for point in found["tradeoff"]] == [0.0, 0.5, 1.0]
+    # the ends of the trade-off are the models themselves, its middle is the cocktail
+    for point, model in zip(found["tradeoff"], (base, found["models"][2], tuned), strict=True):
+        assert point["target"] == pytest.approx(model["target"])
+        assert point["general"] == pytest.approx(model["general"])
+    assert Path(found["picture"]).read_bytes().startswith(b"\x89PNG")
+    assert leftovers(tmp_path) == []
+
+    written = {
+        path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != "run.json" and path.is_file()
+    }
+    second = cli("run", run_file, "--format", "json")
+    assert json.loads(second.stdout) == found
+    again = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != "run.json" and path.is_file()}
+    assert again == written
+    done = json.loads((folder / "run.json").read_text())["steps_found_done"]
+    assert len(done) == 8
+    assert cli("run", run_file, "--dry-run").stdout.count("done") == 4
+
+    # an option of a later step leaves the earlier ones alone
+    cli("run", run_file, "--set", "evaluate.recall_at=[1]")
+    done = json.loads((folder / "run.json").read_text())["steps_found_done"]
+    assert "train tuned" in done
+    assert "evaluate" not in done
+    table = cli("run", run_file).stdout
+    assert "against base: target +" in table
+    assert "share of tuned" in table
+
+
+def test_a_run_goes_on_where_it_was_cut(run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bge_cocktail.trainer import BatchLoss
+
+    real, count = BatchLoss.forward, 0
+
+    def forward(self: BatchLoss, *arguments: object) -> object:
+        nonlocal count
+        count += 1
+        if count == 18:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    monkeypatch.setattr(BatchLoss, "forward", forward)
+    settings = ["merge.slices=0", "merge.shares=[]", "train.patience=0"]
+    with pytest.raises(KeyboardInterrupt):
+        run(run_file, settings)
+    folder = tmp_path / "run"
+    assert (folder / "mined").is_dir()
+    assert not (folder / "tuned").exists()
+    assert (folder / "tuned.unfinished/checkpoints").is_dir()
+    before = count
+    outcome = run(run_file, settings)
+    # 4 epochs of 7 steps; the last checkpoint before the cut was at step 16
+    assert count - before == 28 - 16
+    assert not (folder / "tuned.unfinished").exists()
+    assert outcome.picture is None
+    monkeypatch.undo()
+    whole = run(run_file, [*settings, f"output={tmp_path / 'whole'}"])
+    assert (folder / "tuned/model.safetensors").read_bytes() == (
+        tmp_path / "whole/tuned/model.safetensors"
+    ).read_bytes()
+    assert whole.results == [
+        type(one)(one.model, two.path, one.scores) for one, two in zip(outcome.results, whole.results, strict=True)
+    ]
+
+
+def test_prompts_of_encode_are_trained_and_judged_with(run_file: Path, tmp_path: Path) -> None:
+    run(run_file, ["merge.slices=0", "merge.shares=[]", "encode.query_prompt=what ", "train.epochs=1"])
+    described = json.loads((tmp_path / "run/tuned/run.json").read_text())
+    assert described["options"]["query_prompt"] == "what "
+    config = json.loads((tmp_path / "run/tuned/config_sentence_transformers.json").read_text())
+    assert config["prompts"]["query"] == "what "
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[trian]\nepochs = 3", r"run.toml:1: unknown name 'trian'. Did you mean 'train'\?"),
+        ("[train]\nepocs = 3", r"run.toml:2: unknown name 'train.epocs'. Did you mean 'epochs'\?"),
+        ("[train]\n\nepochs = 'three'", r"run.toml:3: train.epochs: .*number.* \(got 'three'\)"),
+        ("[train]\nlearning_rate = 7", r"run.toml:2: train.learning_rate: .*less than 1 \(got 7"),
+        ("[mine]\nchoice = 'best'", r"run.toml:2: mine.choice: .*'top' or 'random' \(got 'best'\)"),
+        ("[merge]\nshares = [0.5, 2]", r"run.toml:1: merge: shares are between 0 and 1"),
+        ("base = ", r"run.toml: broken TOML: .*line 1"),
+        ("base = 'x'", r"'data' is missing"),
+    ],
+)
+def test_a_wrong_run_file_says_where(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "run.toml"
+    data = "" if "base = 'x'" in line else "\n[data]\ntrain = 'x'\n"
+    path.write_text(line + data)
+    with pytest.raises(UsageError, match=message):
+        read_run_file(path)
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("[data]\ntrain = 'x'\n[train]\nepocs = 3\nbatch_size = 'many'\n")
+    with pytest.raises(UsageError) as error:
+        read_run_file(path)
+    assert len(str(error.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.epocs=3", r"--set train.epocs=3: unknown name 'train.epocs'. Did you mean 'epochs'\?"),
+        ("tarin.epochs=3", r"no section 'tarin'. Did you mean 'train'\?"),
+        ("train.epochs", "expected section.name=value"),
+        ("train.epochs=many", "--set train.epochs=many: train.epochs"),
+    ],
+)
+def test_wrong_settings(run_file: Path, setting: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_run_file(run_file, [setting])
+
+
+def test_settings_go_before_the_file(run_file: Path) -> None:
+    options = read_run_file(run_file, ["train.epochs=9", "evaluate.split=dev", "evaluate.recall_at=[3]"])
+    assert options.train.epochs == 9
+    assert options.evaluate.split == "dev"
+    assert options.evaluate.recall_at == [3]
+    assert options.train.learning_rate == 1e-3
+
+
+def test_a_folder_that_is_not_ours_is_left_alone(run_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "run/tuned").mkdir(parents=True)
+    (tmp_path / "run/tuned/precious").write_text("mine")
+    with pytest.raises(UsageError, match="was not made by bge-cocktail"):
+        run(run_file)
+    assert (tmp_path / "run/tuned/precious").read_text() == "mine"

@@ -1,0 +1,191 @@
+"""Tasks against trec_eval's own code, scikit-learn and slow references."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytrec_eval
+from conftest import write_lines
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score
+
+from bge_cocktail.encoding import CachedEncoder
+from bge_cocktail.errors import DataError, UsageError
+from bge_cocktail.evaluation import evaluate_models, open_tasks, read_evaluation, write_evaluation
+from bge_cocktail.options import Encoding, Evaluating
+from bge_cocktail.records import Judged
+from bge_cocktail.search import top_k
+from bge_cocktail.statistics import bootstrap_interval
+from bge_cocktail.tasks import evaluate, open_task
+from bge_cocktail.tasks.classification import macro_f1
+from bge_cocktail.tasks.retrieval import judge, metrics, search_run
+
+
+class Given:
+    """Embeddings looked up by text."""
+
+    def __init__(self, rows: dict[str, Sequence[float]]) -> None:
+        self.rows = rows
+
+    def encode_query(self, texts: Sequence[str]) -> np.ndarray:
+        return np.asarray([self.rows[text] for text in texts], np.float32)
+
+    encode_document = encode_text = encode_query
+
+
+@st.composite
+def judged_runs(draw: st.DrawFn) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, int]]]:
+    documents = [f"d{number}" for number in range(draw(st.integers(1, 30)))]
+    run, qrels = {}, {}
+    for number in range(draw(st.integers(1, 4))):
+        # few distinct scores, so that ties are common
+        run[f"q{number}"] = {d: draw(st.integers(0, 4)) / 4 for d in documents}
+        qrels[f"q{number}"] = draw(
+            st.dictionaries(st.sampled_from([*documents, "elsewhere"]), st.integers(-1, 3), min_size=1)
+        )
+    return run, qrels
+
+
+@settings(deadline=None, max_examples=120)
+@given(judged_runs(), st.integers(10, 20))
+def test_equals_trec_eval_with_ties(
+    data: tuple[dict[str, dict[str, float]], dict[str, dict[str, int]]], depth: int
+) -> None:
+    run, qrels = data
+    # trec_eval: by score, then by document id, both descending; cut at the depth
+    ranked = {q: sorted(scores, key=lambda d: (scores[d], d), reverse=True)[:depth] for q, scores in run.items()}
+    found = metrics(ranked, qrels, depth, (5, 10))
+    cut = {q: {d: run[q][d] for d in documents} for q, documents in ranked.items()}
+    names = {f"map_cut.{depth}", "ndcg_cut.10", "recall.5,10", "recip_rank"}
+    judge = pytrec_eval.RelevanceEvaluator(qrels, names)
+    for query, expected in judge.evaluate(cut).items():
+        if not any(grade > 0 for grade in qrels[query].values()):
+            assert query not in found
+            continue
+        values = found[query]
+        assert values["nDCG@10"] == pytest.approx(expected["ndcg_cut_10"], abs=1e-6)
+        assert values[f"MAP@{depth}"] == pytest.approx(expected[f"map_cut_{depth}"], abs=1e-6)
+        assert values["Recall@5"] == pytest.approx(expected["recall_5"], abs=1e-6)
+        assert values["Recall@10"] == pytest.approx(expected["recall_10"], abs=1e-6)
+        reciprocal = expected["recip_rank"]
+        assert values["MRR@10"] == pytest.approx(reciprocal if reciprocal >= 0.1 else 0, abs=1e-6)
+
+
+def test_ties_are_ordered_by_id_descending() -> None:
+    encoder = Given({"q": [1, 0], **{f"t{n}": [0.5, 0.1 * n] for n in range(4)}, "best": [1, 0]})
+    corpus = {"a": "t0", "c": "t1", "b": "t2", "z": "best", "y": "t3"}
+    run = search_run(encoder, Judged(corpus, {"q": "q"}, {"q": {"a": 1}}), depth=4)
+    assert run == {"q": ["z", "y", "c", "b"]}
+
+
+def test_a_query_does_not_find_itself() -> None:
+    encoder = Given({"one": [1, 0], "two": [0.9, 0.1]})
+    run = search_run(encoder, Judged({"1": "one", "2": "two"}, {"1": "one"}, {"1": {"2": 1}}), depth=10)
+    assert run == {"1": ["2"]}
+
+
+def test_queries_missing_from_a_run_count_zero() -> None:
+    assert metrics({}, {"q": {"d": 1}}, 10, (10,))["q"] == {
+        "nDCG@10": 0,
+        "MRR@10": 0,
+        "MAP@10": 0,
+        "Recall@10": 0,
+    }
+
+
+@given(st.integers(1, 40), st.integers(1, 60), st.integers(0, 10**6))
+def test_top_k_equals_sorting(queries: int, k: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    one, two = (generator.integers(-2, 3, (rows, 3)).astype(np.float32) for rows in (queries, 50))
+    similarities, rows = top_k(one, two, k)
+    exact = one @ two.T
+    for line in range(queries):
+        expected = np.sort(exact[line])[::-1][:k]
+        assert np.array_equal(similarities[line], expected)
+        assert np.array_equal(exact[line][rows[line]], expected)
+        assert len(set(rows[line].tolist())) == len(expected)
+
+
+@given(st.integers(1, 60), st.integers(2, 5), st.integers(0, 10**6))
+def test_macro_f1_equals_scikit_learn(texts: int, classes: int, seed: int) -> None:
+    pairs = np.random.default_rng(seed).integers(0, classes, (texts, 2))
+    found = macro_f1(pairs[None].astype(float), classes)[0]
+    assert found == pytest.approx(f1_score(pairs[:, 0], pairs[:, 1], average="macro", zero_division=0))
+
+
+def test_bootstrap_interval_is_about_the_normal_one() -> None:
+    values = np.random.default_rng(0).normal(2, 3, 400)
+    low, high = bootstrap_interval(values, seed=1)
+    half = 1.96 * values.std() / 20
+    assert low == pytest.approx(values.mean() - half, abs=0.05)
+    assert high == pytest.approx(values.mean() + half, abs=0.05)
+    assert (low, high) == bootstrap_interval(values, seed=1)
+    narrow = bootstrap_interval(values, seed=1, confidence=0.5)
+    assert low < narrow[0] < narrow[1] < high
+
+
+def test_retrieval_and_classification_end_to_end(tiny: Path, beir: Path, labelled: Path) -> None:
+    scores = evaluate(CachedEncoder(tiny), [open_task(beir, "target"), open_task(labelled, "general")])
+    main = {score.task: score for score in scores if score.main}
+    assert main["animals"].metric == "nDCG@10"
+    assert main["animals"].count == 25
+    assert main["animals"].value == pytest.approx(np.mean(list(main["animals"].per_query.values())))
+    assert main["animals"].interval[0] <= main["animals"].value <= main["animals"].interval[1]
+    # even a random encoder tells animals from vehicles by their words
+    assert main["kinds"].value > 0.8
+    assert main["kinds"].value == pytest.approx(np.mean(list(main["kinds"].per_query.values())))
+    assert [score.metric for score in scores] == [
+        "nDCG@10",
+        "MRR@10",
+        "MAP@100",
+        "Recall@10",
+        "Recall@100",
+        "accuracy",
+        "macro-F1",
+    ]
+
+
+def test_judge_follows_recall_at(tiny: Path, beir: Path) -> None:
+    from bge_cocktail.records import read_beir
+
+    values = judge(CachedEncoder(tiny), read_beir(beir), 20, (1, 20))
+    assert {"Recall@1", "Recall@20", "MAP@20"} <= values.keys()
+    assert all(values["Recall@1"][query] <= values["Recall@20"][query] for query in values["Recall@1"])
+
+
+def test_evaluation_round_trip(tiny: Path, beir: Path, labelled: Path, tmp_path: Path) -> None:
+    task_list = open_tasks([beir], [labelled])
+    results = write_evaluation(
+        tmp_path / "out",
+        lambda: evaluate_models({"tiny": tiny}, task_list, Encoding(), Evaluating()),
+        {},
+        {},
+    )
+    assert read_evaluation(tmp_path / "out") == results
+    saved = json.loads((tmp_path / "out/scores.json").read_text())["models"][0]
+    assert saved["target"] == pytest.approx(results[0].mean("target"))
+
+
+def test_what_is_no_task(tmp_path: Path, labelled: Path) -> None:
+    with pytest.raises(DataError, match="is no task: expected a BEIR folder"):
+        open_task(tmp_path, "target")
+    with pytest.raises(UsageError, match="two tasks are called 'kinds'"):
+        open_tasks([labelled], [labelled])
+    with pytest.raises(UsageError, match="nothing to evaluate on"):
+        open_tasks([], [])
+
+
+def test_unknown_label_in_test(tmp_path: Path, tiny: Path) -> None:
+    rows = [{"text": f"dog {n}", "label": "animal" if n % 2 else "vehicle"} for n in range(6)]
+    write_lines(tmp_path / "train.jsonl", rows)
+    write_lines(tmp_path / "test.jsonl", [{"text": "cat", "label": "animals"}])
+    with pytest.raises(DataError, match="label 'animals' isn't in train. Did you mean 'animal'"):
+        evaluate(CachedEncoder(tiny), [open_task(tmp_path, "general")])
+    write_lines(tmp_path / "train.jsonl", rows[1::2])
+    with pytest.raises(DataError, match="holds one label only"):
+        evaluate(CachedEncoder(tiny), [open_task(tmp_path, "general")])

@@ -1,0 +1,298 @@
+"""Training: it learns, repeats, resumes, stops, and says what it can't do."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import leftovers
+from safetensors.numpy import load_file
+
+from bge_cocktail import training
+from bge_cocktail.encoding import CachedEncoder, load_encoder, resolve_precision
+from bge_cocktail.errors import CocktailError, UsageError
+from bge_cocktail.options import Training
+from bge_cocktail.records import Record, read_beir, read_records
+from bge_cocktail.trainer import BatchCollator, BatchLoss, make_trainer
+from bge_cocktail.training import last_checkpoint, train, training_key
+
+FAST = {
+    "epochs": 2,
+    "batch_size": 10,
+    "learning_rate": 1e-3,
+    "negatives": 1,
+    "precision": "fp32",
+    "device": "cpu",
+}
+
+
+def options(**changes: object) -> Training:
+    return Training.model_validate({**FAST, **changes})
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_it_learns_and_keeps_the_best(tiny: Path, beir: Path, tmp_path: Path) -> None:
+    out = train(tiny, read_records(beir), tmp_path / "out", options(epochs=8), dev=read_beir(beir, "dev"))
+    described = json.loads((out / "run.json").read_text())
+    assert described["dev_best"] > described["dev_before"] + 0.1
+    points = [json.loads(line) for line in (out / "curves.jsonl").read_text().splitlines()]
+    assert points[0] == {"step": 0, "epoch": 0, "dev": described["dev_before"]}
+    losses = [point["loss"] for point in points if "loss" in point]
+    assert losses[-1] < losses[0] / 2
+    assert described["dev_best"] == max(point["dev"] for point in points if "dev" in point)
+    # the folder holds the best weights: judged again they give the best dev value
+    from bge_cocktail.tasks.retrieval import judge
+
+    again = judge(CachedEncoder(out), read_beir(beir, "dev"))["nDCG@10"]
+    assert np.mean(list(again.values())) == pytest.approx(described["dev_best"], abs=1e-6)
+    assert not (tmp_path / "out.unfinished").exists()
+    assert leftovers(tmp_path) == []
+
+
+def test_overfits_sixteen_records(tiny: Path, beir: Path, tmp_path: Path) -> None:
+    records = read_records(beir)[::3][:16]
+    out = train(
+        tiny,
+        records,
+        tmp_path / "out",
+        options(epochs=80, batch_size=16, schedule="constant", temperature=0.1),
+    )
+    assert json.loads((out / "run.json").read_text())["final_loss"] < 0.1
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes(tiny: Path, beir: Path, tmp_path: Path) -> None:
+    records = read_records(beir)
+    one = train(tiny, records, tmp_path / "one", options())
+    two = train(tiny, records, tmp_path / "two", options())
+    three = train(tiny, records, tmp_path / "three", options(seed=14))
+    assert weights(one) == weights(two)
+    assert weights(one) != weights(three)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epochs": 1},
+        {"batch_size": 20},
+        {"learning_rate": 5e-4},
+        {"warmup": 0.5},
+        {"schedule": "cosine"},
+        {"weight_decay": 0.5},
+        {"max_grad_norm": 0.01},
+        {"temperature": 0.5},
+        {"negatives": 0},
+        {"precision": "bf16"},
+        {"max_length": 8},
+        {"query_prompt": "what "},
+        {"document_prompt": "the "},
+    ],
+    ids=str,
+)
+def test_every_option_changes_something(tiny: Path, beir: Path, tmp_path: Path, change: dict[str, object]) -> None:
+    records = [
+        Record(record.query, record.pos, (read_records(beir)[(row + 7) % 50].pos[0],))
+        for row, record in enumerate(read_records(beir))
+    ]
+    plain = train(tiny, records, tmp_path / "plain", options())
+    changed = train(tiny, records, tmp_path / "changed", options(**change))
+    assert weights(plain) != weights(changed)
+
+
+def test_weights_of_records_count(tiny: Path, beir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    records = read_records(beir)
+    heavy = [Record(r.query, r.pos, weight=5.0 if row % 2 else 0.1) for row, r in enumerate(records)]
+    assert weights(train(tiny, records, tmp_path / "a", options())) != weights(
+        train(tiny, heavy, tmp_path / "b", options())
+    )
+    zero = [Record("dog", ("cat",), weight=0.0), *records]
+    with caplog.at_level(logging.WARNING, "bge_cocktail"):
+        assert weights(train(tiny, zero, tmp_path / "c", options())) == weights(tmp_path / "a")
+    assert "1 records have weight 0 and are left out" in caplog.text
+
+
+def test_a_prompt_of_a_record_goes_before_the_models(tiny: Path, beir: Path, tmp_path: Path) -> None:
+    records = read_records(beir)
+    own = [Record(r.query, r.pos, prompt="what ") for r in records]
+    global_ = train(tiny, records, tmp_path / "a", options(query_prompt="what "))
+    single = train(tiny, own, tmp_path / "b", options())
+    assert weights(global_) == weights(single)
+    # only the option is stored in the model
+    assert load_encoder(global_, device="cpu").prompts["query"] == "what "
+    assert load_encoder(single, device="cpu").prompts["query"] == ""
+
+
+def test_resume_ends_with_the_same_weights(
+    tiny: Path, beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between two checkpoints and taken up again: bit for bit the uninterrupted run."""
+    records, dev = read_records(beir), read_beir(beir, "dev")
+    whole = train(tiny, records, tmp_path / "whole", options(epochs=3), dev=dev)
+
+    class Stop(Exception):
+        pass
+
+    def stop_at(step: int) -> None:
+        real = BatchLoss.forward
+        count = 0
+
+        def forward(self: BatchLoss, *args: object) -> object:
+            nonlocal count
+            count += 1
+            if count > step:
+                raise Stop
+            return real(self, *args)
+
+        monkeypatch.setattr(BatchLoss, "forward", forward)
+
+    stop_at(8)
+    with pytest.raises(Stop):
+        train(tiny, records, tmp_path / "cut", options(epochs=3), dev=dev)
+    monkeypatch.undo()
+    assert not (tmp_path / "cut").exists()
+    assert last_checkpoint(tmp_path / "cut.unfinished/checkpoints").name == "checkpoint-6"
+    resumed = train(tiny, records, tmp_path / "cut", options(epochs=3), dev=dev, resume=True)
+    assert weights(resumed) == weights(whole)
+    assert (resumed / "curves.jsonl").read_text() == (whole / "curves.jsonl").read_text()
+
+
+def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    for step, files in ((4, ("trainer_state.json", "optimizer.pt", "rng_state.pth")), (8, ("optimizer.pt",))):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        for name in files:
+            (tmp_path / f"checkpoint-{step}" / name).write_text("{}")
+    assert last_checkpoint(tmp_path).name == "checkpoint-4"
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    assert last_checkpoint(tmp_path) is None
+
+
+def test_resume_of_another_run_is_refused(tiny: Path, beir: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.unfinished").mkdir()
+    (tmp_path / "out.unfinished/run.json").write_text('{"key": "other"}')
+    with pytest.raises(CocktailError, match="was made from other records, options or another model"):
+        train(tiny, read_records(beir), tmp_path / "out", options(), resume=True)
+
+
+def test_the_key_is_the_one_in_run_json(tiny: Path, beir: Path, tmp_path: Path) -> None:
+    records, dev = read_records(beir), read_beir(beir, "dev")
+    out = train(tiny, records, tmp_path / "out", options(epochs=1), dev=dev)
+    key = json.loads((out / "run.json").read_text())["key"]
+    assert key == training_key(tiny, records, options(epochs=1), dev)
+    assert key != training_key(tiny, records[:-1], options(epochs=1), dev)
+    assert key != training_key(tiny, records, options(epochs=1), None)
+
+
+def test_early_stopping_stops(tiny: Path, beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([0.5, 0.6, 0.4, 0.3, 0.2, 0.1, 0.0, 0.0])
+    monkeypatch.setattr(training, "judge", lambda *_: {"nDCG@10": {"q": next(values)}})
+    out = train(
+        tiny,
+        read_records(beir),
+        tmp_path / "out",
+        options(epochs=9, patience=2, evaluations=1),
+        dev=read_beir(beir, "dev"),
+    )
+    described = json.loads((out / "run.json").read_text())
+    assert described["steps"] == 15
+    assert described["best_step"] == 5
+    assert described["dev_best"] == 0.6
+
+
+def test_no_gain_is_said(
+    tiny: Path, beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(training, "judge", lambda *_: {"nDCG@10": {"q": 0.5}})
+    with caplog.at_level(logging.WARNING, "bge_cocktail"):
+        train(tiny, read_records(beir), tmp_path / "out", options(epochs=1), dev=read_beir(beir, "dev"))
+    assert "tuning did not raise dev nDCG@10 (base 0.5000, best 0.5000)" in caplog.text
+
+
+def test_a_loss_that_is_no_number_stops(
+    tiny: Path, beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr("bge_cocktail.trainer.info_nce", lambda q, d, r, t: (q.sum() + d.sum()) * torch.nan)
+    with pytest.raises(CocktailError, match="the loss is nan at step 1"):
+        train(tiny, read_records(beir), tmp_path / "out", options())
+    assert not (tmp_path / "out").exists()
+
+
+def test_chunked_batches_give_the_plain_loss(tiny: Path, beir: Path) -> None:
+    """Sorting and cutting texts changes nothing: the loss of one padded batch, per step."""
+    import torch
+    from sentence_transformers.losses import MultipleNegativesRankingLoss
+
+    rows = read_records(beir)[::2][:12]
+    model = load_encoder(tiny, device="cpu").eval()
+    collator = BatchCollator(model, rows, options(negatives=0), {"query": "", "document": ""})
+    collator._budget = 40
+    batch = collator([{"row": row} for row in range(12)])
+    relevance = batch.pop("label")
+    chunks: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in batch.items():
+        chunk, _, feature = name.partition("_")
+        chunks.setdefault(chunk, {})[feature] = tensor
+    assert len(chunks) > 3
+    with torch.no_grad():
+        ours = BatchLoss(model, 0.05)(list(chunks.values()), relevance)
+        peer = MultipleNegativesRankingLoss(model, scale=20.0)
+        features = [model.preprocess([r.query for r in rows]), model.preprocess([r.pos[0] for r in rows])]
+        theirs = peer(features, None)
+    assert ours.item() == pytest.approx(theirs.item(), abs=1e-5)
+
+
+def test_every_positive_is_a_row(tiny: Path, tmp_path: Path) -> None:
+    records = [
+        Record(f"which {name}", (f"red {name}", f"blue {name}", f"red {name}")) for name in ("dog", "cat", "horse")
+    ]
+    out = train(tiny, records, tmp_path / "out", options(epochs=1, batch_size=2))
+    assert json.loads((out / "run.json").read_text())["rows"] == 6
+
+
+def test_refusals(tiny: Path, tmp_path: Path) -> None:
+    few = [Record("dog", ("cat",))]
+    with pytest.raises(UsageError, match="batch_size=10 is larger than the data: 1 pairs"):
+        train(tiny, few, tmp_path / "out", options())
+    with pytest.raises(UsageError, match="precision fp16 needs a CUDA device"):
+        resolve_precision("fp16", "cpu")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/file").write_text("mine")
+    with pytest.raises(UsageError, match="exists already"):
+        train(tiny, few, tmp_path / "taken", options())
+    with pytest.raises(UsageError, match="was not made by bge-cocktail"):
+        train(tiny, few, tmp_path / "taken", options(), overwrite=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_tokenizer_is_the_bases(tiny: Path, beir: Path, tmp_path: Path) -> None:
+    out = train(tiny, read_records(beir), tmp_path / "out", options(epochs=1))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (out / name).read_bytes() == (tiny / name).read_bytes()
+    assert load_encoder(out, device="cpu").max_seq_length == 48
+    assert load_file(out / "model.safetensors").keys() == load_file(tiny / "model.safetensors").keys()
+
+
+def test_dev_and_checkpoints_follow_the_options(tiny: Path, beir: Path, tmp_path: Path) -> None:
+    from bge_cocktail.options import Training
+
+    rows = read_records(beir)
+    model = load_encoder(tiny, device="cpu")
+    for evaluations, every in ((1, 5), (2, 3), (99, 1)):
+        trainer = make_trainer(
+            model,
+            rows,
+            Training(**{**FAST, "evaluations": evaluations}),  # type: ignore[arg-type]
+            {"query": "", "document": ""},
+            lambda _: 0.0,
+            tmp_path,
+            "fp32",
+            "cpu",
+        )
+        assert trainer.args.eval_steps == trainer.args.save_steps == every
