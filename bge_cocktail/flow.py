@@ -232,7 +232,7 @@ class Flow:
                 chosen=self.options.merge.share,
                 target=self._axis("target"),
                 general=self._axis("general"),
-                title="Share of the tuned model from 0 to 1",
+                title="Target and general score by share of the tuned model",
             )
             seconds = time.monotonic() - started
             write_json(new / RUN_FILE, describe_run("tradeoff", options=options, inputs=inputs, seconds=seconds))

@@ -6,6 +6,7 @@ float32 (under autocast they would lose the loss).
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -30,6 +31,8 @@ from bge_cocktail.options import Training
 from bge_cocktail.progress import Advance, progress
 from bge_cocktail.records import Record, positives_by_query
 
+log = logging.getLogger(__name__)
+DEV_METRIC = "dev_nDCG@10"
 CHUNK_TOKENS = {"cpu": 2048, "cuda": 16384, "mps": 4096}
 
 
@@ -138,6 +141,13 @@ class ProgressCallback(TrainerCallback):
                 f"the loss is {logs['loss']} at step {state.global_step}; a lower learning rate or fp32 may help"
             )
 
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        value = (metrics or {}).get(f"eval_{DEV_METRIC}")
+        if value is not None:
+            log.info("step %d of %d: %s %.4f", state.global_step, state.max_steps, DEV_METRIC.replace("_", " "), value)
+
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._context is not None:
             self._context.__exit__(None, None, None)
@@ -178,7 +188,6 @@ def make_trainer(
     steps_an_epoch = math.ceil(len(rows) / options.batch_size)
     steps = math.ceil(steps_an_epoch * options.epochs)
     every = max(1, math.ceil(min(steps_an_epoch, steps) / options.evaluations))
-    metric = "dev_nDCG@10"
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=options.epochs,
@@ -202,7 +211,7 @@ def make_trainer(
         eval_steps=every,
         eval_on_start=dev_metric is not None,
         load_best_model_at_end=dev_metric is not None,
-        metric_for_best_model=f"eval_{metric}" if dev_metric else None,
+        metric_for_best_model=f"eval_{DEV_METRIC}" if dev_metric else None,
         greater_is_better=True if dev_metric else None,
         remove_unused_columns=False,
         report_to="none",
@@ -216,7 +225,7 @@ def make_trainer(
         args=arguments,
         train_dataset=Dataset.from_dict({"row": range(len(rows))}),
         loss=BatchLoss(model, options.temperature),
-        evaluator=DevEvaluator(metric, dev_metric) if dev_metric else None,
+        evaluator=DevEvaluator(DEV_METRIC, dev_metric) if dev_metric else None,
         data_collator=BatchCollator(model, rows, options, prompts),
         callbacks=callbacks,
     )

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import venv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,14 +30,14 @@ print(json.dumps({"length": model.max_seq_length, "prompts": model.prompts,
 """
 
 
-def read_with(python: str, folder: Path) -> dict[str, object] | str:
+def read_with(python: str, folder: Path) -> dict[str, Any] | str:
     """What a Python with some sentence-transformers reads; the last line of its error if it can't."""
     result = subprocess.run(
         [python, "-c", READ, str(folder), json.dumps(TEXTS)], capture_output=True, text=True, check=False
     )
     if result.returncode:
         return result.stderr.strip().splitlines()[-1][:160]
-    read: dict[str, object] = json.loads(result.stdout.strip().splitlines()[-1])
+    read: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
     return read
 
 
@@ -70,8 +71,8 @@ def main() -> None:
             note = by_default if isinstance(by_default, str) else "reads it"
             print(f"sentence-transformers {number}: {line}\n    the default layout instead: {note}", flush=True)
             if not isinstance(read, str):
-                before = {key: value for key, value in dict(expected["prompts"]).items() if value}  # type: ignore[call-overload]
-                after = {key: value for key, value in dict(read["prompts"]).items() if value}  # type: ignore[call-overload]
+                before = {key: value for key, value in expected["prompts"].items() if value}
+                after = {key: value for key, value in read["prompts"].items() if value}
                 if before != after:
                     failed = True
                     print(f"    prompts differ: {after} against {before}")

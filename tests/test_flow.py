@@ -35,7 +35,8 @@ general = ["{labelled}"]
 negatives = 2
 
 [train]
-epochs = 4
+epochs = 8
+patience = 0
 batch_size = 8
 learning_rate = 1e-3
 negatives = 1
@@ -107,7 +108,7 @@ def test_a_run_goes_on_where_it_was_cut(run_file: Path, tmp_path: Path, monkeypa
         return real(self, *arguments)
 
     monkeypatch.setattr(BatchLoss, "forward", forward)
-    settings = ["merge.slices=0", "merge.shares=[]", "train.patience=0"]
+    settings = ["merge.slices=0", "merge.shares=[]"]
     with pytest.raises(KeyboardInterrupt):
         run(run_file, settings)
     folder = tmp_path / "run"
@@ -116,8 +117,8 @@ def test_a_run_goes_on_where_it_was_cut(run_file: Path, tmp_path: Path, monkeypa
     assert (folder / "tuned.unfinished/checkpoints").is_dir()
     before = count
     outcome = run(run_file, settings)
-    # 4 epochs of 7 steps; the last checkpoint before the cut was at step 16
-    assert count - before == 28 - 16
+    # 8 epochs of 7 steps; the last checkpoint before the cut was at step 16
+    assert count - before == 56 - 16
     assert not (folder / "tuned.unfinished").exists()
     assert outcome.picture is None
     monkeypatch.undo()

@@ -71,9 +71,16 @@ def command(
         "seconds",
     )
     summary = {name: described[name] for name in names}
-    rows = [
-        (name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else str(value))
-        for name, value in summary.items()
-        if value is not None
-    ]
+    rows = [(name.replace("_", " "), _shown(value)) for name, value in summary.items() if value is not None]
     show({"output": str(output), **summary}, text_table(("trained", ""), rows), output_format)
+
+
+def _shown(value: object) -> str:
+    """Metrics with four digits, seconds and the like without what nobody reads."""
+    return (
+        f"{value:.4f}"
+        if isinstance(value, float) and value < 10
+        else f"{value:.0f}"
+        if isinstance(value, float)
+        else str(value)
+    )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bge_cocktail.provenance import new_file
 
+SMALLEST_HEIGHT = 0.04
 INK, MUTED, BLUE, ORANGE = "#1f2933", "#8a94a0", "#2a6fdb", "#d9622b"
 
 
@@ -39,35 +41,21 @@ def draw_tradeoff(
     axes.axhline(generals[0], color=MUTED, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
     axes.annotate(
         "general tasks, base model",
-        (1, generals[0]),
+        (0.3, generals[0]),
         xycoords=("axes fraction", "data"),
-        xytext=(-4, 4),
+        xytext=(0, -12),
         textcoords="offset points",
-        ha="right",
+        ha="center",
         color=MUTED,
         fontsize=8,
     )
     axes.plot(targets, generals, color=BLUE, linewidth=2, zorder=2)
     axes.scatter(targets, generals, s=34, color="white", edgecolors=BLUE, linewidths=1.6, zorder=3)
-    labels = {shares[0]: "base", shares[-1]: "tuned"}
-    for share, x, y in points:
-        picked = abs(share - chosen) < 1e-9
-        if picked:
-            axes.scatter([x], [y], s=90, color=ORANGE, zorder=4)
-        text = f"cocktail, share {share:g}" if picked else labels.get(share, f"{share:g}")
-        strong = picked or share in labels
-        axes.annotate(
-            text,
-            (x, y),
-            xytext=(0, 10),
-            textcoords="offset points",
-            ha="center",
-            color=ORANGE if picked else INK if strong else MUTED,
-            fontsize=9.5 if strong else 7.5,
-            fontweight="bold" if strong else "normal",
-            zorder=5,
-        )
-    axes.margins(x=0.08, y=0.18)
+    axes.margins(x=0.1)
+    # differences of a point or two shall not fill the picture
+    middle, height = (min(generals) + max(generals)) / 2, max(max(generals) - min(generals), SMALLEST_HEIGHT)
+    axes.set_ylim(middle - 0.75 * height, middle + 0.75 * height)
+    _label_points(axes, points, chosen)
     axes.set_xlabel(f"{target}  →  better", color=INK)
     axes.set_ylabel(f"{general}  →  better", color=INK)
     axes.set_title(title, loc="left", fontsize=11, color=INK, fontweight="bold")
@@ -77,3 +65,29 @@ def draw_tradeoff(
     with new_file(path) as working:
         figure.savefig(working, format="png")
     pyplot.close(figure)
+
+
+def _label_points(axes: Any, points: Sequence[tuple[float, float, float]], chosen: float) -> None:
+    """Names base, tuned and cocktail; other shares get their number where there is room for it."""
+    names = {points[0][0]: "base", points[-1][0]: "tuned", chosen: f"cocktail, share {chosen:g}"}
+    taken: list[tuple[float, float]] = []
+    for share, x, y in sorted(points, key=lambda point: point[0] not in names):
+        place = axes.transData.transform((x, y))
+        strong = share in names
+        if not strong and any(abs(place[0] - px) < 36 and abs(place[1] - py) < 30 for px, py in taken):
+            continue
+        taken.append((place[0], place[1]))
+        picked = share == chosen
+        if picked:
+            axes.scatter([x], [y], s=90, color=ORANGE, zorder=4)
+        axes.annotate(
+            names.get(share, f"{share:g}"),
+            (x, y),
+            xytext=(0, -18 if names.get(share) == "tuned" else 10),
+            textcoords="offset points",
+            ha="right" if picked else "center",
+            color=ORANGE if picked else INK if strong else MUTED,
+            fontsize=9.5 if strong else 8,
+            fontweight="bold" if strong else "normal",
+            zorder=5,
+        )
