@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 log = logging.getLogger(__name__)
+BLOCK = 20_000
 Role = Literal["query", "document", "text"]
 
 
@@ -171,21 +172,23 @@ class CachedEncoder:
         cache = self._cache(prompt) if self.options.cache else None
         found, known = cache.get(distinct) if cache else (None, np.zeros(len(distinct), bool))
         missing = [text for text, here in zip(distinct, known, strict=True) if not here]
-        if missing:
-            self.embedded += len(missing)
+        # in blocks, so that hours of embedding that are cut off are not lost
+        for start in range(0, len(missing), BLOCK):
+            block = missing[start : start + BLOCK]
             fresh = embed(
                 self.model,
-                missing,
+                block,
                 prompt=prompt,
                 precision=self.precision,
                 batch_tokens=self.options.batch_tokens,
                 label=f"{self.name.rstrip('/').rsplit('/', 1)[-1]}: {role}s",
             )
+            self.embedded += len(block)
             if cache:
-                cache.put(missing, fresh)
+                cache.put(block, fresh)
             if found is None:
                 found = np.zeros((len(distinct), fresh.shape[1]), np.float32)
-            found[~known] = fresh
+            found[np.flatnonzero(~known)[start : start + BLOCK]] = fresh
         if found is None:
             raise CocktailError("no texts to embed")
         row = {text: index for index, text in enumerate(distinct)}

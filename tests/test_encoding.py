@@ -78,6 +78,30 @@ def test_no_text_is_embedded_twice(tiny: Path) -> None:
     assert CachedEncoder(tiny, Encoding(cache=False)).encode_query(TEXTS).shape == (5, 32)
 
 
+def test_blocks_that_are_done_are_kept(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut off in the third block: the first two are in the cache, and the rest gives the same vectors."""
+    import bge_cocktail.encoding as encoding
+
+    texts = [f"{one} {two}" for one in ("red", "blue", "grey") for two in ("dog", "cat", "boat")]
+    expected = CachedEncoder(tiny, Encoding(cache=False)).encode_query(texts)
+    monkeypatch.setattr(encoding, "BLOCK", 2)
+    real, calls = encoding.embed, 0
+
+    def cut_off(*args: object, **kwargs: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(encoding, "embed", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        CachedEncoder(tiny).encode_query(texts)
+    again = CachedEncoder(tiny)
+    assert np.allclose(again.encode_query(texts), expected, atol=1e-6)
+    assert again.embedded == len(texts) - 4
+
+
 def test_what_an_embedding_depends_on_is_in_the_key(tiny: Path, tmp_path: Path) -> None:
     base = CachedEncoder(tiny)
     found = base.encode_query(TEXTS)

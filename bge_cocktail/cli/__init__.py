@@ -20,14 +20,6 @@ from bge_cocktail.errors import CocktailError, explain_os_error
 COMMANDS = ("demo", "init", "run", "mine", "train", "merge", "evaluate", "list")
 
 
-class Failed(click.ClickException):
-    """Shows a message and leaves with the exit code of its kind."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code  # type: ignore[misc]  # click reads it from the instance
-
-
 class Commands(click.RichGroup):
     """Commands that are imported when they are called, and errors without tracebacks."""
 
@@ -49,7 +41,7 @@ class Commands(click.RichGroup):
             raise click.UsageError(f"no command '{args[0]}'.{nearest(args[0], COMMANDS)}", ctx)
         return super().resolve_command(ctx, args)
 
-    def invoke(self, ctx: click.Context) -> object:
+    def invoke(self, ctx: click.Context) -> object:  # noqa: RET503  (ctx.exit never returns)
         from bge_cocktail.cli.progress_bars import on_terminal
         from bge_cocktail.progress import report_progress_to
 
@@ -58,13 +50,16 @@ class Commands(click.RichGroup):
             with report_progress_to(on_terminal()):
                 return super().invoke(ctx)
         except CocktailError as error:
-            raise Failed(str(error), error.exit_code) from error
+            message, code = str(error), error.exit_code
         except KeyboardInterrupt:
-            raise Failed("interrupted; nothing half-written was kept", 130) from None
+            message, code = "interrupted; no output was left half-written", 130
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise Failed(explain_os_error(error), 1) from error
+            message, code = explain_os_error(error), 1
+        # a plain line and no box, so that file:line stays whole in logs and editors
+        click.echo(f"Error: {message}", err=True)
+        ctx.exit(code)
 
 
 @click.group(

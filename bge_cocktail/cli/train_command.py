@@ -57,7 +57,11 @@ def command(
 
     from bge_cocktail.training import train
 
-    train(model, records, output, options, dev=judged, resume=resume, overwrite=overwrite)
+    try:
+        train(model, records, output, options, dev=judged, resume=resume, overwrite=overwrite)
+    except KeyboardInterrupt:
+        click.echo(f"checkpoints are in {output}.unfinished; the same command with --resume goes on", err=True)
+        raise
     described = json.loads((output / RUN_FILE).read_text())
     names = (
         "records",

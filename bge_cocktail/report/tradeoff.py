@@ -36,7 +36,7 @@ def draw_tradeoff(
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shares, targets, generals = zip(*points, strict=True)
+    _, targets, generals = zip(*points, strict=True)
     figure, axes = pyplot.subplots(figsize=(7.2, 4.6), dpi=150, layout="constrained")
     axes.axhline(generals[0], color=MUTED, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
     axes.annotate(
