@@ -56,6 +56,7 @@ def load_encoder(name: str | Path, *, device: str = "auto", max_length: int | No
         DataError: No such model, or its weights can't be read.
         UsageError: No such device.
     """
+    from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
 
     folder = model_folder(name)
@@ -64,7 +65,7 @@ def load_encoder(name: str | Path, *, device: str = "auto", max_length: int | No
         model = SentenceTransformer(
             str(folder), device=choose_device(device), local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CocktailError(f"{name}: the model can't be loaded: {error}") from error
     if max_length is not None:
         model.max_seq_length = max_length

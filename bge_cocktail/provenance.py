@@ -117,9 +117,11 @@ def refuse_to_replace(path: Path, overwrite: bool) -> None:
     """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
+    if not path.is_dir():
+        raise UsageError(f"{path} is a file; the output is a folder, choose another name")
     if not overwrite:
         raise UsageError(f"{path} exists already; choose another output or add --overwrite")
-    if path.is_dir() and finished_key(path) is None:
+    if finished_key(path) is None:
         raise UsageError(
             f"{path} was not made by bge-cocktail (it holds no {RUN_FILE}), so --overwrite leaves it alone"
         )

@@ -217,6 +217,8 @@ def make_trainer(
         report_to="none",
         disable_tqdm=True,
     )
+    # several visible GPUs would make the trainer copy the model to each and split our batches between them
+    arguments._n_gpu = min(arguments.n_gpu, 1)
     callbacks: list[TrainerCallback] = [ProgressCallback()]
     if dev_metric and options.patience:
         callbacks.append(EarlyStoppingCallback(options.patience))
@@ -244,3 +246,17 @@ def weights_of_checkpoint(model: SentenceTransformer, checkpoint: Path) -> None:
         model.load_state_dict(saved.state_dict())
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CocktailError(f"the best checkpoint, {checkpoint}, can't be loaded: {error}") from error
+
+
+def explain_failure(error: Exception, trainer: Trainer) -> None:
+    """Raise the errors that a user can mend as such; writers of checkpoints don't raise OSError on a full disk."""
+    if isinstance(error, torch.OutOfMemoryError):
+        batch = trainer.args.per_device_train_batch_size
+        raise CocktailError(
+            f"out of memory on {trainer.args.device}: lower the batch size (now {batch}), the negatives or max_length"
+        ) from error
+    if any(sign in str(error) for sign in ("No space left", "PytorchStreamWriter", "File too large")):
+        raise CocktailError(
+            f"a checkpoint in {trainer.args.output_dir} could not be written: {str(error).splitlines()[0]}; "
+            "free some space, then go on with --resume"
+        ) from error

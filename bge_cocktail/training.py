@@ -85,7 +85,8 @@ def train(
     inputs = {str(base): hash_path(folder), "records": _hash_records(records), "dev": _hash_dev(dev)}
     key = step_key("train", options.model_dump(mode="json"), inputs)
     working = _working_folder(output, key, resume)
-    require_space(output.parent, 8 * _weights_size(folder))
+    # weights and two moments of AdamW in each of three checkpoints (two kept, one being written), and the result
+    require_space(output.parent, 10 * _weights_size(folder))
 
     from bge_cocktail.trainer import make_trainer
 
@@ -99,6 +100,11 @@ def train(
         for role, chosen in (("query", options.query_prompt), ("document", options.document_prompt))
     }
     device = choose_device(options.device)
+    if device.startswith("cuda:"):
+        raise UsageError(
+            f"training takes the first GPU that it sees, not {device}; choose one with "
+            f"CUDA_VISIBLE_DEVICES={device.removeprefix('cuda:')} and device auto"
+        )
     precision = resolve_precision(options.precision, device)
     dev_metric = _dev_metric(dev, options, prompts, precision) if dev is not None else None
     trainer = make_trainer(model, rows, options, prompts, dev_metric, working / "checkpoints", precision, device)
@@ -151,14 +157,20 @@ def save_encoder(model: SentenceTransformer, folder: Path, *, like: Path, prompt
 
 def _fit(trainer: Trainer, checkpoints: Path, resume: bool) -> dict[str, Any]:
     """Run the trainer; the model ends with its best weights."""
-    from bge_cocktail.trainer import weights_of_checkpoint
+    from safetensors import SafetensorError
+
+    from bge_cocktail.trainer import explain_failure, weights_of_checkpoint
 
     last = last_checkpoint(checkpoints) if resume else None
     if resume and last is None:
         log.warning("no complete checkpoint in %s; the training starts from the beginning", checkpoints)
     # a resumed run has judged its start already; judging it again would count against its patience
     trainer.args.eval_on_start &= last is None
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except (RuntimeError, SafetensorError) as error:
+        explain_failure(error, trainer)
+        raise
     state = trainer.state
     if state.best_model_checkpoint:
         # the trainer only logs it when the best weights can't be loaded: read them here, where errors count

@@ -81,6 +81,7 @@ def test_a_corpus_of_lines(cli: Cli, tiny: Path, beir: Path, tmp_path: Path) -> 
         (["mine", "{beir}", "-m", "{tiny}", "-o", "{out}", "--split", "tran"], 1, "Did you mean 'train'?"),
         (["mine", "{beir}", "-m", "{tiny}", "-o", "{tiny}"], 2, "exists already"),
         (["mine", "{beir}", "-m", "{tiny}", "-o", "{tiny}", "--overwrite"], 2, "was not made by bge-cocktail"),
+        (["mine", "{beir}", "-m", "{tiny}", "-o", "{beir}/corpus.jsonl", "--overwrite"], 2, "is a file"),
         (["mine", "{beir}", "-m", "{beir}", "-o", "{out}"], 1, "is not a model folder"),
         (["mine", "{missing}", "-m", "{tiny}", "-o", "{out}"], 1, "no such file"),
         (["train", "{beir}", "-m", "{tiny}", "-o", "{out}", "--learning-rate", "-1"], 2, "--learning-rate"),

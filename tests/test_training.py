@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import leftovers
+from conftest import leftovers, python
 from safetensors.numpy import load_file
 
 from bge_cocktail import training
@@ -269,6 +269,30 @@ def test_refusals(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="was not made by bge-cocktail"):
         train(tiny, few, tmp_path / "taken", options(), overwrite=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_while_checkpoints_are_written(tiny: Path, beir: Path, tmp_path: Path) -> None:
+    """A limit on file size stands for it; what was there before is still good to resume from."""
+    code = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "import torch, sentence_transformers, bge_cocktail.trainer\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60000, 60000))\n"
+        "from bge_cocktail.cli import main\n"
+        f"main(['train', {str(beir)!r}, '-m', {str(tiny)!r}, '-o', {str(tmp_path / 'out')!r}, '--batch-size', '10'])"
+    )
+    result = python(code, PYTHONDONTWRITEBYTECODE="1")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr, result.stderr
+    assert "could not be written" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_truncated_model_is_one_line(tiny: Path, beir: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(tiny, tmp_path / "broken")
+    content = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(CocktailError, match="broken: the model can't be loaded"):
+        train(broken, read_records(beir), tmp_path / "out", options())
 
 
 def test_the_tokenizer_is_the_bases(tiny: Path, beir: Path, tmp_path: Path) -> None:
