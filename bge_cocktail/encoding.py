@@ -12,11 +12,12 @@ import numpy as np
 
 from bge_cocktail.cache import EmbeddingCache, Embeddings, default_cache_dir
 from bge_cocktail.embed import embed
-from bge_cocktail.errors import CocktailError, UsageError
+from bge_cocktail.errors import CocktailError, DataError, UsageError
 from bge_cocktail.hub import model_folder
-from bge_cocktail.layout import prompt_for
+from bge_cocktail.layout import modules_of, prompt_for
 from bge_cocktail.options import Encoding
 from bge_cocktail.provenance import hash_path
+from bge_cocktail.records import Record
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -29,8 +30,8 @@ Role = Literal["query", "document", "text"]
 class Encoder(Protocol):
     """Whatever embeds: texts in, float32 embeddings of unit norm out, shape (texts, dimensions)."""
 
-    def encode_query(self, texts: Sequence[str]) -> Embeddings:
-        """Embed queries, with the prompt for queries."""
+    def encode_query(self, texts: Sequence[str], prompt: str | None = None) -> Embeddings:
+        """Embed queries, with the prompt for queries, or the one given."""
         ...
 
     def encode_document(self, texts: Sequence[str]) -> Embeddings:
@@ -56,20 +57,50 @@ def load_encoder(name: str | Path, *, device: str = "auto", max_length: int | No
         DataError: No such model, or its weights can't be read.
         UsageError: No such device.
     """
+    import torch
     from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
 
     folder = model_folder(name)
+    if not (folder / "modules.json").is_file():
+        raise DataError(
+            f"{name} is a plain transformers folder (no modules.json), so its pooling is unknown; make it a "
+            "sentence-transformers folder with the pooling it was trained with"
+        )
+    if any(kind == "Router" for kind, _ in modules_of(folder)):
+        raise DataError(f"{name} has separate routes for queries and documents (a Router module): not supported")
     _quiet_libraries()
     try:
         model = SentenceTransformer(
-            str(folder), device=choose_device(device), local_files_only=True, trust_remote_code=False
+            str(folder),
+            device=choose_device(device),
+            local_files_only=True,
+            trust_remote_code=False,
+            # weights stored in half precision are computed with, and tuned, in full: small steps would be lost
+            model_kwargs={"dtype": torch.float32, "use_safetensors": True},
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CocktailError(f"{name}: the model can't be loaded: {error}") from error
+    if model.similarity_fn_name not in (None, "cosine"):
+        log.warning(
+            "%s declares similarity '%s'; embeddings are normalised here: cosine", name, model.similarity_fn_name
+        )
     if max_length is not None:
-        model.max_seq_length = max_length
+        set_max_length(model, max_length)
     return model
+
+
+def set_max_length(model: SentenceTransformer, length: int) -> None:
+    """Set the longest text in tokens.
+
+    Raises:
+        UsageError: The model has no position embeddings for so many.
+    """
+    limit = getattr(getattr(model[0], "auto_model", None), "config", None)
+    positions = getattr(limit, "max_position_embeddings", None)
+    if positions is not None and length > positions:
+        raise UsageError(f"max_length={length} is more than the model's {positions} positions")
+    model.max_seq_length = length
 
 
 def choose_device(name: str) -> str:
@@ -155,9 +186,9 @@ class CachedEncoder:
         }[role]
         return prompt_for(self.folder, role) if chosen is None else chosen
 
-    def encode_query(self, texts: Sequence[str]) -> Embeddings:
+    def encode_query(self, texts: Sequence[str], prompt: str | None = None) -> Embeddings:
         """Embed queries; see `Encoder`."""
-        return self._encode(texts, "query")
+        return self._encode(texts, "query", prompt)
 
     def encode_document(self, texts: Sequence[str]) -> Embeddings:
         """Embed documents; see `Encoder`."""
@@ -167,8 +198,8 @@ class CachedEncoder:
         """Embed texts that are neither; see `Encoder`."""
         return self._encode(texts, "text")
 
-    def _encode(self, texts: Sequence[str], role: Role) -> Embeddings:
-        prompt = self.prompt_for(role)
+    def _encode(self, texts: Sequence[str], role: Role, prompt: str | None = None) -> Embeddings:
+        prompt = self.prompt_for(role) if prompt is None else prompt
         distinct = list(dict.fromkeys(texts))
         cache = self._cache(prompt) if self.options.cache else None
         found, known = cache.get(distinct) if cache else (None, np.zeros(len(distinct), bool))
@@ -231,9 +262,9 @@ class LoadedEncoder:
         )
         self._prompts = (query_prompt, document_prompt)
 
-    def encode_query(self, texts: Sequence[str]) -> Embeddings:
+    def encode_query(self, texts: Sequence[str], prompt: str | None = None) -> Embeddings:
         """Embed queries; see `Encoder`."""
-        return self._embed(texts, self._prompts[0])
+        return self._embed(texts, self._prompts[0] if prompt is None else prompt)
 
     def encode_document(self, texts: Sequence[str]) -> Embeddings:
         """Embed documents; see `Encoder`."""
@@ -242,6 +273,24 @@ class LoadedEncoder:
     def encode_text(self, texts: Sequence[str]) -> Embeddings:
         """Embed texts that are neither; see `Encoder`."""
         return self._embed(texts, "")
+
+
+def encode_queries_of(records: Sequence[Record], encoder: Encoder) -> Embeddings:
+    """Embeddings of the records' queries, each with the record's own prompt if it has one.
+
+    Returns:
+        Shape (records, dimensions).
+    """
+    rows: dict[str | None, list[int]] = {}
+    for row, record in enumerate(records):
+        rows.setdefault(record.prompt, []).append(row)
+    parts = [
+        encoder.encode_query([records[row].query for row in chosen], *([] if prompt is None else [prompt]))
+        for prompt, chosen in rows.items()
+    ]
+    embeddings = np.empty((len(records), parts[0].shape[1]), np.float32)
+    embeddings[np.concatenate(list(rows.values()))] = np.concatenate(parts)
+    return embeddings
 
 
 def _quiet_libraries() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_cocktail.encoding import Encoder
+from bge_cocktail.encoding import Encoder, encode_queries_of
 from bge_cocktail.errors import UsageError
 from bge_cocktail.options import Mining
 from bge_cocktail.records import Record, normalise, positives_by_query
@@ -37,6 +37,7 @@ def mine(
     options: Mining | None = None,
     *,
     corpus: Iterable[str] | None = None,
+    known_positives: Iterable[Record] = (),
 ) -> Mined:
     """Find hard negatives for each record.
 
@@ -49,6 +50,7 @@ def mine(
         encoder: Embeds queries and documents.
         options: How many, from which ranks, within which margins.
         corpus: Texts to mine from; without it, all positives and negatives of the records.
+        known_positives: More records whose positives are no negatives of the same query.
 
     Raises:
         UsageError: `skip` leaves nothing below `depth`.
@@ -60,9 +62,9 @@ def mine(
         [text for record in records for text in (*record.pos, *record.neg)] if corpus is None else corpus
     )
     keys = [normalise(text) for text in documents]
-    positives = positives_by_query(records)
+    positives = positives_by_query([*records, *known_positives])
 
-    queries = encoder.encode_query([record.query for record in records])
+    queries = encode_queries_of(records, encoder)
     embeddings = encoder.encode_document(documents)
     similarities, rows = top_k(queries, embeddings, options.depth)
     lowest = _lowest_positive(records, queries, encoder)
@@ -72,11 +74,14 @@ def mine(
     mined: list[Record] = []
     short = 0
     for index, record in enumerate(records):
+        excluded = positives[normalise(record.query)]
         kept = record.neg if options.keep_negatives else ()
         dropped["replaced negative of the record"] += len(record.neg) - len(kept)
+        kept = tuple(text for text in kept if normalise(text) not in excluded)
+        if options.keep_negatives:
+            dropped["negative of the record, but a positive elsewhere"] += len(record.neg) - len(kept)
         if record.neg_scores:
             dropped["teacher score of a negative (scores no longer match)"] += len(record.neg_scores)
-        excluded = positives[normalise(record.query)]
         seen = {normalise(text) for text in kept}
         candidates: list[int] = []
         for rank, (row, similarity) in enumerate(zip(rows[index], similarities[index], strict=True), start=1):

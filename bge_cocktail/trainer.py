@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -213,6 +214,8 @@ def make_trainer(
         load_best_model_at_end=dev_metric is not None,
         metric_for_best_model=f"eval_{DEV_METRIC}" if dev_metric else None,
         greater_is_better=True if dev_metric else None,
+        # the counter of early stopping goes on where it was
+        restore_callback_states_from_checkpoint=True,
         remove_unused_columns=False,
         report_to="none",
         disable_tqdm=True,
@@ -242,9 +245,11 @@ def weights_of_checkpoint(model: SentenceTransformer, checkpoint: Path) -> None:
         CocktailError: They can't be read, or they are another model's.
     """
     try:
-        saved = SentenceTransformer(str(checkpoint), device="cpu", local_files_only=True)
+        saved = SentenceTransformer(
+            str(checkpoint), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}
+        )
         model.load_state_dict(saved.state_dict())
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CocktailError(f"the best checkpoint, {checkpoint}, can't be loaded: {error}") from error
 
 

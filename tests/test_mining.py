@@ -66,7 +66,8 @@ def test_laws(data: tuple[list[Record], list[str] | None], options: Mining) -> N
     positives = positives_by_query(records)
     offered = 0
     for before, after in zip(records, mined.records, strict=True):
-        kept = before.neg if options.keep_negatives else ()
+        kept = tuple(t for t in before.neg if normalise(t) not in positives[normalise(before.query)])
+        kept = kept if options.keep_negatives else ()
         assert after.neg[: len(kept)] == kept
         new = [normalise(text) for text in after.neg[len(kept) :]]
         assert len(new) <= options.negatives
@@ -83,6 +84,7 @@ def test_laws(data: tuple[list[Record], list[str] | None], options: Mining) -> N
     candidates = min(options.depth, len(documents)) * len(records)
     about_records = (
         "replaced negative of the record",
+        "negative of the record, but a positive elsewhere",
         "teacher score of a negative (scores no longer match)",
     )
     assert offered + sum(n for reason, n in mined.dropped.items() if reason not in about_records) == candidates
@@ -109,7 +111,7 @@ def test_equals_a_slow_reference(data: tuple[list[Record], list[str] | None], op
         known = {
             normalise(t) for other in records if normalise(other.query) == normalise(record.query) for t in other.pos
         }
-        kept = list(record.neg) if options.keep_negatives else []
+        kept = [t for t in record.neg if normalise(t) not in known] if options.keep_negatives else []
         taken: list[str] = []
         for rank, (_, text) in enumerate(ranked, 1):
             similarity = float(np.dot(query, encoder.encode_document([text])[0]))
@@ -138,6 +140,32 @@ def test_a_positive_of_the_same_query_in_another_row_is_no_negative() -> None:
     assert set(mined.records[0].neg) == set(mined.records[1].neg) == {"c"}
     assert mined.dropped["known positive of the query"] == 5
     assert mined.short == 3
+
+
+def test_a_negative_that_is_a_positive_elsewhere_goes_and_is_counted() -> None:
+    records = [Record("q", ("a",), ("b",)), Record("q", ("b",))]
+    mined = mine(records, HashEncoder(), Mining(relative_margin=None), corpus=["a", "b", "c"])
+    assert [record.neg for record in mined.records] == [("c",), ("c",)]
+    assert mined.dropped["negative of the record, but a positive elsewhere"] == 1
+    others = [Record("Q", ("c",))]
+    mined = mine(records, HashEncoder(), Mining(relative_margin=None), corpus=["a", "b", "c"], known_positives=others)
+    assert [record.neg for record in mined.records] == [(), ()]
+
+
+def test_the_prompt_of_a_record_counts() -> None:
+    class Prompted(HashEncoder):
+        def encode_query(self, texts: Sequence[str], prompt: str = "") -> np.ndarray:
+            return super().encode_query([prompt + text for text in texts])
+
+        encode_document = HashEncoder.encode_query
+
+    plain, prompted = (Record("q", ("a",), prompt=prompt) for prompt in (None, "find: "))
+    corpus = [f"d{number}" for number in range(40)]
+    options = Mining(relative_margin=None)
+    one, two = (mine([r], Prompted(), options, corpus=corpus).records[0].neg for r in (plain, prompted))
+    both = mine([plain, prompted], Prompted(), options, corpus=corpus).records
+    assert one != two
+    assert [record.neg for record in both] == [one, two]
 
 
 def test_stale_teacher_scores_go_and_are_counted() -> None:

@@ -83,10 +83,18 @@ def test_ties_are_ordered_by_id_descending() -> None:
     assert run == {"q": ["z", "y", "c", "b"]}
 
 
-def test_a_query_does_not_find_itself() -> None:
-    encoder = Given({"one": [1, 0], "two": [0.9, 0.1]})
-    run = search_run(encoder, Judged({"1": "one", "2": "two"}, {"1": "one"}, {"1": {"2": 1}}), depth=10)
-    assert run == {"1": ["2"]}
+def test_a_query_that_is_a_document_does_not_find_itself() -> None:
+    encoder = Given({"one": [1, 0], "two": [0.9, 0.1], "ask": [1, 0.1]})
+    corpus = {"1": "one", "2": "two"}
+    assert search_run(encoder, Judged(corpus, {"1": "one"}, {"1": {"2": 1}}), depth=10) == {"1": ["2"]}
+    # ids that are only numbered alike, or a judgement that says so, are something else
+    assert search_run(encoder, Judged(corpus, {"1": "ask"}, {"1": {"1": 1}}), depth=10) == {"1": ["1", "2"]}
+    assert search_run(encoder, Judged(corpus, {"1": "one"}, {"1": {"1": 1}}), depth=10) == {"1": ["1", "2"]}
+
+
+def test_judgements_without_a_relevant_document() -> None:
+    with pytest.raises(DataError, match="no query of this split has a relevant document"):
+        judge(Given({"q": [1, 0], "t": [1, 0]}), Judged({"d": "t"}, {"q": "q"}, {"q": {"d": 0}}))
 
 
 def test_queries_missing_from_a_run_count_zero() -> None:

@@ -36,7 +36,7 @@ def given_weights(weights: Sequence[float], models: int) -> list[float]:
         UsageError: Another number of weights than models, a negative one, or none above 0.
     """
     if len(weights) != models:
-        raise UsageError(f"{len(weights)} weights for {models} models; give one for each")
+        raise UsageError(f"{len(weights)} weights for {models} models; give one for each (with a share: but the first)")
     if any(not np.isfinite(weight) or weight < 0 for weight in weights):
         raise UsageError(f"weights must be numbers of at least 0, got {list(weights)}")
     total = sum(weights)
@@ -64,12 +64,13 @@ def example_loss(
     """
     import torch
 
+    from bge_cocktail.encoding import encode_queries_of
     from bge_cocktail.losses import batch_relevance, info_nce
 
     if not examples:
         raise DataError("no examples to find weights on")
     known = positives_by_query(examples)
-    queries = torch.from_numpy(encoder.encode_query([record.query for record in examples]))
+    queries = torch.from_numpy(encode_queries_of(examples, encoder))
     batches = [
         batch_relevance(examples[start : start + EXAMPLES_A_BATCH], negatives=negatives, known_positives=known)
         for start in range(0, len(examples), EXAMPLES_A_BATCH)

@@ -127,7 +127,11 @@ def _read_qrels(path: Path, corpus: Mapping[str, str], queries: Mapping[str, str
         splits = sorted(file.stem for file in path.parent.glob("*.tsv"))
         raise DataError(f"{path}: no such split.{nearest(path.stem, splits)}")
     qrels: dict[str, dict[str, int]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 at byte {error.start}") from None
+    for number, line in enumerate(lines, start=1):
         where = f"{path}:{number}"
         cells = line.rstrip("\n").split("\t")
         if number == 1 and cells[0] in ("query-id", "query_id", "qid"):

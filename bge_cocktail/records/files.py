@@ -10,7 +10,7 @@ from bge_cocktail.errors import DataError
 from bge_cocktail.provenance import new_file
 from bge_cocktail.records.beir import Judged, is_beir, read_beir
 from bge_cocktail.records.lines import read_lines
-from bge_cocktail.records.record import Record, parse_record
+from bge_cocktail.records.record import Record, normalise, parse_record
 
 RECORDS_FILE = "records.jsonl"
 
@@ -58,6 +58,7 @@ def records_from_beir(judged: Judged) -> list[Record]:
         pos = [judged.corpus[document] for document, grade in grades.items() if grade > 0]
         neg = [judged.corpus[document] for document, grade in grades.items() if grade <= 0]
         if pos:
-            neg = [text for text in neg if text not in pos]
+            positives = {normalise(text) for text in pos}
+            neg = [text for text in neg if normalise(text) not in positives]
             records.append(Record(judged.queries[query], tuple(pos), tuple(neg), id=query))
     return records

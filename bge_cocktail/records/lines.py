@@ -56,6 +56,8 @@ def required_text(value: Any, name: str, where: str, *, may_be_empty: bool = Fal
         raise DataError(f"{where}: '{name}' must be a text, got {text!r}")
     if not text.strip() and not may_be_empty:
         raise DataError(f"{where}: '{name}' is empty")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise DataError(f"{where}: '{name}' holds half of a character (a lone surrogate)")
     return text
 
 

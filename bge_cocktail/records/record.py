@@ -122,6 +122,8 @@ def _text(value: object, where: str, name: str) -> str:
         raise DataError(f"{where}: '{name}' must be a text, got {_show(value)}")
     if not value.strip():
         raise DataError(f"{where}: '{name}' is empty")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise DataError(f"{where}: '{name}' holds half of a character (a lone surrogate): {_show(value)}")
     return value
 
 

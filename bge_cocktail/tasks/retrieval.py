@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bge_cocktail.encoding import Encoder
+from bge_cocktail.errors import DataError
 from bge_cocktail.options import Evaluating
 from bge_cocktail.records.beir import Judged, read_beir
 from bge_cocktail.search import top_k
@@ -56,7 +57,12 @@ def judge(
 
     Returns:
         For each metric the value of each query that has a relevant document.
+
+    Raises:
+        DataError: No query has one.
     """
+    if not any(grade > 0 for grades in judged.qrels.values() for grade in grades.values()):
+        raise DataError("no query of this split has a relevant document (a score above 0)")
     run = search_run(encoder, judged, depth)
     return {
         metric: {query: values[metric] for query, values in per_query.items()}
@@ -68,8 +74,9 @@ def judge(
 def search_run(encoder: Encoder, judged: Judged, depth: int) -> dict[str, list[str]]:
     """The ids of the documents retrieved for each query, best first.
 
-    Equal similarities (in float32) are ordered by document id, descending, as trec_eval does. A document with the
-    query's own id is left out: in such sets the queries are documents themselves.
+    Equal similarities (in float32) are ordered by document id, descending, as trec_eval does. Where queries are
+    documents themselves, a query doesn't find itself: a document with its id and its text is left out, unless it is
+    judged relevant.
     """
     document_ids = list(judged.corpus)
     query_ids = list(judged.queries)
@@ -80,8 +87,13 @@ def search_run(encoder: Encoder, judged: Judged, depth: int) -> dict[str, list[s
     place[sorted(range(len(document_ids)), key=document_ids.__getitem__, reverse=True)] = np.arange(len(document_ids))
     order = np.lexsort((place[rows], -similarities), axis=1)
     ranked = np.take_along_axis(rows, order, 1)
+
+    def is_itself(query: str) -> bool:
+        same = judged.corpus.get(query) == judged.queries[query]
+        return same and judged.qrels[query].get(query, 0) <= 0
+
     return {
-        query: [document_ids[row] for row in line if document_ids[row] != query][:depth]
+        query: [name for name in (document_ids[row] for row in line) if name != query or not is_itself(query)][:depth]
         for query, line in zip(query_ids, ranked.tolist(), strict=True)
     }
 
