@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from bge_cocktail.provenance import hash_value, new_file, write_json
 
 Embeddings = NDArray[np.float32]
+# so many small files are joined into one; large ones stay as they are, so that joining costs little memory
 MERGE_FILES_ABOVE = 32
+SMALL_FILE = 32_000_000
 
 
 def default_cache_dir() -> Path:
@@ -71,26 +73,25 @@ class EmbeddingCache:
         rows["embedding"] = embeddings
         if not (self.folder / "what.json").exists():
             write_json(self.folder / "what.json", self._what)
-        files = sorted(self.folder.glob("*.npy"))
-        if len(files) >= MERGE_FILES_ABOVE:
-            rows = np.concatenate([*(np.load(file) for file in files), rows])
-        else:
-            files = []
+        small = [file for file in sorted(self.folder.glob("*.npy")) if _size(file) < SMALL_FILE]
+        if len(small) < MERGE_FILES_ABOVE:
+            small = []
+        older = [(file, old) for file in small if (old := _load(file)) is not None]
+        rows = np.concatenate([*(old for _, old in older), rows])
         with (
             new_file(self.folder / f"{xxhash.xxh3_128_hexdigest(rows['key'].tobytes())}.npy") as working,
             working.open("wb") as file,
         ):
             np.save(file, rows)
-        for old in files:
-            old.unlink(missing_ok=True)
+        for path, _ in older:
+            path.unlink(missing_ok=True)
 
     def _load_new_files(self) -> None:
         new = [file for file in sorted(self.folder.glob("*.npy")) if file.name not in self._seen]
         for file in new:
             self._seen.add(file.name)
-            try:
-                rows = np.load(file, mmap_mode="r")
-            except FileNotFoundError:  # joined into a larger file by another process just now
+            rows = _load(file)
+            if rows is None:
                 continue
             self._rows.append(rows)
             place = np.stack([np.full(len(rows), len(self._rows) - 1), np.arange(len(rows))], axis=1)
@@ -99,6 +100,22 @@ class EmbeddingCache:
         if new:
             order = np.argsort(self._known, kind="stable")
             self._known, self._place = self._known[order], self._place[order]
+
+
+def _load(file: Path) -> NDArray[np.void] | None:
+    """The rows of a file; None if another process has just joined it into a larger one."""
+    try:
+        rows: NDArray[np.void] = np.load(file, mmap_mode="r")
+    except FileNotFoundError:
+        return None
+    return rows
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _keys(texts: Sequence[str]) -> NDArray[np.bytes_]:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 
 from bge_cocktail.cache import EmbeddingCache, Embeddings, default_cache_dir
+from bge_cocktail.devices import choose_device, resolve_precision
 from bge_cocktail.embed import embed
-from bge_cocktail.errors import CocktailError, DataError, UsageError
-from bge_cocktail.hub import model_folder
+from bge_cocktail.errors import CocktailError, DataError, UsageError, explain_os_error
+from bge_cocktail.hub import model_folder, sentence_transformers_folder
 from bge_cocktail.layout import modules_of, prompt_for
 from bge_cocktail.options import Encoding
 from bge_cocktail.provenance import hash_path
@@ -61,12 +62,7 @@ def load_encoder(name: str | Path, *, device: str = "auto", max_length: int | No
     from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
 
-    folder = model_folder(name)
-    if not (folder / "modules.json").is_file():
-        raise DataError(
-            f"{name} is a plain transformers folder (no modules.json), so its pooling is unknown; make it a "
-            "sentence-transformers folder with the pooling it was trained with"
-        )
+    folder = sentence_transformers_folder(name)
     if any(kind == "Router" for kind, _ in modules_of(folder)):
         raise DataError(f"{name} has separate routes for queries and documents (a Router module): not supported")
     _quiet_libraries()
@@ -101,46 +97,6 @@ def set_max_length(model: SentenceTransformer, length: int) -> None:
     if positions is not None and length > positions:
         raise UsageError(f"max_length={length} is more than the model's {positions} positions")
     model.max_seq_length = length
-
-
-def choose_device(name: str) -> str:
-    """The device to compute on.
-
-    Raises:
-        UsageError: It isn't here.
-    """
-    import torch
-
-    if name == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
-        raise UsageError(f"device '{name}' can't be used here ({reason}); try auto or cpu") from None
-    return name
-
-
-def resolve_precision(name: str, device: str) -> str:
-    """The arithmetic to compute in: ``auto`` is bf16 where the device computes in it, else fp32.
-
-    Raises:
-        UsageError: fp16 without a GPU (torch would accept it and overflow).
-    """
-    import torch
-
-    if name == "fp16" and not device.startswith("cuda"):
-        raise UsageError(f"precision fp16 needs a CUDA device, this is {device}; choose bf16, fp32 or auto")
-    if name != "auto":
-        return name
-    if device.startswith("cuda"):
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if device == "cpu":
-        able = torch.cpu.get_capabilities()
-        return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
-    return "fp32"
 
 
 class CachedEncoder:
@@ -217,7 +173,11 @@ class CachedEncoder:
             )
             self.embedded += len(block)
             if cache:
-                cache.put(block, fresh)
+                try:
+                    cache.put(block, fresh)
+                except OSError as error:
+                    log.warning("embeddings are not kept: %s", explain_os_error(error))
+                    cache = None
             if found is None:
                 found = np.zeros((len(distinct), fresh.shape[1]), np.float32)
             found[np.flatnonzero(~known)[start : start + BLOCK]] = fresh

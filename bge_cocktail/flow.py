@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 import time
 from collections.abc import Sequence
 from functools import cached_property
@@ -23,31 +21,30 @@ from bge_cocktail.evaluation import (
     read_evaluation,
     write_evaluation,
 )
-from bge_cocktail.hub import model_folder
-from bge_cocktail.merging import example_loss, merge
+from bge_cocktail.hub import model_folder, sentence_transformers_folder
+from bge_cocktail.merging import check_same_shape, example_loss, merge, open_checkpoint
 from bge_cocktail.mining import mine
 from bge_cocktail.options import Merging, RunFile, Training
 from bge_cocktail.outcome import Outcome
-from bge_cocktail.progress import progress
 from bge_cocktail.provenance import (
     RUN_FILE,
     describe_run,
     finished_key,
     hash_path,
+    hash_value,
     new_folder,
     refuse_to_replace,
     step_key,
     write_json,
 )
 from bge_cocktail.records import Record, read_records, write_records
-from bge_cocktail.report import draw_tradeoff
 from bge_cocktail.rundata import RunData
 from bge_cocktail.runfile import read_run_file
+from bge_cocktail.tasks import check_task
+from bge_cocktail.tradeoff import PICTURE_FILE, Point, measure_tradeoff, read_tradeoff
 from bge_cocktail.training import train, training_key
 
 log = logging.getLogger(__name__)
-TRADEOFF_FILE = "tradeoff.json"
-PICTURE_FILE = "tradeoff.png"
 
 
 def run(file: str | Path | RunFile, settings: Sequence[str] = ()) -> Outcome:
@@ -82,6 +79,7 @@ class Flow:
 
     def run(self) -> Outcome:
         """All steps."""
+        self.check()
         self.folder.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         self.mine()
@@ -113,6 +111,7 @@ class Flow:
 
     def plan(self) -> list[tuple[str, str]]:
         """The steps and whether each is done, as far as that can be known before the ones that come first."""
+        self.check()
         slices = self.options.merge.slices
         mined = self._is_done("mined", self._mining_key)
         parts = {"tuned": slice(None), **{f"variants/slice-{n + 1}": slice(n, None, slices) for n in range(slices)}}
@@ -123,6 +122,23 @@ class Flow:
         steps = [(name, "done" if done else "to do") for name, done in [("mine", mined), *trained]]
         later = "checked when reached" if all(done for _, done in trained) else "to do"
         return steps + [(name, later) for name in ("merge", "evaluate", "trade-off")]
+
+    def check(self) -> None:
+        """Look for what would stop a later step, before hours of an earlier one.
+
+        Raises:
+            DataError, UsageError: Data that can't be read, tasks without the split that is judged, models that can't
+                be merged with the base, or fewer records than a batch.
+        """
+        names = [str(self.base), *self.options.merge.others]
+        check_same_shape([open_checkpoint(name, sentence_transformers_folder(name)) for name in names])
+        rows = len(self.data.records) // max(1, self.options.merge.slices)
+        if rows < self.training.batch_size:
+            part = f" in each of {self.options.merge.slices} slices" if self.options.merge.slices else ""
+            raise UsageError(f"batch_size={self.training.batch_size} is larger than the data: {rows} records{part}")
+        self.data.dev  # noqa: B018  (reads it)
+        for task in self.tasks:
+            check_task(task, self.options.evaluate.split)
 
     def mine(self) -> None:
         """Hard negatives for the train records, and for dev records as examples for cocktail weights."""
@@ -138,7 +154,8 @@ class Flow:
         if self.data.dev_records:
             chosen = self._draw(self.data.dev_records, self.options.merge.examples)
             corpus = self.data.corpus or [text for record in self.data.records for text in (*record.pos, *record.neg)]
-            examples = mine(chosen, encoder, self.options.mine, corpus=corpus).records
+            known = [*self.data.records, *self.data.dev_records]
+            examples = mine(chosen, encoder, self.options.mine, corpus=corpus, known_positives=known).records
         with new_folder(output, overwrite=True) as new:
             write_records(mined.records, new / "records.jsonl")
             write_records(examples, new / "examples.jsonl")
@@ -168,7 +185,10 @@ class Flow:
     def blend(self, name: str, models: Sequence[str | Path], weights: Literal["uniform", "cocktail"]) -> Path:
         """A cocktail: the share for the first model, the rest among the others."""
         options = Merging(weights=weights, share=self.options.merge.share)
-        examples = {"examples": hash_path(self.folder / "mined/examples.jsonl")} if weights == "cocktail" else {}
+        examples = {}
+        if weights == "cocktail":
+            what = [hash_path(self.folder / "mined/examples.jsonl"), self._what_embeddings_depend_on]
+            examples = {"examples and how they are embedded": hash_value(what)}
         hashes = {str(model): hash_path(model_folder(model)) for model in models}
         if self._is_done(name, step_key("merge", options.model_dump(mode="json"), {**hashes, **examples})):
             self._skip(f"merge {name}")
@@ -188,10 +208,7 @@ class Flow:
     def judge(self, name: str, models: dict[str, str | Path]) -> list[ModelScores]:
         """The scores of models on all tasks."""
         output = self.folder / name
-        options = {
-            "evaluate": self.options.evaluate.model_dump(mode="json"),
-            "encode": self._what_embeddings_depend_on,
-        }
+        options = self._judging
         inputs = evaluation_inputs(models, self.tasks)
         if self._is_done(name, step_key("evaluate", options, inputs)):
             self._skip("evaluate")
@@ -204,51 +221,26 @@ class Flow:
             inputs,
         )
 
-    def tradeoff(self, tuned: Path) -> tuple[list[tuple[float, float, float]], Path | None]:
+    def tradeoff(self, tuned: Path) -> tuple[list[Point], Path | None]:
         """Target and general scores at several shares of the tuned model, and their picture."""
         roles = {task.role for task in self.tasks}
         if not self.options.merge.shares or roles != {"target", "general"}:
             return [], None
         shares = sorted({0.0, 1.0, self.options.merge.share, *self.options.merge.shares})
         output = self.folder / "tradeoff"
-        options = {"shares": shares, "encode": self._what_embeddings_depend_on}
+        options = {"shares": shares, "share": self.options.merge.share, **self._judging}
         inputs = evaluation_inputs({"base": self.base, "tuned": tuned}, self.tasks)
         if self._is_done("tradeoff", step_key("tradeoff", options, inputs)):
             self._skip("trade-off")
-            saved = json.loads((output / TRADEOFF_FILE).read_text())
-            return [tuple(point) for point in saved["points"]], output / PICTURE_FILE
+            return read_tradeoff(output), output / PICTURE_FILE
         log.info("trade-off: %d shares", len(shares))
         started = time.monotonic()
         with new_folder(output, overwrite=True) as new:
-            points = []
-            with progress("trade-off", len(shares)) as advance:
-                for share in shares:
-                    points.append(self._point(share, tuned, new / "model"))
-                    advance(1)
-            write_json(new / TRADEOFF_FILE, {"columns": ["share", "target", "general"], "points": points})
-            draw_tradeoff(
-                points,
-                new / PICTURE_FILE,
-                chosen=self.options.merge.share,
-                target=self._axis("target"),
-                general=self._axis("general"),
-                title="Target and general score by share of the tuned model",
-            )
+            cocktail = self.folder / "cocktail"
+            points = measure_tradeoff(self.options, self.tasks, shares, self.base, tuned, cocktail, new)
             seconds = time.monotonic() - started
             write_json(new / RUN_FILE, describe_run("tradeoff", options=options, inputs=inputs, seconds=seconds))
         return points, output / PICTURE_FILE
-
-    def _point(self, share: float, tuned: Path, scratch: Path) -> tuple[float, float, float]:
-        model: str | Path = {0.0: self.base, 1.0: tuned}.get(share, scratch)
-        if model == scratch:
-            merge([tuned, self.base], scratch, Merging(share=share), overwrite=True)
-        result = evaluate_models({"": model}, self.tasks, self.options.encode, self.options.evaluate)[0]
-        shutil.rmtree(scratch, ignore_errors=True)
-        return share, result.mean("target") or 0.0, result.mean("general") or 0.0
-
-    def _axis(self, role: str) -> str:
-        names = [task.name for task in self.tasks if task.role == role]
-        return f"{role}: {names[0]}" if len(names) == 1 else f"{role}: mean of {', '.join(names)}"
 
     @cached_property
     def records(self) -> list[Record]:
@@ -260,6 +252,12 @@ class Flow:
         """Dev records with mined negatives, for cocktail weights."""
         path = self.folder / "mined/examples.jsonl"
         return read_records(path) if path.stat().st_size else []
+
+    @property
+    def _judging(self) -> dict[str, Any]:
+        tasks = [f"{task.role} {task.kind} {task.name}" for task in self.tasks]
+        evaluate = self.options.evaluate.model_dump(mode="json")
+        return {"tasks": tasks, "evaluate": evaluate, "encode": self._what_embeddings_depend_on}
 
     @property
     def _what_embeddings_depend_on(self) -> dict[str, Any]:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 from bge_cocktail.errors import DataError, UsageError
 
 NETWORK_SECONDS = 2.0
+# what a model needs; the look-up in the cache must ask for the same as the download
+PATTERNS: dict[str, Any] = {
+    "allow_patterns": ["*.json", "*.safetensors", "*.txt", "*.model"],
+    "ignore_patterns": ["onnx/*", "openvino/*"],
+}
 
 
 def model_folder(name: str | Path) -> Path:
@@ -40,15 +46,41 @@ def model_folder(name: str | Path) -> Path:
     return _from_hub(text)
 
 
+def sentence_transformers_folder(name: str | Path) -> Path:
+    """The local folder of a model that says how it pools.
+
+    Raises:
+        DataError: It is a plain transformers folder.
+    """
+    folder = model_folder(name)
+    if not (folder / "modules.json").is_file():
+        raise DataError(
+            f"{name} is a plain transformers folder (no modules.json), so its pooling is unknown; make it a "
+            "sentence-transformers folder with the pooling it was trained with"
+        )
+    return folder
+
+
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+    from huggingface_hub.utils import validate_repo_id
 
     # sentence-transformers' own models are known by their bare names too
     name = name if "/" in name else f"sentence-transformers/{name}"
     try:
-        folder = Path(snapshot_download(name, local_files_only=True))
-        if (folder / "config.json").is_file():
+        validate_repo_id(name)
+    except HFValidationError:
+        raise UsageError(f"no model folder at '{name}', and it has not the form of a hub name, owner/name") from None
+    try:
+        folder = Path(snapshot_download(name, local_files_only=True, **PATTERNS))
+        # another program may have fetched only the configuration or the tokenizer
+        if (folder / "modules.json").is_file() and any(folder.rglob("*.safetensors")):
             return folder
     except (LocalEntryNotFoundError, FileNotFoundError):
         pass
@@ -64,13 +96,7 @@ def _from_hub(name: str) -> Path:
             f"(hf download {name})"
         )
     try:
-        return Path(
-            snapshot_download(
-                name,
-                allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.md"],
-                ignore_patterns=["onnx/*", "openvino/*"],
-            )
-        )
+        return Path(snapshot_download(name, **PATTERNS))
     except RepositoryNotFoundError:
         raise DataError(f"the hub has no model '{name}' (or it is private: hf auth login)") from None
     except HfHubHTTPError as error:

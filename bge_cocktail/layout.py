@@ -22,6 +22,9 @@ _POOLING_MODES = {
     "weightedmean": "pooling_mode_weightedmean_tokens",
     "lasttoken": "pooling_mode_lasttoken",
 }
+_OLD_KEYS = ("max_seq_length", "do_lower_case", "model_args", "tokenizer_args", "config_args")
+# what newer versions write for every text encoder
+_TEXT_ENCODER = {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"}
 _NEW_PACKAGES = ("sentence_transformers.base.modules.", "sentence_transformers.sentence_transformer.modules.")
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -52,9 +55,20 @@ def read_json(path: Path) -> Any:
 
 
 def modules_of(folder: Path) -> list[tuple[str, Path]]:
-    """The modules of a sentence-transformers folder in order, as (class name, folder)."""
-    modules = read_json(folder / "modules.json")
-    return [(module["type"].rsplit(".", 1)[-1], folder / module["path"]) for module in modules]
+    """The modules of a sentence-transformers folder in order, as (class name, folder).
+
+    Raises:
+        DataError: modules.json is missing, broken, or names a folder outside.
+    """
+    path = folder / "modules.json"
+    try:
+        modules = [(module["type"].rsplit(".", 1)[-1], module["path"]) for module in read_json(path)]
+    except (TypeError, KeyError, AttributeError):
+        raise DataError(f"{path}: expected a list of modules, each with 'type' and 'path'") from None
+    for _, place in modules:
+        if not isinstance(place, str) or Path(place).is_absolute() or ".." in Path(place).parts:
+            raise DataError(f"{path}: the module path {place!r} leads out of the folder")
+    return [(kind, folder / place) for kind, place in modules]
 
 
 def declared_prompts(folder: Path) -> dict[str, str]:
@@ -87,7 +101,10 @@ def set_prompts(folder: Path, prompts: dict[str, str]) -> None:
     """Store prompts in a model folder, beside those that it declares already."""
     path = folder / "config_sentence_transformers.json"
     config = read_json(path) if path.is_file() else {"similarity_fn_name": "cosine"}
-    config["prompts"] = {**declared_prompts(folder), **prompts}
+    declared = declared_prompts(folder)
+    if "document" in prompts:  # its other names would come back when it is empty
+        declared = {name: text for name, text in declared.items() if name not in ("passage", "corpus")}
+    config["prompts"] = {**declared, **prompts}
     config.setdefault("default_prompt_name", None)
     _write(path, config)
 
@@ -105,6 +122,7 @@ def make_portable(folder: Path, *, max_length: int | None = None, tokenizer_from
     Raises:
         DataError: A file is missing or a pooling mode is unknown.
     """
+    modules_of(folder)
     modules = read_json(folder / "modules.json")
     for module in modules:
         module["type"] = _portable_type(module["type"])
@@ -116,10 +134,16 @@ def make_portable(folder: Path, *, max_length: int | None = None, tokenizer_from
                 shutil.copyfile(tokenizer_from / name, folder / name)
     for kind, path in modules_of(folder):
         if kind == "Transformer":
-            _portable_transformer(path, max_length)
+            _portable_transformer(path, max_length, tokenizer_from)
         elif kind == "Pooling":
             config = read_json(path / "config.json")
             _write(path / "config.json", portable_pooling(config, str(path / "config.json")))
+        elif (path / "config.json").is_file() and path != folder:
+            # newer versions name the inputs and outputs of a module, which older ones don't know
+            config = read_json(path / "config.json")
+            new = ("module_input_name", "module_output_name")
+            kept = {key: on for key, on in config.items() if key not in new or on != "sentence_embedding"}
+            _write(path / "config.json", kept)
 
 
 def portable_pooling(config: dict[str, Any], where: str) -> dict[str, Any]:
@@ -129,15 +153,15 @@ def portable_pooling(config: dict[str, Any], where: str) -> dict[str, Any]:
         config: The configuration in either form.
         where: Its place, for the error message.
     """
-    if "word_embedding_dimension" in config:
-        return {key: value for key, value in config.items() if key not in ("embedding_dimension", "pooling_mode")}
+    if "pooling_mode" not in config:
+        return config
     modes = config["pooling_mode"]
     modes = [modes] if isinstance(modes, str) else list(modes)
     unknown = [mode for mode in modes if mode not in _POOLING_MODES]
     if unknown:
         raise DataError(f"{where}: unknown pooling {unknown}; known: {', '.join(_POOLING_MODES)}")
     return {
-        "word_embedding_dimension": config["embedding_dimension"],
+        "word_embedding_dimension": config.get("word_embedding_dimension") or config["embedding_dimension"],
         **{key: mode in modes for mode, key in _POOLING_MODES.items()},
         "include_prompt": config.get("include_prompt", True),
     }
@@ -150,12 +174,21 @@ def _portable_type(name: str) -> str:
     return name
 
 
-def _portable_transformer(path: Path, max_length: int | None) -> None:
+def _portable_transformer(path: Path, max_length: int | None, like: Path | None) -> None:
     config_path = path / "sentence_bert_config.json"
     config = read_json(config_path) if config_path.is_file() else {}
+    before = like / "sentence_bert_config.json" if like else config_path
+    lower = read_json(before).get("do_lower_case", False) if before.is_file() else False
     length = max_length or config.get("max_seq_length") or _tokenizer_length(path)
-    portable = {"max_seq_length": length, "do_lower_case": config.get("do_lower_case", False)}
-    _write(config_path, portable)
+    special = [
+        key
+        for key, value in config.items()
+        if value and key not in _OLD_KEYS and key != "modality_config" and value != _TEXT_ENCODER.get(key)
+    ]
+    if special:
+        raise DataError(f"{config_path}: {', '.join(special)} can't be said in the layout that all readers know")
+    kept = {key: value for key, value in config.items() if key in _OLD_KEYS}
+    _write(config_path, {**kept, "max_seq_length": length, "do_lower_case": lower})
 
 
 def _tokenizer_length(path: Path) -> int | None:

@@ -71,3 +71,17 @@ def batch_relevance(
         relevance[row, [column for column, key in enumerate(keys) if key in positives]] = LEFT_OUT
         relevance[row, documents[record.pos[0]]] = record.weight
     return list(documents), relevance
+
+
+def one_positive_each(record: Record) -> list[Record]:
+    """A row for every positive, so that none goes unseen; the others of the query stay known."""
+    return [
+        Record(
+            record.query,
+            (positive, *(text for text in record.pos if text != positive)),
+            record.neg,
+            prompt=record.prompt,
+            weight=record.weight,
+        )
+        for positive in dict.fromkeys(record.pos)
+    ]

@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -96,7 +96,7 @@ def describe_run(
 
 
 def step_key(command: str, options: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """Names a step by what it does and the content (not the place) of what it does it to."""
+    """Names a step by what it does and the content (not the place) of what it does it to, in its order."""
     return hash_value([command, dict(options), list(inputs.values())])
 
 
@@ -109,18 +109,32 @@ def finished_key(folder: Path) -> str | None:
     return key if isinstance(key, str) else None
 
 
-def refuse_to_replace(path: Path, overwrite: bool) -> None:
+def refuse_to_replace(path: Path, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
     """Raise unless `path` is free or may be replaced.
 
+    Args:
+        path: The output.
+        overwrite: Whether an older output of this tool may be replaced.
+        inputs: What the output is made from; names that are no paths are passed over.
+
     Raises:
-        UsageError: It exists and `overwrite` is off, or it is something that this tool did not make.
+        UsageError: It exists and `overwrite` is off, it holds an input or lies in one, it is a whole run, or it is
+            something that this tool did not make.
     """
+    if path.resolve() == Path.cwd():
+        raise UsageError("the output can't be the folder that the command is started in; name another folder")
+    for source in map(Path, inputs):
+        output, given = path.resolve(), source.resolve()
+        if source.exists() and (output == given or output in given.parents or given in output.parents):
+            raise UsageError(f"the output {path} is, holds or lies in an input ({source}); choose another output")
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not path.is_dir():
         raise UsageError(f"{path} is a file; the output is a folder, choose another name")
     if not overwrite:
         raise UsageError(f"{path} exists already; choose another output or add --overwrite")
+    if (path / "mined").is_dir() and (path / "tuned").is_dir():
+        raise UsageError(f"{path} is a whole run, not the output of one step; choose another output")
     if finished_key(path) is None:
         raise UsageError(
             f"{path} was not made by bge-cocktail (it holds no {RUN_FILE}), so --overwrite leaves it alone"

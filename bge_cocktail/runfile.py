@@ -121,4 +121,6 @@ def _put(values: dict[str, Any], name: list[str], value: Any, setting: str) -> N
             allowed = field_names(RunFile, tuple(name[:depth]))
             raise UsageError(f"--set {setting}: no section '{part}'.{nearest(part, allowed)}")
         values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            raise UsageError(f"--set {setting}: '{part}' is not a section in the file")
     values[name[-1]] = value

@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bge_cocktail.encoding import LoadedEncoder, choose_device, load_encoder, resolve_precision
+from bge_cocktail.devices import choose_device, resolve_precision
+from bge_cocktail.encoding import LoadedEncoder, load_encoder, set_max_length
 from bge_cocktail.errors import CocktailError, UsageError
 from bge_cocktail.hub import model_folder
 from bge_cocktail.layout import declared_prompts, make_portable, prompt_for, set_prompts
+from bge_cocktail.losses import one_positive_each
 from bge_cocktail.options import Training
 from bge_cocktail.provenance import (
     RUN_FILE,
@@ -75,18 +77,21 @@ def train(
         CocktailError: An unfinished run of other inputs is in the way, or the loss is no longer finite.
     """
     options = options or Training()
-    refuse_to_replace(output, overwrite)
+    refuse_to_replace(output, overwrite, [base])
     folder = model_folder(base)
     usable = [record for record in records if record.weight > 0]
     if len(usable) < len(records):
         log.warning("%d records have weight 0 and are left out", len(records) - len(usable))
-    rows = [one for record in usable for one in _one_positive_each(record)]
+    rows = [one for record in usable for one in one_positive_each(record)]
     _check(rows, options)
+    if any(record.pos_scores or record.neg_scores for record in records):
+        log.warning("the records have teacher scores, which this loss doesn't use")
     inputs = {str(base): hash_path(folder), "records": _hash_records(records), "dev": _hash_dev(dev)}
     key = step_key("train", options.model_dump(mode="json"), inputs)
-    working = _working_folder(output, key, resume)
     # weights and two moments of AdamW in each of three checkpoints (two kept, one being written), and the result
     require_space(output.parent, 10 * _weights_size(folder))
+
+    from safetensors import SafetensorError
 
     from bge_cocktail.trainer import make_trainer
 
@@ -94,19 +99,20 @@ def train(
     model = load_encoder(folder, device=options.device)
     declared_length = model.max_seq_length
     if options.max_length:
-        model.max_seq_length = options.max_length
+        set_max_length(model, options.max_length)
     prompts = {
         role: prompt_for(folder, role) if chosen is None else chosen
         for role, chosen in (("query", options.query_prompt), ("document", options.document_prompt))
     }
     device = choose_device(options.device)
-    if device.startswith("cuda:"):
+    if device.startswith("cuda:") and device != "cuda:0":
         raise UsageError(
             f"training takes the first GPU that it sees, not {device}; choose one with "
             f"CUDA_VISIBLE_DEVICES={device.removeprefix('cuda:')} and device auto"
         )
     precision = resolve_precision(options.precision, device)
     dev_metric = _dev_metric(dev, options, prompts, precision) if dev is not None else None
+    working = _working_folder(output, key, resume)
     trainer = make_trainer(model, rows, options, prompts, dev_metric, working / "checkpoints", precision, device)
     history = {"precision": precision, "device": device, **_fit(trainer, working / "checkpoints", resume)}
     model.max_seq_length = declared_length
@@ -114,7 +120,10 @@ def train(
     if all(prompt == declared_prompts(folder).get(role, "") for role, prompt in prompts.items()):
         prompts = {}
     with new_folder(output, overwrite=overwrite) as new:
-        save_encoder(model, new, like=folder, prompts=prompts)
+        try:
+            save_encoder(model, new, like=folder, prompts=prompts)
+        except SafetensorError as error:  # it isn't an OSError, not even on a full disk
+            raise CocktailError(f"{output} could not be written: {error}") from error
         lines = [json.dumps(point) for point in history["curves"]]
         (new / CURVES_FILE).write_text("\n".join(lines) + "\n")
         more = {name: value for name, value in history.items() if name != "curves"}
@@ -236,20 +245,6 @@ def _dev_metric(
     return metric
 
 
-def _one_positive_each(record: Record) -> list[Record]:
-    """A row for every positive, so that none goes unseen; the others of the query stay known."""
-    return [
-        Record(
-            record.query,
-            (positive, *(text for text in record.pos if text != positive)),
-            record.neg,
-            prompt=record.prompt,
-            weight=record.weight,
-        )
-        for positive in dict.fromkeys(record.pos)
-    ]
-
-
 def _check(rows: Sequence[Record], options: Training) -> None:
     if len(rows) < options.batch_size:
         raise UsageError(
@@ -263,8 +258,9 @@ def _check(rows: Sequence[Record], options: Training) -> None:
             len(rows),
             options.negatives,
         )
-    if any(row.pos_scores or row.neg_scores for row in rows):
-        log.warning("teacher scores are not used by this loss")
+    unused = sum(len(row.neg) > options.negatives for row in rows)
+    if unused:
+        log.info("%d of %d rows have more than %d negatives; the first are used", unused, len(rows), options.negatives)
 
 
 def _working_folder(output: Path, key: str, resume: bool) -> Path:

@@ -18,7 +18,7 @@ FLOORS = [
     ["errors"],
     ["registry", "options", "progress"],
     ["provenance", "statistics"],
-    ["records", "layout", "hub"],
+    ["records", "layout", "hub", "devices"],
     ["cache"],
     ["embed"],
     ["encoding"],
@@ -26,6 +26,7 @@ FLOORS = [
     ["mining", "merging", "tasks"],
     ["trainer", "evaluation"],
     ["training", "report", "outcome", "rundata", "runfile", "demo"],
+    ["tradeoff"],
     ["flow"],
     ["cli"],
 ]

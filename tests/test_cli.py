@@ -79,9 +79,14 @@ def test_a_corpus_of_lines(cli: Cli, tiny: Path, beir: Path, tmp_path: Path) -> 
         (["mien"], 2, "Did you mean 'mine'?"),
         (["mine", "{beir}", "-m", "{tiny}", "-o", "{out}", "--depth", "0"], 2, "--depth: depth"),
         (["mine", "{beir}", "-m", "{tiny}", "-o", "{out}", "--split", "tran"], 1, "Did you mean 'train'?"),
-        (["mine", "{beir}", "-m", "{tiny}", "-o", "{tiny}"], 2, "exists already"),
-        (["mine", "{beir}", "-m", "{tiny}", "-o", "{tiny}", "--overwrite"], 2, "was not made by bge-cocktail"),
-        (["mine", "{beir}", "-m", "{tiny}", "-o", "{beir}/corpus.jsonl", "--overwrite"], 2, "is a file"),
+        (["mine", "{beir}", "-m", "{tiny}", "-o", "{labelled}"], 2, "exists already"),
+        (["mine", "{beir}", "-m", "{tiny}", "-o", "{labelled}", "--overwrite"], 2, "was not made by bge-cocktail"),
+        (["mine", "{beir}", "-m", "{tiny}", "-o", "{tiny}", "--overwrite"], 2, "is, holds or lies in an input"),
+        (["mine", "{beir}", "-m", "{tiny}", "-o", "{tiny}/inside"], 2, "is, holds or lies in an input"),
+        (["mine", "{beir}", "-m", "{tiny}", "-o", "."], 2, "can't be the folder that the command is started in"),
+        (["mine", "{beir}", "-m", "bge@small", "-o", "{out}"], 2, "not the form of a hub name"),
+        (["mine", "{beir}", "-m", "{tiny}", "-o", "{out}", "--max-length", "999"], 2, "more than the model's 64"),
+        (["mine", "{beir}", "-m", "{tiny}", "-o", "{labelled}/test.jsonl", "--overwrite"], 2, "is a file"),
         (["mine", "{beir}", "-m", "{beir}", "-o", "{out}"], 1, "is not a model folder"),
         (["mine", "{missing}", "-m", "{tiny}", "-o", "{out}"], 1, "no such file"),
         (["train", "{beir}", "-m", "{tiny}", "-o", "{out}", "--learning-rate", "-1"], 2, "--learning-rate"),
@@ -144,6 +149,21 @@ def test_overwrite_replaces_our_own(cli: Cli, tiny: Path, nudged: list[Path], tm
     cli("merge", tiny, nudged[1], "-o", tmp_path / "out", "--overwrite")
     assert (tmp_path / "out/model.safetensors").read_bytes() != before
     assert leftovers(tmp_path) == []
+
+
+def test_a_whole_run_is_not_replaced(cli: Cli, tiny: Path, nudged: list[Path], tmp_path: Path) -> None:
+    for name in ("mined", "tuned"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    (tmp_path / "run/run.json").write_text('{"key": "x"}')
+    result = cli("merge", tiny, nudged[0], "-o", tmp_path / "run", "--overwrite", code=2)
+    assert "is a whole run" in result.stderr
+    assert (tmp_path / "run/tuned").is_dir()
+
+
+def test_a_folder_with_an_equals_sign_is_a_folder(cli: Cli, tiny: Path, labelled: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "lr=2e-5")
+    result = cli("evaluate", tmp_path / "lr=2e-5", "--general", labelled, "-o", tmp_path / "out")
+    assert "lr=2e-5" in result.stdout
 
 
 def test_dry_run_of_a_merge(cli: Cli, tiny: Path, nudged: list[Path], tmp_path: Path) -> None:

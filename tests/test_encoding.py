@@ -17,7 +17,7 @@ from bge_cocktail.embed import batches_by_tokens, embed
 from bge_cocktail.encoding import CachedEncoder, load_encoder
 from bge_cocktail.errors import CocktailError, DataError, UsageError
 from bge_cocktail.hub import model_folder
-from bge_cocktail.layout import make_portable, read_json, set_prompts
+from bge_cocktail.layout import make_portable, prompt_for, read_json, set_prompts
 from bge_cocktail.options import Encoding
 
 TEXTS = ["the red dog runs", "boat", "who sings in the small garden near the river ?", "boat", "where"]
@@ -123,6 +123,70 @@ def test_what_an_embedding_depends_on_is_in_the_key(tiny: Path, tmp_path: Path) 
     assert swapped.embedded == 4
 
 
+def test_half_precision_weights_are_computed_with_in_full(tiny: Path, tmp_path: Path) -> None:
+    import torch
+
+    from bge_cocktail.merging import merge
+    from bge_cocktail.options import Merging
+
+    merge([tiny, tiny], tmp_path / "half", Merging(dtype="float16"))
+    model = load_encoder(tmp_path / "half", device="cpu")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_a_plain_folder_is_refused(tiny: Path, tmp_path: Path) -> None:
+    plain = shutil.copytree(tiny, tmp_path / "plain")
+    (plain / "modules.json").unlink()
+    with pytest.raises(DataError, match="its pooling is unknown"):
+        load_encoder(plain)
+
+
+def test_other_similarities_are_said(tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import json
+
+    folder = shutil.copytree(tiny, tmp_path / "dot")
+    path = folder / "config_sentence_transformers.json"
+    path.write_text(json.dumps({**read_json(path), "similarity_fn_name": "dot"}))
+    load_encoder(folder, device="cpu")
+    assert "declares similarity 'dot'" in caplog.text
+
+
+def test_a_cache_that_can_not_be_written_is_no_end(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    encoder = CachedEncoder(tiny, Encoding(cache_dir=tmp_path / "file"))
+    assert encoder.encode_query(TEXTS).shape == (5, 32)
+    assert "embeddings are not kept" in caplog.text
+
+
+def test_no_document_prompt_stays_none(tiny: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "e5")
+    set_prompts(folder, {"passage": "passage: "})
+    assert prompt_for(folder, "document") == "passage: "
+    set_prompts(folder, {"document": ""})
+    assert prompt_for(folder, "document") == ""
+
+
+def test_the_layout_of_newer_modules(tiny: Path, tmp_path: Path) -> None:
+    """A Dense module as 6.2 writes it; keys that older versions refuse are gone, others can't be lost unseen."""
+    import json
+
+    from sentence_transformers.models import Dense
+
+    model = load_encoder(tiny, device="cpu")
+    model.append(Dense(32, 8))
+    model.save_pretrained(str(tmp_path / "dense"), create_model_card=False)
+    make_portable(tmp_path / "dense", max_length=48)
+    config = read_json(tmp_path / "dense/3_Dense/config.json")
+    assert config.keys() == {"in_features", "out_features", "bias", "activation_function"}
+    assert np.array_equal(load_encoder(tmp_path / "dense", device="cpu").encode(TEXTS), model.encode(TEXTS))
+    path = tmp_path / "dense/sentence_bert_config.json"
+    path.write_text(json.dumps({**read_json(path), "transformer_task": "fill-mask"}))
+    with pytest.raises(DataError, match="transformer_task can't be said"):
+        make_portable(tmp_path / "dense")
+
+
 def test_a_cache_of_many_files_is_joined(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     rows = generator.standard_normal((MERGE_FILES_ABOVE * 2 + 3, 4)).astype(np.float32)
@@ -153,7 +217,7 @@ def test_nan_embeddings_are_an_error(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_unknown_device() -> None:
-    from bge_cocktail.encoding import choose_device
+    from bge_cocktail.devices import choose_device
 
     with pytest.raises(UsageError, match="device 'gpu' can't be used here"):
         choose_device("gpu")

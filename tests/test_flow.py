@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from click.testing import Result
 from conftest import leftovers
 
 from bge_cocktail import run
-from bge_cocktail.errors import UsageError
+from bge_cocktail.errors import CocktailError, UsageError
 from bge_cocktail.runfile import read_run_file
 
 Cli = Callable[..., Result]
@@ -129,6 +130,50 @@ def test_a_run_goes_on_where_it_was_cut(run_file: Path, tmp_path: Path, monkeypa
     assert whole.results == [
         type(one)(one.model, two.path, one.scores) for one, two in zip(outcome.results, whole.results, strict=True)
     ]
+
+
+def test_what_the_scores_depend_on_is_in_the_keys(run_file: Path, beir: Path, labelled: Path, tmp_path: Path) -> None:
+    base = ["merge.slices=0", "train.epochs=1"]
+    first = run(run_file, base)
+    folder = tmp_path / "run"
+
+    def done(*settings: str) -> list[str]:
+        run(run_file, [*base, *settings])
+        found: list[str] = json.loads((folder / "run.json").read_text())["steps_found_done"]
+        return found
+
+    assert len(done()) == 5
+    # the same tasks in other roles are other averages
+    swapped = run(run_file, [*base, f'data.target=["{beir}", "{labelled}"]', "data.general=[]"])
+    assert swapped.results[0].mean("general") is None
+    assert swapped.results[0].mean("target") != first.results[0].mean("target")
+    assert swapped.tradeoff == []
+    assert len(done()) == 4  # evaluated again with the first roles; the trade-off was not touched
+    assert "trade-off" not in done("evaluate.split=dev", f'data.general=["{beir_like(beir, tmp_path)}"]')
+    assert "merge cocktail" not in done("merge.share=0.4")
+
+
+def beir_like(beir: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(beir, tmp_path / "others", dirs_exist_ok=True))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("evaluate.split=tset", "no such split. Did you mean 'test'"),
+        ('merge.others=["none/here"]', "none/here"),
+        ("merge.slices=9", "batch_size=8 is larger than the data: 5 records in each of 9 slices"),
+        ("data.dev=nowhere", "nowhere: no such file"),
+        ("data.train=nowhere", "nowhere: no such file"),
+    ],
+)
+def test_what_would_stop_a_later_step_stops_the_first(
+    run_file: Path, tmp_path: Path, setting: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(CocktailError, match=message):
+        run(run_file, [setting])
+    assert not (tmp_path / "run").exists()
 
 
 def test_prompts_of_encode_are_trained_and_judged_with(run_file: Path, tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ def test_line_separators_inside_texts_survive(tmp_path: Path) -> None:
         ('{"query": "q", "pos": ["p"], "pos_scores": [1, 2]}', "r.jsonl:2: 'pos_scores' has 2 numbers for 1"),
         ('{"query": "q", "pos": ["p"], "weight": -1}', "r.jsonl:2: 'weight' must be a number of at least 0"),
         ('{"query": "q", "pos": ["p"], "weight": NaN}', "r.jsonl:2: broken JSON: NaN is not allowed"),
+        (r'{"query": "q \ud83d", "pos": ["p"]}', "r.jsonl:2: 'query' holds half of a character"),
         ('["q", "p"]', "r.jsonl:2: expected a JSON object"),
     ],
 )
@@ -141,6 +142,18 @@ def test_bad_qrels(beir: Path, tmp_path: Path, content: str, message: str) -> No
     folder = shutil.copytree(beir, tmp_path / "copy")
     (folder / "qrels/test.tsv").write_text(content)
     with pytest.raises(DataError, match=message):
+        read_beir(folder)
+
+
+def test_qrels_in_another_encoding(beir: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = shutil.copytree(beir, tmp_path / "copy")
+    content = (folder / "qrels/test.tsv").read_bytes()
+    (folder / "qrels/test.tsv").write_bytes(b"\xef\xbb\xbf" + content)
+    assert read_beir(folder) == read_beir(beir)
+    (folder / "qrels/test.tsv").write_bytes(content + "q0\tdé\t1\n".encode("latin-1"))
+    with pytest.raises(DataError, match="test.tsv: not UTF-8 at byte"):
         read_beir(folder)
 
 

@@ -13,7 +13,8 @@ from conftest import leftovers, python
 from safetensors.numpy import load_file
 
 from bge_cocktail import training
-from bge_cocktail.encoding import CachedEncoder, load_encoder, resolve_precision
+from bge_cocktail.devices import resolve_precision
+from bge_cocktail.encoding import CachedEncoder, load_encoder
 from bge_cocktail.errors import CocktailError, UsageError
 from bge_cocktail.options import Training
 from bge_cocktail.records import Record, read_beir, read_records
@@ -202,6 +203,43 @@ def test_early_stopping_stops(tiny: Path, beir: Path, tmp_path: Path, monkeypatc
     assert described["steps"] == 15
     assert described["best_step"] == 5
     assert described["dev_best"] == 0.6
+
+
+def test_resume_goes_on_counting_its_patience(
+    tiny: Path, beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off after two bad evaluations of three: one more is enough to stop."""
+    values = [0.5, 0.6, 0.4, 0.3]
+
+    def judge(*_: object) -> dict[str, dict[str, float]]:
+        if len(values) == 1:
+            values.clear()
+            raise KeyboardInterrupt
+        return {"nDCG@10": {"q": values.pop(0) if values else 0.2}}
+
+    monkeypatch.setattr(training, "judge", judge)
+    patient = options(epochs=9, patience=3, evaluations=1)
+    dev = read_beir(beir, "dev")
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, read_records(beir), tmp_path / "out", patient, dev=dev)
+    out = train(tiny, read_records(beir), tmp_path / "out", patient, dev=dev, resume=True)
+    # best at step 5; worse at 10 (kept), 15 (cut off there, judged again) and 20
+    assert json.loads((out / "run.json").read_text())["steps"] == 20
+
+
+def test_teacher_scores_that_are_not_used_are_said(
+    tiny: Path, beir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scored = [Record(r.query, r.pos, pos_scores=(1.0,)) for r in read_records(beir)]
+    train(tiny, scored, tmp_path / "out", options(epochs=1))
+    assert "teacher scores, which this loss doesn't use" in caplog.text
+
+
+def test_a_refusal_leaves_no_unfinished_folder(tiny: Path, beir: Path, tmp_path: Path) -> None:
+    for wrong in ({"precision": "fp16"}, {"device": "cuda:7"}, {"max_length": 999}):
+        with pytest.raises(UsageError):
+            train(tiny, read_records(beir), tmp_path / "out", options(**wrong))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_gain_is_said(

@@ -53,15 +53,16 @@ def command(
 
     evaluating = options_from(Evaluating, flags)
     encoding = options_from(Encoding, flags)
-    refuse_to_replace(output, overwrite)
     named: dict[str, str] = {}
     for model in models:
         name, equals, path = model.partition("=")
-        name, path = (name, path) if equals else (model.rstrip("/").rsplit("/", 1)[-1], model)
+        if not equals or Path(model).is_dir():
+            name, path = model.rstrip("/").rsplit("/", 1)[-1], model
         if name in named:
             raise UsageError(f"two models are called '{name}'; give them names: NAME=FOLDER")
         model_folder(path)
         named[name] = path
+    refuse_to_replace(output, overwrite, [*named.values(), *target, *general])
     task_list = open_tasks(target, general)
     results = write_evaluation(
         output,

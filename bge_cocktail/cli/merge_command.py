@@ -16,7 +16,7 @@ from bge_cocktail.cli.flags import (
     overwrite_flag,
     show,
 )
-from bge_cocktail.options import Merging
+from bge_cocktail.options import Encoding, Merging
 
 
 @click.command("merge")
@@ -26,7 +26,7 @@ from bge_cocktail.options import Merging
 @output_flag
 @overwrite_flag
 @format_flag
-@flags_from(Merging)
+@flags_from(Merging, Encoding)
 def command(
     models: tuple[str, ...],
     examples: Path | None,
@@ -39,7 +39,8 @@ def command(
     """Merge models of the same shape into one.
 
     MODELS are folders or hub names. With --share, the first keeps that share and the others divide the rest:
-    merge TUNED BASE --share 0.5 is LM-Cocktail's cocktail of 2. The tokenizer and prompts are the first model's.
+    merge TUNED BASE --share 0.5 is LM-Cocktail's cocktail of 2. The tokenizer and prompts are the first model's. The
+    options about encoding matter for --weights cocktail only.
     """
     from bge_cocktail.errors import UsageError
     from bge_cocktail.merging.streaming import merge, plan_merge
@@ -47,7 +48,7 @@ def command(
     from bge_cocktail.report.table import text_table
 
     options = options_from(Merging, flags)
-    loss = _loss_on(examples, options) if examples else None
+    loss = _loss_on(examples, options, options_from(Encoding, flags)) if examples else None
     if examples and options.weights != "cocktail":
         raise UsageError("--examples goes with --weights cocktail")
     if dry_run:
@@ -66,7 +67,7 @@ def command(
     show({"output": str(output), "models": described}, text_table(header, rows), output_format)
 
 
-def _loss_on(examples: Path, options: Merging) -> Any:
+def _loss_on(examples: Path, options: Merging, encoding: Encoding) -> Any:
     from bge_cocktail.records import read_records
 
     records = read_records(examples)
@@ -75,6 +76,6 @@ def _loss_on(examples: Path, options: Merging) -> Any:
         from bge_cocktail.encoding import CachedEncoder
         from bge_cocktail.merging.weights import example_loss
 
-        return example_loss(CachedEncoder(model), records, temperature=options.loss_temperature)
+        return example_loss(CachedEncoder(model, encoding), records, temperature=options.loss_temperature)
 
     return loss

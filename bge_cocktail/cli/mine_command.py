@@ -59,7 +59,7 @@ def command(
 
     mining = options_from(Mining, flags)
     encoding = options_from(Encoding, flags)
-    refuse_to_replace(output, overwrite)
+    refuse_to_replace(output, overwrite, [data, model, *([corpus] if corpus else [])])
     started = time.monotonic()
     records = read_records(data, split=split)
     source = corpus or (data if is_beir(data) else None)

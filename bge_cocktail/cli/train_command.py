@@ -49,7 +49,7 @@ def command(
     from bge_cocktail.report.table import text_table
 
     options = options_from(Training, flags)
-    refuse_to_replace(output, overwrite)
+    refuse_to_replace(output, overwrite, [data, model, *([dev] if dev else [])])
     records = read_records(data)
     judged = None
     if dev is not None:

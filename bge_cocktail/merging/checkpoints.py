@@ -24,6 +24,7 @@ ITEM_BYTES = {
     **dict.fromkeys(("F64", "I64", "U64"), 8),
 }
 FLOATS = ("F32", "F16", "BF16")
+UNUSED = ("onnx", "openvino", ".cache", ".git")
 LARGEST_HEADER = 100_000_000
 
 
@@ -60,12 +61,14 @@ class Checkpoint:
     Attributes:
         name: How the user called the model.
         folder: Its folder.
+        places: The folders of its modules within it.
         files: Weight files as paths within the folder, with the names of their tensors in order of place.
         tensors: All tensors by (number of the module, name): folders of modules may be called otherwise elsewhere.
     """
 
     name: str
     folder: Path
+    places: tuple[Path, ...]
     files: Mapping[str, tuple[tuple[int, str], ...]]
     tensors: Mapping[tuple[int, str], Tensor]
 
@@ -100,7 +103,12 @@ def open_checkpoint(name: str, folder: Path) -> Checkpoint:
                     raise DataError(f"{file}: tensor '{tensor.name}' stands in {tensors[key].file.name} too")
                 tensors[key] = tensor
             files[file.relative_to(folder).as_posix()] = tuple((number, tensor.name) for tensor in header)
-    return Checkpoint(name, folder, files, tensors)
+    places = tuple(path.relative_to(folder) for _, path in modules)
+    every = sorted(file.relative_to(folder) for file in folder.rglob("*.safetensors"))
+    strays = [file.as_posix() for file in every if file.as_posix() not in files and file.parts[0] not in UNUSED]
+    if strays:
+        raise DataError(f"{folder}: no module owns {', '.join(strays)}; such a model (a Router?) can't be merged")
+    return Checkpoint(name, folder, places, files, tensors)
 
 
 def read_header(file: Path) -> list[Tensor]:

@@ -16,6 +16,7 @@ from bge_cocktail.hub import model_folder
 from bge_cocktail.layout import make_portable
 from bge_cocktail.merging.checkpoints import (
     FLOATS,
+    UNUSED,
     Checkpoint,
     Reader,
     Tensor,
@@ -40,6 +41,7 @@ from bge_cocktail.provenance import (
 )
 
 TILE = 1 << 18
+LARGEST_FLOAT16 = 65504
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -155,9 +157,7 @@ def plan_merge(
 def _checked(names: Sequence[str], output: Path, overwrite: bool) -> list[Checkpoint]:
     """Open the models of a merge and refuse what can't be merged, or written."""
     checkpoints = open_models(names)
-    if any(output.resolve() == checkpoint.folder.resolve() for checkpoint in checkpoints):
-        raise UsageError(f"{output} is one of the models; choose another output")
-    refuse_to_replace(output, overwrite)
+    refuse_to_replace(output, overwrite, [checkpoint.folder for checkpoint in checkpoints])
     check_same_shape(checkpoints)
     return checkpoints
 
@@ -207,15 +207,15 @@ def _copy_other_files(first: Checkpoint, new: Path) -> None:
     for path in sorted(first.folder.rglob("*")):
         relative = path.relative_to(first.folder)
         weights = path.suffix in (".safetensors", ".bin", ".onnx", ".pt") or path.name.endswith(".index.json")
-        if path.is_file() and not weights and path.name not in NOT_THE_MODEL and relative.parts[0] not in _UNUSED:
+        if path.is_file() and not weights and path.name not in NOT_THE_MODEL and relative.parts[0] not in UNUSED:
             (new / relative).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, new / relative)
-    index = first.folder / "model.safetensors.index.json"
-    if index.is_file():
-        shutil.copyfile(index, new / index.name)
-
-
-_UNUSED = ("onnx", "openvino", ".cache", ".git")
+    # the index of shards; one of .bin files would point to nothing
+    for place in first.places:
+        index = first.folder / place / "model.safetensors.index.json"
+        if index.is_file():
+            (new / place).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(index, new / place / index.name)
 
 
 def _out_dtype(tensor: Tensor, options: Merging) -> str:
@@ -256,6 +256,8 @@ def _merge_file(
                 values = buffer[0, :count] if len(chosen) == 1 else method(buffer[:, :count], weights)
                 if not np.isfinite(values.sum()):
                     _refuse_not_finite(key, chosen, start, count, reader)
+                if dtype == "F16" and np.abs(values).max(initial=0) > LARGEST_FLOAT16:
+                    raise DataError(f"tensor '{key[1]}' holds values beyond float16 (65504); use bfloat16 or float32")
                 content = to_bytes(values, dtype)
                 file.write(content)
                 advance(len(content))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bge_cocktail.encoding import Encoder
 from bge_cocktail.errors import DataError, nearest
 from bge_cocktail.options import Evaluating
-from bge_cocktail.records.labelled import read_labelled
+from bge_cocktail.records.labelled import Labelled, read_labelled
 from bge_cocktail.statistics import bootstrap_interval
 from bge_cocktail.tasks.score import Role, Score, tasks
 
@@ -23,14 +23,7 @@ def classification(encoder: Encoder, path: Path, name: str, role: Role, options:
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import LabelEncoder
 
-    train = read_labelled(path, "train")
-    test = read_labelled(path, options.split)
-    known = sorted(set(train.labels))
-    if len(known) < 2:
-        raise DataError(f"{path}/train.jsonl holds one label only ({known[0]}); a probe needs two")
-    for label in test.labels:
-        if label not in known:
-            raise DataError(f"{path}/{options.split}.jsonl: label '{label}' isn't in train.{nearest(label, known)}")
+    train, test = read_split(path, options.split)
     labels = LabelEncoder().fit(train.labels)
     probe = LogisticRegression(C=1.0, max_iter=1000)
     probe.fit(encoder.encode_text(train.texts), labels.transform(train.labels))
@@ -52,7 +45,7 @@ def classification(encoder: Encoder, path: Path, name: str, role: Role, options:
         )
 
     interval = partial(bootstrap_interval, confidence=options.confidence, seed=options.seed)
-    classes = len(known)
+    classes = len(labels.classes_)
     pairs = np.stack([truth, predicted], axis=1).astype(float)
     return [
         score("accuracy", float(right.mean()), interval(right), right.tolist()),
@@ -63,6 +56,22 @@ def classification(encoder: Encoder, path: Path, name: str, role: Role, options:
             (),
         ),
     ]
+
+
+def read_split(path: Path, split: str) -> tuple[Labelled, Labelled]:
+    """The train split that the probe learns from, and the split that is judged.
+
+    Raises:
+        DataError: A file is missing or broken, train has one label only, or a label isn't in train.
+    """
+    train, test = read_labelled(path, "train"), read_labelled(path, split)
+    known = sorted(set(train.labels))
+    if len(known) < 2:
+        raise DataError(f"{path}/train.jsonl holds one label only ({known[0]}); a probe needs two")
+    for label in test.labels:
+        if label not in known:
+            raise DataError(f"{path}/{split}.jsonl: label '{label}' isn't in train.{nearest(label, known)}")
+    return train, test
 
 
 def macro_f1(pairs: NDArray[np.float64], classes: int) -> NDArray[np.float64]:

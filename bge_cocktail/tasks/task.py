@@ -9,9 +9,10 @@ from pathlib import Path
 from bge_cocktail.encoding import Encoder
 from bge_cocktail.errors import DataError
 from bge_cocktail.options import Evaluating
-from bge_cocktail.records.beir import is_beir
+from bge_cocktail.records.beir import is_beir, read_beir
 from bge_cocktail.records.labelled import is_labelled
-from bge_cocktail.tasks import classification, retrieval  # noqa: F401  (they register themselves)
+from bge_cocktail.tasks import retrieval  # noqa: F401  (it registers itself)
+from bge_cocktail.tasks.classification import read_split
 from bge_cocktail.tasks.score import Role, Score, tasks
 
 
@@ -53,6 +54,18 @@ def open_task(path: str | Path, role: Role) -> Task:
             "or labelled texts (train.jsonl, test.jsonl)"
         )
     return Task(path.resolve().name, kind, role, path)
+
+
+def check_task(task: Task, split: str) -> None:
+    """Read a task's data, so that what is wrong with it is known before it is needed.
+
+    Raises:
+        DataError: With file and line of what is wrong.
+    """
+    if task.kind == "retrieval":
+        read_beir(task.path, split)
+    elif task.kind == "classification":
+        read_split(task.path, split)
 
 
 def evaluate(encoder: Encoder, task_list: Sequence[Task], options: Evaluating | None = None) -> list[Score]:
