@@ -17,6 +17,7 @@ from bge_cocktail.errors import CocktailError, DataError, UsageError, explain_os
 from bge_cocktail.hub import model_folder, sentence_transformers_folder
 from bge_cocktail.layout import modules_of, prompt_for
 from bge_cocktail.options import Encoding
+from bge_cocktail.progress import progress
 from bge_cocktail.provenance import hash_path
 from bge_cocktail.records import Record
 
@@ -58,16 +59,28 @@ def load_encoder(name: str | Path, *, device: str = "auto", max_length: int | No
         DataError: No such model, or its weights can't be read.
         UsageError: No such device.
     """
+    folder = sentence_transformers_folder(name)
+    if any(kind == "Router" for kind, _ in modules_of(folder)):
+        raise DataError(f"{name} has separate routes for queries and documents (a Router module): not supported")
+    with progress(f"loading {Path(name).name}", 1):  # the libraries alone take seconds to import
+        model = _load(name, folder, device)
+    if model.similarity_fn_name not in (None, "cosine"):
+        log.warning(
+            "%s declares similarity '%s'; embeddings are normalised here: cosine", name, model.similarity_fn_name
+        )
+    if max_length is not None:
+        set_max_length(model, max_length)
+    return model
+
+
+def _load(name: str | Path, folder: Path, device: str) -> SentenceTransformer:
     import torch
     from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
 
-    folder = sentence_transformers_folder(name)
-    if any(kind == "Router" for kind, _ in modules_of(folder)):
-        raise DataError(f"{name} has separate routes for queries and documents (a Router module): not supported")
     _quiet_libraries()
     try:
-        model = SentenceTransformer(
+        return SentenceTransformer(
             str(folder),
             device=choose_device(device),
             local_files_only=True,
@@ -77,13 +90,6 @@ def load_encoder(name: str | Path, *, device: str = "auto", max_length: int | No
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CocktailError(f"{name}: the model can't be loaded: {error}") from error
-    if model.similarity_fn_name not in (None, "cosine"):
-        log.warning(
-            "%s declares similarity '%s'; embeddings are normalised here: cosine", name, model.similarity_fn_name
-        )
-    if max_length is not None:
-        set_max_length(model, max_length)
-    return model
 
 
 def set_max_length(model: SentenceTransformer, length: int) -> None:

@@ -253,6 +253,23 @@ def test_a_hub_name_out_of_reach_fails_fast(tmp_path: Path) -> None:
     assert "HF_HUB_OFFLINE is set" in message
 
 
+def test_a_cached_hub_name_needs_no_network(tiny: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "hub/models--someone--tiny/snapshots/abc"
+    shutil.copytree(tiny, snapshot)
+    (tmp_path / "hub/models--someone--tiny/refs").mkdir()
+    (tmp_path / "hub/models--someone--tiny/refs/main").write_text("abc")
+    code = (
+        "from bge_cocktail import CachedEncoder\n"
+        "encoder = CachedEncoder('someone/tiny'); print(encoder.folder, encoder.encode_query(['dog']).shape)"
+    )
+    result = python(code, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
+    assert result.stdout.split(" ", 1) == [str(snapshot), "(1, 32)\n"], result.stderr
+    # another program fetched only the configuration: that is no model
+    (snapshot / "model.safetensors").unlink()
+    result = python(code, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
+    assert "is not in the local hub cache and HF_HUB_OFFLINE is set" in result.stderr
+
+
 def test_local_folders_make_no_connection(tiny: Path, beir: Path, tmp_path: Path) -> None:
     """Load, mine, train and merge with every way out of the process counted."""
     code = f"""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, python
 
 from bge_cocktail.demo import demo_data, demo_model, demo_run
 from bge_cocktail.encoding import CachedEncoder
@@ -45,6 +45,20 @@ def test_a_merge_of_the_real_model_with_itself(tmp_path: Path) -> None:
     assert np.array_equal(
         CachedEncoder(tmp_path / "out").encode_text(texts), CachedEncoder(demo_model()).encode_text(texts)
     )
+
+
+@pytest.mark.real
+def test_a_merge_of_two_minilms_costs_under_a_second_of_cpu(tmp_path: Path) -> None:
+    import shutil
+
+    copy = shutil.copytree(demo_model(), tmp_path / "copy")
+    command = ["-m", "bge_cocktail", "merge", str(demo_model()), str(copy), "-o", str(tmp_path / "out"), "--overwrite"]
+    code = (
+        "import resource, subprocess, sys\n"
+        f"subprocess.run([sys.executable, *{command!r}], stdout=subprocess.DEVNULL, check=True)\n"
+        "used = resource.getrusage(resource.RUSAGE_CHILDREN); print(used.ru_utime + used.ru_stime)"
+    )
+    assert min(float(python(code).stdout) for _ in range(2)) < 1
 
 
 def test_the_demo_is_a_run_like_any_other(tmp_path: Path) -> None:
