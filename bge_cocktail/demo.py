@@ -34,7 +34,7 @@ def demo_run(output: Path) -> RunFile:
         encode=Encoding(precision="auto"),
         mine=Mining(negatives=1),
         train=Training(epochs=3, learning_rate=2e-4, negatives=1, evaluations=1),
-        merge=Cocktails(share=0.5, slices=3, shares=[0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        merge=Cocktails(share=0.5, slices=2, shares=[0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
     )
 
 
