@@ -19,7 +19,7 @@ from bge_cocktail.provenance import hash_value, new_file, write_json
 Embeddings = NDArray[np.float32]
 # so many small files are joined into one; large ones stay as they are, so that joining costs little memory
 MERGE_FILES_ABOVE = 32
-SMALL_FILE = 32_000_000
+SMALL_FILE = 4_000_000
 
 
 def default_cache_dir() -> Path:

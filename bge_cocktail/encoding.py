@@ -13,9 +13,9 @@ import numpy as np
 from bge_cocktail.cache import EmbeddingCache, Embeddings, default_cache_dir
 from bge_cocktail.devices import choose_device, resolve_precision
 from bge_cocktail.embed import embed
-from bge_cocktail.errors import CocktailError, DataError, UsageError, explain_os_error
+from bge_cocktail.errors import CocktailError, DataError, explain_os_error
 from bge_cocktail.hub import model_folder, sentence_transformers_folder
-from bge_cocktail.layout import modules_of, prompt_for
+from bge_cocktail.layout import check_length, modules_of, prompt_for
 from bge_cocktail.options import Encoding
 from bge_cocktail.progress import progress
 from bge_cocktail.provenance import hash_path
@@ -57,11 +57,12 @@ def load_encoder(name: str | Path, *, device: str = "auto", max_length: int | No
 
     Raises:
         DataError: No such model, or its weights can't be read.
-        UsageError: No such device.
+        UsageError: No such device, or a length beyond the model's positions.
     """
     folder = sentence_transformers_folder(name)
     if any(kind == "Router" for kind, _ in modules_of(folder)):
         raise DataError(f"{name} has separate routes for queries and documents (a Router module): not supported")
+    check_length(folder, max_length)
     with progress(f"loading {Path(name).name}", 1):  # the libraries alone take seconds to import
         model = _load(name, folder, device)
     if model.similarity_fn_name not in (None, "cosine"):
@@ -69,7 +70,7 @@ def load_encoder(name: str | Path, *, device: str = "auto", max_length: int | No
             "%s declares similarity '%s'; embeddings are normalised here: cosine", name, model.similarity_fn_name
         )
     if max_length is not None:
-        set_max_length(model, max_length)
+        model.max_seq_length = max_length
     return model
 
 
@@ -90,19 +91,6 @@ def _load(name: str | Path, folder: Path, device: str) -> SentenceTransformer:
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CocktailError(f"{name}: the model can't be loaded: {error}") from error
-
-
-def set_max_length(model: SentenceTransformer, length: int) -> None:
-    """Set the longest text in tokens.
-
-    Raises:
-        UsageError: The model has no position embeddings for so many.
-    """
-    limit = getattr(getattr(model[0], "auto_model", None), "config", None)
-    positions = getattr(limit, "max_position_embeddings", None)
-    if positions is not None and length > positions:
-        raise UsageError(f"max_length={length} is more than the model's {positions} positions")
-    model.max_seq_length = length
 
 
 class CachedEncoder:
@@ -247,6 +235,8 @@ def encode_queries_of(records: Sequence[Record], encoder: Encoder) -> Embeddings
     Returns:
         Shape (records, dimensions).
     """
+    if not records:
+        raise CocktailError("no records to embed")
     rows: dict[str | None, list[int]] = {}
     for row, record in enumerate(records):
         rows.setdefault(record.prompt, []).append(row)

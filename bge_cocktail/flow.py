@@ -22,6 +22,7 @@ from bge_cocktail.evaluation import (
     write_evaluation,
 )
 from bge_cocktail.hub import model_folder, sentence_transformers_folder
+from bge_cocktail.losses import training_rows
 from bge_cocktail.merging import check_same_shape, example_loss, merge, open_checkpoint
 from bge_cocktail.mining import mine
 from bge_cocktail.options import Merging, RunFile, Training
@@ -33,6 +34,7 @@ from bge_cocktail.provenance import (
     hash_path,
     hash_value,
     new_folder,
+    refuse_nested,
     refuse_to_replace,
     step_key,
     write_json,
@@ -43,6 +45,7 @@ from bge_cocktail.runfile import read_run_file
 from bge_cocktail.tasks import check_task
 from bge_cocktail.tradeoff import PICTURE_FILE, Point, measure_tradeoff, read_tradeoff
 from bge_cocktail.training import train, training_key
+from bge_cocktail.training_checks import check_training
 
 log = logging.getLogger(__name__)
 
@@ -127,15 +130,17 @@ class Flow:
         """Look for what would stop a later step, before hours of an earlier one.
 
         Raises:
-            DataError, UsageError: Data that can't be read, tasks without the split that is judged, models that can't
-                be merged with the base, or fewer records than a batch.
+            DataError, UsageError: Something is wrong with data, tasks, models or options.
         """
         names = [str(self.base), *self.options.merge.others]
         check_same_shape([open_checkpoint(name, sentence_transformers_folder(name)) for name in names])
-        rows = len(self.data.records) // max(1, self.options.merge.slices)
+        refuse_nested(self.folder, [path for path in (self.base, self.options.data.train) if path.exists()])
+        check_training(self.base, self.training)
+        slices = max(1, self.options.merge.slices)
+        rows = min(len(training_rows(self.data.records[number::slices])) for number in range(slices))
         if rows < self.training.batch_size:
-            part = f" in each of {self.options.merge.slices} slices" if self.options.merge.slices else ""
-            raise UsageError(f"batch_size={self.training.batch_size} is larger than the data: {rows} records{part}")
+            part = f" in one of {slices} slices" if slices > 1 else ""
+            raise UsageError(f"batch_size={self.training.batch_size} is larger than the data: {rows} pairs{part}")
         self.data.dev  # noqa: B018  (reads it)
         for task in self.tasks:
             check_task(task, self.options.evaluate.split)
@@ -152,7 +157,9 @@ class Flow:
         mined = mine(self.data.records, encoder, self.options.mine, corpus=self.data.corpus)
         examples: list[Record] = []
         if self.data.dev_records:
-            chosen = self._draw(self.data.dev_records, self.options.merge.examples)
+            every = self.data.dev_records
+            drawn = np.random.default_rng(self.options.mine.seed).permutation(len(every))
+            chosen = [every[row] for row in sorted(drawn[: self.options.merge.examples].tolist())]
             corpus = self.data.corpus or [text for record in self.data.records for text in (*record.pos, *record.neg)]
             known = [*self.data.records, *self.data.dev_records]
             examples = mine(chosen, encoder, self.options.mine, corpus=corpus, known_positives=known).records
@@ -276,10 +283,6 @@ class Flow:
 
     def _training_key(self, records: list[Record]) -> str:
         return training_key(self.base, records, self.training, self.data.dev)
-
-    def _draw(self, records: list[Record], count: int) -> list[Record]:
-        rows = np.random.default_rng(self.options.mine.seed).permutation(len(records))[:count]
-        return [records[row] for row in sorted(rows.tolist())]
 
     def _is_done(self, name: str, key: str) -> bool:
         folder = self.folder / name

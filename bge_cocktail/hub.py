@@ -79,8 +79,9 @@ def _from_hub(name: str) -> Path:
         raise UsageError(f"no model folder at '{name}', and it has not the form of a hub name, owner/name") from None
     try:
         folder = Path(snapshot_download(name, local_files_only=True, **PATTERNS))
-        # another program may have fetched only the configuration or the tokenizer
-        if (folder / "modules.json").is_file() and any(folder.rglob("*.safetensors")):
+        # another program may have fetched only the configuration or the tokenizer; what kind of model and of weights
+        # it is, is for others to judge
+        if (folder / "config.json").is_file() and any(any(folder.rglob(kind)) for kind in ("*.safetensors", "*.bin")):
             return folder
     except (LocalEntryNotFoundError, FileNotFoundError):
         pass

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from bge_cocktail.errors import DataError
+from bge_cocktail.errors import DataError, UsageError
 
 _POOLING_MODES = {
     "cls": "pooling_mode_cls_token",
@@ -24,6 +24,7 @@ _POOLING_MODES = {
 }
 _OLD_KEYS = ("max_seq_length", "do_lower_case", "model_args", "tokenizer_args", "config_args")
 # what newer versions write for every text encoder
+_WITHOUT_EFFECT = ("modality_config", "unpad_inputs")  # on the embeddings of texts
 _TEXT_ENCODER = {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"}
 _NEW_PACKAGES = ("sentence_transformers.base.modules.", "sentence_transformers.sentence_transformer.modules.")
 _TOKENIZER_FILES = (
@@ -102,7 +103,7 @@ def set_prompts(folder: Path, prompts: dict[str, str]) -> None:
     path = folder / "config_sentence_transformers.json"
     config = read_json(path) if path.is_file() else {"similarity_fn_name": "cosine"}
     declared = declared_prompts(folder)
-    if "document" in prompts:  # its other names would come back when it is empty
+    if prompts.get("document") == "":  # the prompt's other names would come back
         declared = {name: text for name, text in declared.items() if name not in ("passage", "corpus")}
     config["prompts"] = {**declared, **prompts}
     config.setdefault("default_prompt_name", None)
@@ -122,7 +123,7 @@ def make_portable(folder: Path, *, max_length: int | None = None, tokenizer_from
     Raises:
         DataError: A file is missing or a pooling mode is unknown.
     """
-    modules_of(folder)
+    refuse_unportable(folder)
     modules = read_json(folder / "modules.json")
     for module in modules:
         module["type"] = _portable_type(module["type"])
@@ -144,6 +145,37 @@ def make_portable(folder: Path, *, max_length: int | None = None, tokenizer_from
             new = ("module_input_name", "module_output_name")
             kept = {key: on for key, on in config.items() if key not in new or on != "sentence_embedding"}
             _write(path / "config.json", kept)
+
+
+def refuse_unportable(folder: Path) -> None:
+    """Look for settings of the text encoder that the portable layout can't say.
+
+    Raises:
+        DataError: There are some; dropping them would change what the model does.
+    """
+    for kind, path in modules_of(folder):
+        config_path = path / "sentence_bert_config.json"
+        config = read_json(config_path) if kind == "Transformer" and config_path.is_file() else {}
+        special = [
+            key
+            for key, value in config.items()
+            if value and key not in (*_OLD_KEYS, *_WITHOUT_EFFECT) and value != _TEXT_ENCODER.get(key)
+        ]
+        if special:
+            raise DataError(f"{config_path}: {', '.join(special)} can't be said in the layout that all readers know")
+
+
+def check_length(folder: Path, length: int | None) -> None:
+    """Raise if a model has no positions for texts of so many tokens.
+
+    Raises:
+        UsageError: It hasn't.
+    """
+    for kind, path in modules_of(folder):
+        if length is not None and kind == "Transformer" and (path / "config.json").is_file():
+            positions = read_json(path / "config.json").get("max_position_embeddings")
+            if isinstance(positions, int) and length > positions:
+                raise UsageError(f"max_length={length} is more than the model's {positions} positions")
 
 
 def portable_pooling(config: dict[str, Any], where: str) -> dict[str, Any]:
@@ -180,13 +212,6 @@ def _portable_transformer(path: Path, max_length: int | None, like: Path | None)
     before = like / "sentence_bert_config.json" if like else config_path
     lower = read_json(before).get("do_lower_case", False) if before.is_file() else False
     length = max_length or config.get("max_seq_length") or _tokenizer_length(path)
-    special = [
-        key
-        for key, value in config.items()
-        if value and key not in _OLD_KEYS and key != "modality_config" and value != _TEXT_ENCODER.get(key)
-    ]
-    if special:
-        raise DataError(f"{config_path}: {', '.join(special)} can't be said in the layout that all readers know")
     kept = {key: value for key, value in config.items() if key in _OLD_KEYS}
     _write(config_path, {**kept, "max_seq_length": length, "do_lower_case": lower})
 

@@ -73,7 +73,7 @@ def batch_relevance(
     return list(documents), relevance
 
 
-def one_positive_each(record: Record) -> list[Record]:
+def _one_positive_each(record: Record) -> list[Record]:
     """A row for every positive, so that none goes unseen; the others of the query stay known."""
     return [
         Record(
@@ -85,3 +85,8 @@ def one_positive_each(record: Record) -> list[Record]:
         )
         for positive in dict.fromkeys(record.pos)
     ]
+
+
+def training_rows(records: Sequence[Record]) -> list[Record]:
+    """What is trained on: a row for every positive of every record of some weight."""
+    return [row for record in records if record.weight > 0 for row in _one_positive_each(record)]

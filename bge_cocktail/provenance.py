@@ -123,10 +123,11 @@ def refuse_to_replace(path: Path, overwrite: bool, inputs: Iterable[str | Path] 
     """
     if path.resolve() == Path.cwd():
         raise UsageError("the output can't be the folder that the command is started in; name another folder")
-    for source in map(Path, inputs):
-        output, given = path.resolve(), source.resolve()
-        if source.exists() and (output == given or output in given.parents or given in output.parents):
-            raise UsageError(f"the output {path} is, holds or lies in an input ({source}); choose another output")
+    sources = [source for source in map(Path, inputs) if source.exists()]
+    refuse_nested(path, sources)
+    for source in sources:
+        if path.resolve() in source.resolve().parents:
+            raise UsageError(f"the output {path} holds an input ({source}); choose another output")
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not path.is_dir():
@@ -139,6 +140,17 @@ def refuse_to_replace(path: Path, overwrite: bool, inputs: Iterable[str | Path] 
         raise UsageError(
             f"{path} was not made by bge-cocktail (it holds no {RUN_FILE}), so --overwrite leaves it alone"
         )
+
+
+def refuse_nested(path: Path, sources: Iterable[Path]) -> None:
+    """Raise if an output is an input or lies in one.
+
+    Raises:
+        UsageError: It does.
+    """
+    for source in sources:
+        if source.resolve() in (path.resolve(), *path.resolve().parents):
+            raise UsageError(f"the output {path} is or lies in an input ({source}); choose another output")
 
 
 def require_space(folder: Path, needed: int) -> None:

@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bge_cocktail.devices import choose_device, resolve_precision
-from bge_cocktail.encoding import LoadedEncoder, load_encoder, set_max_length
+from bge_cocktail.encoding import LoadedEncoder, load_encoder
 from bge_cocktail.errors import CocktailError, UsageError
 from bge_cocktail.hub import model_folder
-from bge_cocktail.layout import declared_prompts, make_portable, prompt_for, set_prompts
-from bge_cocktail.losses import one_positive_each
+from bge_cocktail.layout import (
+    declared_prompts,
+    make_portable,
+    prompt_for,
+    set_prompts,
+)
+from bge_cocktail.losses import training_rows
 from bge_cocktail.options import Training
 from bge_cocktail.provenance import (
     RUN_FILE,
@@ -33,6 +38,7 @@ from bge_cocktail.provenance import (
 from bge_cocktail.records import Judged, Record
 from bge_cocktail.records.beir import sample_judged
 from bge_cocktail.tasks.retrieval import judge
+from bge_cocktail.training_checks import check_rows, check_training
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -79,11 +85,12 @@ def train(
     options = options or Training()
     refuse_to_replace(output, overwrite, [base])
     folder = model_folder(base)
-    usable = [record for record in records if record.weight > 0]
-    if len(usable) < len(records):
-        log.warning("%d records have weight 0 and are left out", len(records) - len(usable))
-    rows = [one for record in usable for one in one_positive_each(record)]
-    _check(rows, options)
+    check_training(folder, options)
+    left_out = sum(record.weight == 0 for record in records)
+    if left_out:
+        log.warning("%d records have weight 0 and are left out", left_out)
+    rows = training_rows(records)
+    check_rows(rows, options)
     if any(record.pos_scores or record.neg_scores for record in records):
         log.warning("the records have teacher scores, which this loss doesn't use")
     inputs = {str(base): hash_path(folder), "records": _hash_records(records), "dev": _hash_dev(dev)}
@@ -99,17 +106,12 @@ def train(
     model = load_encoder(folder, device=options.device)
     declared_length = model.max_seq_length
     if options.max_length:
-        set_max_length(model, options.max_length)
+        model.max_seq_length = options.max_length
     prompts = {
         role: prompt_for(folder, role) if chosen is None else chosen
         for role, chosen in (("query", options.query_prompt), ("document", options.document_prompt))
     }
     device = choose_device(options.device)
-    if device.startswith("cuda:") and device != "cuda:0":
-        raise UsageError(
-            f"training takes the first GPU that it sees, not {device}; choose one with "
-            f"CUDA_VISIBLE_DEVICES={device.removeprefix('cuda:')} and device auto"
-        )
     precision = resolve_precision(options.precision, device)
     dev_metric = _dev_metric(dev, options, prompts, precision) if dev is not None else None
     working = _working_folder(output, key, resume)
@@ -243,24 +245,6 @@ def _dev_metric(
         return sum(values.values()) / len(values)
 
     return metric
-
-
-def _check(rows: Sequence[Record], options: Training) -> None:
-    if len(rows) < options.batch_size:
-        raise UsageError(
-            f"batch_size={options.batch_size} is larger than the data: {len(rows)} pairs of query and positive"
-        )
-    short = sum(len(row.neg) < options.negatives for row in rows)
-    if short:
-        log.info(
-            "%d of %d rows have fewer than %d negatives; they are trained with those that they have",
-            short,
-            len(rows),
-            options.negatives,
-        )
-    unused = sum(len(row.neg) > options.negatives for row in rows)
-    if unused:
-        log.info("%d of %d rows have more than %d negatives; the first are used", unused, len(rows), options.negatives)
 
 
 def _working_folder(output: Path, key: str, resume: bool) -> Path:

@@ -24,7 +24,7 @@ FLOORS = [
     ["encoding"],
     ["search", "losses"],
     ["mining", "merging", "tasks"],
-    ["trainer", "evaluation"],
+    ["trainer", "training_checks", "evaluation"],
     ["training", "report", "outcome", "rundata", "runfile", "demo"],
     ["tradeoff"],
     ["flow"],

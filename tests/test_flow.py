@@ -162,7 +162,9 @@ def beir_like(beir: Path, tmp_path: Path) -> Path:
     [
         ("evaluate.split=tset", "no such split. Did you mean 'test'"),
         ('merge.others=["none/here"]', "none/here"),
-        ("merge.slices=9", "batch_size=8 is larger than the data: 5 records in each of 9 slices"),
+        ("merge.slices=9", "batch_size=8 is larger than the data: 5 pairs in one of 9 slices"),
+        ("train.max_length=999", "more than the model's 64 positions"),
+        ("train.precision=fp16", "fp16 needs a CUDA device"),
         ("data.dev=nowhere", "nowhere: no such file"),
         ("data.train=nowhere", "nowhere: no such file"),
     ],
@@ -174,6 +176,13 @@ def test_what_would_stop_a_later_step_stops_the_first(
     with pytest.raises(CocktailError, match=message):
         run(run_file, [setting])
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_inside_its_base_is_refused_at_once(run_file: Path, tiny: Path, tmp_path: Path) -> None:
+    inside = Path(shutil.copytree(tiny, tmp_path / "base"))
+    with pytest.raises(UsageError, match="lies in an input"):
+        run(run_file, [f"base={inside}", f"output={inside / 'run'}"])
+    assert not (inside / "run").exists()
 
 
 def test_prompts_of_encode_are_trained_and_judged_with(run_file: Path, tmp_path: Path) -> None:

@@ -238,7 +238,7 @@ def test_not_a_number_is_named(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_output_that_is_an_input(nudged: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is, holds or lies in an input"):
+    with pytest.raises(UsageError, match="is or lies in an input"):
         merge(nudged[:2], nudged[0], overwrite=True)
 
 

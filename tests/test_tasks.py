@@ -87,6 +87,9 @@ def test_a_query_that_is_a_document_does_not_find_itself() -> None:
     encoder = Given({"one": [1, 0], "two": [0.9, 0.1], "ask": [1, 0.1]})
     corpus = {"1": "one", "2": "two"}
     assert search_run(encoder, Judged(corpus, {"1": "one"}, {"1": {"2": 1}}), depth=10) == {"1": ["2"]}
+    titled = Given({"A title one": [1, 0], "two": [0.9, 0.1], "One": [1, 0]})
+    judged = Judged({"1": "A title one", "2": "two"}, {"1": "One"}, {"1": {"2": 1}})
+    assert search_run(titled, judged, depth=10) == {"1": ["2"]}
     # ids that are only numbered alike, or a judgement that says so, are something else
     assert search_run(encoder, Judged(corpus, {"1": "ask"}, {"1": {"1": 1}}), depth=10) == {"1": ["1", "2"]}
     assert search_run(encoder, Judged(corpus, {"1": "one"}, {"1": {"1": 1}}), depth=10) == {"1": ["1", "2"]}

@@ -44,11 +44,12 @@ def command(
     """
     from bge_cocktail.errors import UsageError
     from bge_cocktail.merging.streaming import merge, plan_merge
-    from bge_cocktail.provenance import hash_path
+    from bge_cocktail.provenance import hash_path, hash_value
     from bge_cocktail.report.table import text_table
 
     options = options_from(Merging, flags)
-    loss = _loss_on(examples, options, options_from(Encoding, flags)) if examples else None
+    encoding = options_from(Encoding, flags)
+    loss = _loss_on(examples, options, encoding) if examples else None
     if examples and options.weights != "cocktail":
         raise UsageError("--examples goes with --weights cocktail")
     if dry_run:
@@ -56,7 +57,10 @@ def command(
         rows = [[name.replace("_", " "), str(value)] for name, value in plan.items()]
         show(plan, text_table(("plan", ""), rows), output_format)
         return
-    more = {str(examples): hash_path(examples)} if examples else {}
+    more = {}
+    if examples:
+        embedded = encoding.model_dump(mode="json", exclude={"cache", "cache_dir", "device", "batch_tokens"})
+        more = {str(examples): hash_path(examples), f"embedded with {embedded}": hash_value(embedded)}
     merged = merge(models, output, options, loss=loss, more_inputs=more, overwrite=overwrite)
     described = [
         {"model": model, "weight": weight, **({"loss": merged.losses[row]} if merged.losses else {})}

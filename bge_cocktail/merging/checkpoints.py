@@ -24,7 +24,6 @@ ITEM_BYTES = {
     **dict.fromkeys(("F64", "I64", "U64"), 8),
 }
 FLOATS = ("F32", "F16", "BF16")
-UNUSED = ("onnx", "openvino", ".cache", ".git")
 LARGEST_HEADER = 100_000_000
 
 
@@ -105,10 +104,15 @@ def open_checkpoint(name: str, folder: Path) -> Checkpoint:
             files[file.relative_to(folder).as_posix()] = tuple((number, tensor.name) for tensor in header)
     places = tuple(path.relative_to(folder) for _, path in modules)
     every = sorted(file.relative_to(folder) for file in folder.rglob("*.safetensors"))
-    strays = [file.as_posix() for file in every if file.as_posix() not in files and file.parts[0] not in UNUSED]
+    strays = [file.as_posix() for file in every if file.as_posix() not in files and not is_unused(file)]
     if strays:
         raise DataError(f"{folder}: no module owns {', '.join(strays)}; such a model (a Router?) can't be merged")
     return Checkpoint(name, folder, places, files, tensors)
+
+
+def is_unused(path: Path) -> bool:
+    """Whether a path within a model folder belongs to something else: an export, or checkpoints of a training."""
+    return path.parts[0] in ("onnx", "openvino", ".cache", ".git") or path.parts[0].startswith("checkpoint")
 
 
 def read_header(file: Path) -> list[Tensor]:

@@ -13,14 +13,14 @@ import numpy as np
 
 from bge_cocktail.errors import DataError, UsageError
 from bge_cocktail.hub import model_folder
-from bge_cocktail.layout import make_portable
+from bge_cocktail.layout import make_portable, refuse_unportable
 from bge_cocktail.merging.checkpoints import (
     FLOATS,
-    UNUSED,
     Checkpoint,
     Reader,
     Tensor,
     header_bytes,
+    is_unused,
     open_checkpoint,
     to_bytes,
 )
@@ -159,6 +159,8 @@ def _checked(names: Sequence[str], output: Path, overwrite: bool) -> list[Checkp
     checkpoints = open_models(names)
     refuse_to_replace(output, overwrite, [checkpoint.folder for checkpoint in checkpoints])
     check_same_shape(checkpoints)
+    if (checkpoints[0].folder / "modules.json").is_file():
+        refuse_unportable(checkpoints[0].folder)
     return checkpoints
 
 
@@ -207,7 +209,7 @@ def _copy_other_files(first: Checkpoint, new: Path) -> None:
     for path in sorted(first.folder.rglob("*")):
         relative = path.relative_to(first.folder)
         weights = path.suffix in (".safetensors", ".bin", ".onnx", ".pt") or path.name.endswith(".index.json")
-        if path.is_file() and not weights and path.name not in NOT_THE_MODEL and relative.parts[0] not in UNUSED:
+        if path.is_file() and not weights and path.name not in NOT_THE_MODEL and not is_unused(relative):
             (new / relative).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, new / relative)
     # the index of shards; one of .bin files would point to nothing

@@ -28,7 +28,10 @@ def read_records(path: str | Path, *, split: str = "train") -> list[Record]:
     path = Path(path)
     if path.is_dir():
         if is_beir(path):
-            return records_from_beir(read_beir(path, split))
+            records = records_from_beir(read_beir(path, split))
+            if not records:
+                raise DataError(f"{path / 'qrels' / split}.tsv: no query has a relevant document (a score above 0)")
+            return records
         if not (path / RECORDS_FILE).is_file():
             raise DataError(
                 f"{path} holds no records: expected {RECORDS_FILE}, or a BEIR folder "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bge_cocktail.errors import DataError
+from bge_cocktail.records.record import is_broken
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
@@ -56,7 +57,7 @@ def required_text(value: Any, name: str, where: str, *, may_be_empty: bool = Fal
         raise DataError(f"{where}: '{name}' must be a text, got {text!r}")
     if not text.strip() and not may_be_empty:
         raise DataError(f"{where}: '{name}' is empty")
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
+    if is_broken(text):
         raise DataError(f"{where}: '{name}' holds half of a character (a lone surrogate)")
     return text
 

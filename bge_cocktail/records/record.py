@@ -61,6 +61,17 @@ def normalise(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split()).casefold()
 
 
+def is_broken(text: str) -> bool:
+    """Whether a text holds half of a character (a lone surrogate), which no file can hold."""
+    if text.isascii():
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def positives_by_query(records: Iterable[Record]) -> dict[str, set[str]]:
     """All positives that any record gives for the same query, queries and texts in their normalised form."""
     positives: dict[str, set[str]] = {}
@@ -122,7 +133,7 @@ def _text(value: object, where: str, name: str) -> str:
         raise DataError(f"{where}: '{name}' must be a text, got {_show(value)}")
     if not value.strip():
         raise DataError(f"{where}: '{name}' is empty")
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
+    if is_broken(value):
         raise DataError(f"{where}: '{name}' holds half of a character (a lone surrogate): {_show(value)}")
     return value
 

@@ -10,6 +10,7 @@ import numpy as np
 from bge_cocktail.encoding import Encoder
 from bge_cocktail.errors import DataError
 from bge_cocktail.options import Evaluating
+from bge_cocktail.records import normalise
 from bge_cocktail.records.beir import Judged, read_beir
 from bge_cocktail.search import top_k
 from bge_cocktail.statistics import bootstrap_interval
@@ -75,8 +76,8 @@ def search_run(encoder: Encoder, judged: Judged, depth: int) -> dict[str, list[s
     """The ids of the documents retrieved for each query, best first.
 
     Equal similarities (in float32) are ordered by document id, descending, as trec_eval does. Where queries are
-    documents themselves, a query doesn't find itself: a document with its id and its text is left out, unless it is
-    judged relevant.
+    documents themselves, a query doesn't find itself: a document with its id and its text (perhaps after a title) is
+    left out, unless it is judged relevant.
     """
     document_ids = list(judged.corpus)
     query_ids = list(judged.queries)
@@ -89,7 +90,7 @@ def search_run(encoder: Encoder, judged: Judged, depth: int) -> dict[str, list[s
     ranked = np.take_along_axis(rows, order, 1)
 
     def is_itself(query: str) -> bool:
-        same = judged.corpus.get(query) == judged.queries[query]
+        same = normalise(judged.corpus.get(query, "")).endswith(normalise(judged.queries[query]))
         return same and judged.qrels[query].get(query, 0) <= 0
 
     return {
