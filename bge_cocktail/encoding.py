@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 BLOCK = 20_000
 Role = Literal["query", "document", "text"]
+PLURAL: dict[Role, str] = {"query": "queries", "document": "documents", "text": "texts"}
 
 
 class Encoder(Protocol):
@@ -163,7 +164,7 @@ class CachedEncoder:
                 prompt=prompt,
                 precision=self.precision,
                 batch_tokens=self.options.batch_tokens,
-                label=f"{self.name.rstrip('/').rsplit('/', 1)[-1]}: {role}s",
+                label=f"{self.name.rstrip('/').rsplit('/', 1)[-1]}: {PLURAL[role]}",
             )
             self.embedded += len(block)
             if cache:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bge_cocktail.cache import Embeddings
 from bge_cocktail.encoding import Encoder, encode_queries_of
-from bge_cocktail.errors import UsageError
+from bge_cocktail.errors import DataError, UsageError
 from bge_cocktail.options import Mining
 from bge_cocktail.records import Record, normalise, positives_by_query
 from bge_cocktail.search import top_k
@@ -54,6 +55,7 @@ def mine(
 
     Raises:
         UsageError: `skip` leaves nothing below `depth`.
+        DataError: The corpus is empty.
     """
     options = options or Mining()
     if options.skip >= options.depth:
@@ -61,13 +63,17 @@ def mine(
     documents = distinct_texts(
         [text for record in records for text in (*record.pos, *record.neg)] if corpus is None else corpus
     )
+    if not documents:
+        raise DataError("there are no documents to mine from")
     keys = [normalise(text) for text in documents]
     positives = positives_by_query([*records, *known_positives])
 
     queries = encode_queries_of(records, encoder)
-    embeddings = encoder.encode_document(documents)
-    similarities, rows = top_k(queries, embeddings, options.depth)
-    lowest = _lowest_positive(records, queries, encoder)
+    # positives that are no documents (or in another spelling) are embedded in the same call, each text once
+    texts = list(dict.fromkeys([*documents, *(text for record in records for text in record.pos)]))
+    embeddings = encoder.encode_document(texts)
+    similarities, rows = top_k(queries, embeddings[: len(documents)], options.depth)
+    lowest = _lowest_positive(records, queries, dict(zip(texts, embeddings, strict=True)))
 
     generator = np.random.default_rng(options.seed)
     dropped: Counter[str] = Counter()
@@ -109,14 +115,16 @@ def distinct_texts(texts: Iterable[str]) -> list[str]:
     return list(first.values())
 
 
-def _lowest_positive(records: Sequence[Record], queries: NDArray[np.float32], encoder: Encoder) -> NDArray[np.float64]:
+def _lowest_positive(
+    records: Sequence[Record], queries: Embeddings, embedding_of: Mapping[str, Embeddings]
+) -> NDArray[np.float64]:
     """Similarity of each query to the least similar of its positives, shape (records,)."""
-    texts = [text for record in records for text in record.pos]
-    owner = np.repeat(np.arange(len(records)), [len(record.pos) for record in records])
-    similarities = np.einsum("ij,ij->i", queries[owner], encoder.encode_document(texts))
-    lowest = np.full(len(records), np.inf)
-    np.minimum.at(lowest, owner, similarities)
-    return lowest
+    return np.array(
+        [
+            min(float(query @ embedding_of[text]) for text in record.pos)
+            for query, record in zip(queries, records, strict=True)
+        ]
+    )
 
 
 def _reason_to_drop(

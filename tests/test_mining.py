@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bge_cocktail.errors import UsageError
+from bge_cocktail.errors import DataError, UsageError
 from bge_cocktail.mining import mine
 from bge_cocktail.options import Mining
 from bge_cocktail.records import Record, normalise, positives_by_query
@@ -152,6 +152,19 @@ def test_a_negative_that_is_a_positive_elsewhere_goes_and_is_counted() -> None:
     assert [record.neg for record in mined.records] == [(), ()]
 
 
+def test_no_text_is_embedded_twice_even_without_a_cache() -> None:
+    seen: list[str] = []
+
+    class Counting(HashEncoder):
+        def encode_document(self, texts: Sequence[str]) -> np.ndarray:
+            seen.extend(texts)
+            return HashEncoder.encode_query(self, texts)
+
+    records = [Record("q", ("a", "B")), Record("r", ("a",)), Record("s", ("not in the corpus",))]
+    mine(records, Counting(), Mining(), corpus=["a", "b", "c"])
+    assert sorted(seen) == ["B", "a", "b", "c", "not in the corpus"]
+
+
 def test_the_prompt_of_a_record_counts() -> None:
     class Prompted(HashEncoder):
         def encode_query(self, texts: Sequence[str], prompt: str = "") -> np.ndarray:
@@ -198,3 +211,8 @@ def test_another_seed_draws_others() -> None:
 def test_nothing_left_below_skip() -> None:
     with pytest.raises(UsageError, match="skip=10 leaves no rank up to depth=10"):
         mine([Record("q", ("p",))], HashEncoder(), Mining(skip=10, depth=10))
+
+
+def test_an_empty_corpus() -> None:
+    with pytest.raises(DataError, match="no documents to mine from"):
+        mine([Record("q", ("p",))], HashEncoder(), corpus=[])
