@@ -94,10 +94,11 @@ class Flow:
         models[f"cocktail of 2 (share {share:g})"] = self.blend("cocktail", [tuned, self.base], "uniform")
         others: list[str | Path] = [*variants, *self.options.merge.others]
         if others:
-            count = 2 + len(others)
-            name = f"cocktail of {count} (share {share:g})"
+            name = f"cocktail of {2 + len(others)} (share {share:g})"
             weights: Literal["uniform", "cocktail"] = "cocktail" if self.examples else "uniform"
-            models[name] = self.blend(f"cocktail-{count}", [tuned, self.base, *others], weights)
+            if not self.examples:
+                log.info("no dev records to find weights on: the models of the %s weigh the same", name)
+            models[name] = self.blend(f"cocktail-{2 + len(others)}", [tuned, self.base, *others], weights)
         results = self.judge("evaluation", models)
         tradeoff, picture = self.tradeoff(tuned)
         write_json(
@@ -202,9 +203,8 @@ class Flow:
             return self.folder / name
 
         def loss(model: str) -> float:
-            return example_loss(
-                CachedEncoder(model, self.options.encode), self.examples, temperature=options.loss_temperature
-            )
+            encoder = CachedEncoder(model, self.options.encode)
+            return example_loss(encoder, self.examples, temperature=options.loss_temperature)
 
         merged = merge(models, self.folder / name, options, loss=loss, more_inputs=examples, overwrite=True)
         names = ["base" if model == str(self.base) else Path(model).name for model in merged.models]

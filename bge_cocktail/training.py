@@ -15,12 +15,7 @@ from bge_cocktail.devices import choose_device, resolve_precision
 from bge_cocktail.encoding import LoadedEncoder, load_encoder
 from bge_cocktail.errors import CocktailError, UsageError
 from bge_cocktail.hub import model_folder
-from bge_cocktail.layout import (
-    declared_prompts,
-    make_portable,
-    prompt_for,
-    set_prompts,
-)
+from bge_cocktail.layout import declared_prompts, make_portable, prompt_for, set_prompts
 from bge_cocktail.losses import training_rows
 from bge_cocktail.options import Training
 from bge_cocktail.provenance import (
