@@ -27,7 +27,7 @@ def embed(
     """Embed texts in batches of nearly equal length.
 
     Texts are sorted by their number of tokens and cut into batches by a budget of tokens: sorting by
-    characters, as libraries do, leaves 44 % of the computed tokens to padding, this way 0.7 %.
+    characters, as libraries do, leaves much of what is computed to padding.
 
     Args:
         model: The model.

@@ -35,7 +35,7 @@ def hash_value(value: Any) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """xxh3-128 of a file's content (about 10 GB/s, so no result needs to be remembered)."""
+    """xxh3-128 of a file's content; as fast as reading it, so no result needs to be remembered."""
     digest = xxhash.xxh3_128()
     buffer = bytearray(1 << 20)
     view = memoryview(buffer)

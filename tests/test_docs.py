@@ -68,7 +68,6 @@ def test_contributing_adds_a_method_that_keeps_the_laws(
 
     text = (ROOT / "CONTRIBUTING.md").read_text()
     code = re.search(r'(    @merge_methods\("median"\)\n.*?axis=0\)\n)', text, re.DOTALL)
-    assert code is not None
     monkeypatch.setattr(merge_methods, "_entries", dict(merge_methods._all()))
     exec("\n".join(line[4:] for line in code[1].splitlines()), {"merge_methods": merge_methods, "np": np})
     assert merge_methods.describe()["median"] == "Median of the same tensor of each model."

@@ -196,12 +196,10 @@ def test_a_cache_of_many_files_is_joined(tmp_path: Path) -> None:
         EmbeddingCache(tmp_path, {"model": "m"}).put([name], row[None])
         found, known = reader.get([name])
         assert known.all()
-        assert found is not None
         assert np.array_equal(found[0], row)
     assert len(list(reader.folder.glob("*.npy"))) <= MERGE_FILES_ABOVE
     found, known = EmbeddingCache(tmp_path, {"model": "m"}).get([*names, "unknown"])
     assert known.tolist() == [True] * len(names) + [False]
-    assert found is not None
     assert np.array_equal(found[:-1], rows)
 
 

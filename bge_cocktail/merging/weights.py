@@ -15,7 +15,7 @@ EXAMPLES_A_BATCH = 2
 
 
 def cocktail_weights(losses: Sequence[float], temperature: float = 5.0) -> list[float]:
-    """LM-Cocktail's weights: ``softmax(-loss / temperature)`` over the models (arXiv:2311.13534, section 3.2).
+    """LM-Cocktail's weights: ``softmax(-loss / temperature)`` over the models (arXiv:2311.13534).
 
     Args:
         losses: Loss of each model on the same examples.
