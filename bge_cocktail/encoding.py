@@ -102,12 +102,20 @@ class CachedEncoder:
     Args:
         name: A folder or a hub name.
         options: Prompts, precision, cache.
+        load: Gives the loaded model, if it isn't simply what the folder holds.
     """
 
-    def __init__(self, name: str | Path, options: Encoding | None = None) -> None:
+    def __init__(
+        self,
+        name: str | Path,
+        options: Encoding | None = None,
+        *,
+        load: Callable[[], SentenceTransformer] | None = None,
+    ) -> None:
         self.name = str(name)
         self.options = options or Encoding()
         self.folder = model_folder(name)
+        self.load = load
         self.embedded = 0
         """Texts embedded so far, those from the cache not counted."""
 
@@ -126,6 +134,8 @@ class CachedEncoder:
     @cached_property
     def model(self) -> SentenceTransformer:
         """The loaded model."""
+        if self.load is not None:
+            return self.load()
         return load_encoder(self.folder, device=self.options.device, max_length=self.options.max_length)
 
     def prompt_for(self, role: Role) -> str:
@@ -201,6 +211,7 @@ class LoadedEncoder:
         model: The model.
         query_prompt: Put before every query.
         document_prompt: Put before every document.
+        text_prompt: Put before every text that is neither.
         precision: Arithmetic of the encoder.
     """
 
@@ -210,12 +221,13 @@ class LoadedEncoder:
         *,
         query_prompt: str = "",
         document_prompt: str = "",
+        text_prompt: str = "",
         precision: Literal["fp32", "bf16"] = "fp32",
     ) -> None:
         self._embed: Callable[..., Embeddings] = lambda texts, prompt: embed(
             model, texts, prompt=prompt, precision=precision, label="dev"
         )
-        self._prompts = (query_prompt, document_prompt)
+        self._prompts = (query_prompt, document_prompt, text_prompt)
 
     def encode_query(self, texts: Sequence[str], prompt: str | None = None) -> Embeddings:
         """Embed queries; see `Encoder`."""
@@ -227,7 +239,7 @@ class LoadedEncoder:
 
     def encode_text(self, texts: Sequence[str]) -> Embeddings:
         """Embed texts that are neither; see `Encoder`."""
-        return self._embed(texts, "")
+        return self._embed(texts, self._prompts[2])
 
 
 def encode_queries_of(records: Sequence[Record], encoder: Encoder) -> Embeddings:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bge_cocktail.encoding import CachedEncoder
+from bge_cocktail.encoding import CachedEncoder, Encoder
 from bge_cocktail.errors import DataError, UsageError
 from bge_cocktail.options import Encoding, Evaluating
 from bge_cocktail.provenance import RUN_FILE, describe_run, hash_path, new_folder, write_json
@@ -84,6 +84,25 @@ def evaluate_models(
         ModelScores(name, str(path), evaluate(CachedEncoder(path, encoding), task_list, options))
         for name, path in models.items()
     ]
+
+
+def scorer(
+    target: Sequence[Path], general: Sequence[Path], options: Evaluating
+) -> Callable[[Encoder], tuple[float, float | None]]:
+    """A function that judges an encoder: mean main score on the target tasks, and on the general ones if there are any.
+
+    Raises:
+        UsageError: No target task, or two tasks of one name.
+    """
+    if not target:
+        raise UsageError("a search needs at least one --target task")
+    task_list = open_tasks(target, general)
+
+    def score(encoder: Encoder) -> tuple[float, float | None]:
+        result = ModelScores("", "", evaluate(encoder, task_list, options))
+        return result.mean("target") or 0.0, result.mean("general")
+
+    return score
 
 
 def write_evaluation(

@@ -23,9 +23,9 @@ from bge_cocktail.evaluation import (
 )
 from bge_cocktail.hub import model_folder, sentence_transformers_folder
 from bge_cocktail.losses import training_rows
-from bge_cocktail.merging import check_same_shape, example_loss, merge, open_checkpoint
+from bge_cocktail.merging import check_alike, merge, read_checkpoint
 from bge_cocktail.mining import mine
-from bge_cocktail.options import Merging, RunFile, Training
+from bge_cocktail.options import RunFile, Training
 from bge_cocktail.outcome import Outcome
 from bge_cocktail.provenance import (
     RUN_FILE,
@@ -43,7 +43,7 @@ from bge_cocktail.records import Record, read_records, write_records
 from bge_cocktail.rundata import RunData
 from bge_cocktail.runfile import read_run_file
 from bge_cocktail.tasks import check_task
-from bge_cocktail.tradeoff import PICTURE_FILE, Point, measure_tradeoff, read_tradeoff
+from bge_cocktail.tradeoff import AS_TUNED, PICTURE_FILE, Point, measure_tradeoff, read_tradeoff
 from bge_cocktail.training import train, training_key
 from bge_cocktail.training_checks import check_training
 
@@ -134,7 +134,8 @@ class Flow:
             DataError, UsageError: Something is wrong with data, tasks, models or options.
         """
         names = [str(self.base), *self.options.merge.others]
-        check_same_shape([open_checkpoint(name, sentence_transformers_folder(name)) for name in names])
+        folders = {name: sentence_transformers_folder(name) for name in names}
+        check_alike([read_checkpoint(*one) for one in folders.items()], AS_TUNED)
         refuse_nested(self.folder, [path for path in (self.base, self.options.data.train) if path.exists()])
         check_training(self.base, self.training)
         slices = max(1, self.options.merge.slices)
@@ -192,21 +193,25 @@ class Flow:
 
     def blend(self, name: str, models: Sequence[str | Path], weights: Literal["uniform", "cocktail"]) -> Path:
         """A cocktail: the share for the first model, the rest among the others."""
-        options = Merging(weights=weights, share=self.options.merge.share)
+        options = AS_TUNED.model_copy(update={"weights": weights, "share": self.options.merge.share})
         examples = {}
         if weights == "cocktail":
-            what = [hash_path(self.folder / "mined/examples.jsonl"), self._what_embeddings_depend_on]
+            what = [hash_path(self.folder / "mined/examples.jsonl"), self.options.encode.what_counts()]
             examples = {"examples and how they are embedded": hash_value(what)}
         hashes = {str(model): hash_path(model_folder(model)) for model in models}
         if self._is_done(name, step_key("merge", options.model_dump(mode="json"), {**hashes, **examples})):
             self._skip(f"merge {name}")
             return self.folder / name
 
-        def loss(model: str) -> float:
-            encoder = CachedEncoder(model, self.options.encode)
-            return example_loss(encoder, self.examples, temperature=options.loss_temperature)
-
-        merged = merge(models, self.folder / name, options, loss=loss, more_inputs=examples, overwrite=True)
+        merged = merge(
+            models,
+            self.folder / name,
+            options,
+            examples=self.examples if examples else (),
+            encoding=self.options.encode,
+            more_inputs=examples,
+            overwrite=True,
+        )
         names = ["base" if model == str(self.base) else Path(model).name for model in merged.models]
         shares = ", ".join(f"{one} {weight:.3f}" for one, weight in zip(names, merged.weights, strict=True))
         log.info("merge %s: %s", name, shares)
@@ -264,19 +269,13 @@ class Flow:
     def _judging(self) -> dict[str, Any]:
         tasks = [f"{task.role} {task.kind} {task.name}" for task in self.tasks]
         evaluate = self.options.evaluate.model_dump(mode="json")
-        return {"tasks": tasks, "evaluate": evaluate, "encode": self._what_embeddings_depend_on}
-
-    @property
-    def _what_embeddings_depend_on(self) -> dict[str, Any]:
-        return self.options.encode.model_dump(
-            mode="json", include={"precision", "max_length", "query_prompt", "document_prompt"}
-        )
+        return {"tasks": tasks, "evaluate": evaluate, "encode": self.options.encode.what_counts()}
 
     @cached_property
     def _mining_key(self) -> str:
         what = {
             "mine": self.options.mine.model_dump(mode="json"),
-            "encode": self._what_embeddings_depend_on,
+            "encode": self.options.encode.what_counts(),
             "examples": self.options.merge.examples,
         }
         return step_key("mine", what, {"base": hash_path(self.base), "data": self.data.hash})

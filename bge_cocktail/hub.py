@@ -32,10 +32,10 @@ def model_folder(name: str | Path) -> Path:
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "modules.json").is_file() and not (path / "config.json").is_file():
+        if not any((path / name).is_file() for name in ("modules.json", "config.json", "adapter_config.json")):
             raise DataError(
                 f"{path} is not a model folder: it holds neither modules.json (sentence-transformers) "
-                "nor config.json (transformers)"
+                "nor config.json (transformers) nor adapter_config.json (LoRA)"
             )
         return path
     text = str(name)
@@ -54,9 +54,11 @@ def sentence_transformers_folder(name: str | Path) -> Path:
     """
     folder = model_folder(name)
     if not (folder / "modules.json").is_file():
+        kind = "plain transformers folder" if (folder / "config.json").is_file() else "LoRA adapter"
         raise DataError(
-            f"{name} is a plain transformers folder (no modules.json), so its pooling is unknown; make it a "
-            "sentence-transformers folder with the pooling it was trained with"
+            f"{name} is a {kind} (no modules.json), so its pooling is unknown; make it a sentence-transformers folder "
+            f"with the pooling it was trained with (cls, mean or lasttoken): "
+            f"bge-cocktail merge {name} --pooling cls -o FOLDER"
         )
     return folder
 
@@ -97,7 +99,11 @@ def _from_hub(name: str) -> Path:
             f"(hf download {name})"
         )
     try:
-        return Path(snapshot_download(name, **PATTERNS))
+        folder = Path(snapshot_download(name, **PATTERNS))
+        if not any(folder.rglob("*.safetensors")):
+            pickles = [*PATTERNS["allow_patterns"], "*pytorch_model*.bin"]
+            folder = Path(snapshot_download(name, **{**PATTERNS, "allow_patterns": pickles}))
+        return folder
     except RepositoryNotFoundError:
         raise DataError(f"the hub has no model '{name}' (or it is private: hf auth login)") from None
     except HfHubHTTPError as error:

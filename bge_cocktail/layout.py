@@ -27,7 +27,7 @@ _OLD_KEYS = ("max_seq_length", "do_lower_case", "model_args", "tokenizer_args", 
 _WITHOUT_EFFECT = ("modality_config", "unpad_inputs")  # on the embeddings of texts
 _TEXT_ENCODER = {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"}
 _NEW_PACKAGES = ("sentence_transformers.base.modules.", "sentence_transformers.sentence_transformer.modules.")
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -70,6 +70,12 @@ def modules_of(folder: Path) -> list[tuple[str, Path]]:
         if not isinstance(place, str) or Path(place).is_absolute() or ".." in Path(place).parts:
             raise DataError(f"{path}: the module path {place!r} leads out of the folder")
     return [(kind, folder / place) for kind, place in modules]
+
+
+def transformer_folder(folder: Path) -> Path:
+    """Where a model keeps configuration and tokenizer of its text encoder: in a module's folder, or at its root."""
+    modules = modules_of(folder) if (folder / "modules.json").is_file() else []
+    return next((path for kind, path in modules if kind == "Transformer"), folder)
 
 
 def declared_prompts(folder: Path) -> dict[str, str]:
@@ -129,7 +135,7 @@ def make_portable(folder: Path, *, max_length: int | None = None, tokenizer_from
         module["type"] = _portable_type(module["type"])
     _write(folder / "modules.json", modules)
     if tokenizer_from is not None and (tokenizer_from / "tokenizer_config.json").is_file():
-        for name in _TOKENIZER_FILES:
+        for name in TOKENIZER_FILES:
             (folder / name).unlink(missing_ok=True)
             if (tokenizer_from / name).is_file():
                 shutil.copyfile(tokenizer_from / name, folder / name)
@@ -163,6 +169,39 @@ def refuse_unportable(folder: Path) -> None:
         ]
         if special:
             raise DataError(f"{config_path}: {', '.join(special)} can't be said in the layout that all readers know")
+
+
+def declared_length(folder: Path) -> int | None:
+    """The longest text in tokens that a model takes; None where nothing says it."""
+    if not (folder / "modules.json").is_file():
+        return None
+    path = transformer_folder(folder)
+    config = path / "sentence_bert_config.json"
+    length = read_json(config).get("max_seq_length") if config.is_file() else None
+    return int(length) if length else _tokenizer_length(path)
+
+
+def declare_pooling(folder: Path, pooling: str) -> None:
+    """Make a plain transformers folder a sentence-transformers folder: pooling as said, then unit norm.
+
+    Args:
+        folder: Holds config.json; the files of the modules are added.
+        pooling: cls, mean or lasttoken.
+    """
+    size = read_json(folder / "config.json").get("hidden_size")
+    if not isinstance(size, int):
+        raise DataError(f"{folder / 'config.json'}: no 'hidden_size', so the pooling can't be written")
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    modules = [
+        {"idx": row, "name": str(row), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for row, (path, kind) in enumerate(kinds.items())
+    ]
+    _write(folder / "modules.json", modules)
+    for path in list(kinds)[1:]:
+        (folder / path).mkdir()
+    described = {"pooling_mode": pooling, "embedding_dimension": size}
+    _write(folder / "1_Pooling/config.json", portable_pooling(described, str(folder)))
+    _write(folder / "config_sentence_transformers.json", {"prompts": {}, "similarity_fn_name": "cosine"})
 
 
 def check_length(folder: Path, length: int | None) -> None:

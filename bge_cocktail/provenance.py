@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,8 +20,9 @@ import xxhash
 from bge_cocktail.errors import CocktailError, UsageError
 
 RUN_FILE = "run.json"
+RECIPE_FILE = "recipe.toml"
 # written for people or by us beside a model; they say nothing about how it embeds
-NOT_THE_MODEL = frozenset({RUN_FILE, "README.md", ".gitattributes", "curves.jsonl", "data_config.json"})
+NOT_THE_MODEL = frozenset({RUN_FILE, RECIPE_FILE, "README.md", ".gitattributes", "curves.jsonl", "data_config.json"})
 _PACKAGES = ("bge-cocktail", "torch", "transformers", "sentence-transformers", "faiss-cpu", "numpy")
 
 
@@ -45,11 +47,16 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def hash_path(path: Path) -> str:
+def hash_path(path: Path, known: Mapping[Path, Callable[[], str]] | None = None) -> str:
     """Hash of a file, or of the names and contents of all files in a folder.
 
     Files that only describe (run.json, README.md) don't count, so a model's hash is a hash of what embeds.
+
+    Args:
+        path: The file or folder.
+        known: Gives the hash of a file in the folder that has been read already.
     """
+    known = known or {}
     if path.is_file():
         return hash_file(path)
     names = sorted(
@@ -57,7 +64,9 @@ def hash_path(path: Path) -> str:
         for file in path.rglob("*")
         if file.is_file() and file.name not in NOT_THE_MODEL and not file.name.endswith(".pyc")
     )
-    return hash_value([(name, hash_file(path / name)) for name in names])
+    return hash_value(
+        [(name, known[path / name]() if path / name in known else hash_file(path / name)) for name in names]
+    )
 
 
 def versions() -> dict[str, str]:
@@ -213,13 +222,22 @@ def write_json(path: Path, value: Any) -> None:
 
 def _swap_in(working: Path, path: Path) -> None:
     if path.exists():
-        old = working.with_suffix(".old")
-        path.rename(old)
-        working.rename(path)
-        shutil.rmtree(old)
+        if not _exchange(working, path):
+            old = working.with_suffix(".old")
+            path.rename(old)
+            working.rename(path)
+            working = old
+        shutil.rmtree(working)
     else:
         working.rename(path)
     _sync(path.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step, so that a kill leaves either the old or the new one; False where it can't be."""
+    exchange, here = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def _sync(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from bge_cocktail.errors import UsageError, nearest
 
@@ -24,15 +24,17 @@ class Registry(Mapping[str, T]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._entries: dict[str, T] = {}
+        self._traits: dict[str, dict[str, Any]] = {}
         self._plugins_loaded = False
 
-    def __call__(self, name: str) -> Callable[[T], T]:
-        """Decorator that adds its function under `name`."""
+    def __call__(self, name: str, **traits: Any) -> Callable[[T], T]:
+        """Decorator that adds its function under `name`, with what others need to know of it."""
 
         def add(entry: T) -> T:
             if name in self._entries:
                 raise ValueError(f"{self.kind}: '{name}' is registered already")
             self._entries[name] = entry
+            self._traits[name] = traits
             return entry
 
         return add
@@ -51,6 +53,10 @@ class Registry(Mapping[str, T]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._all()
+
+    def trait(self, name: str, trait: str, default: Any = None) -> Any:
+        """What was said of an entry when it was added; a plugin says it with attributes of its function."""
+        return self._traits.get(name, {}).get(trait, getattr(self[name], trait, default))
 
     def describe(self) -> dict[str, str]:
         """The first line of each entry's docstring, by name."""

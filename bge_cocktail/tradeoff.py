@@ -17,6 +17,8 @@ from bge_cocktail.tasks import Task
 
 TRADEOFF_FILE = "tradeoff.json"
 PICTURE_FILE = "tradeoff.png"
+# a tuned model may declare prompts, or a length, that its base doesn't
+AS_TUNED = Merging(prompts_from=1, length_from=1)
 Point = tuple[float, float, float]
 """Share of the tuned model, mean target score, mean general score."""
 
@@ -51,7 +53,7 @@ def measure_tradeoff(
         for share in shares:
             model, encode = there.get(share, scratch), options.encode
             if model == scratch:
-                merge([tuned, base], scratch, Merging(share=share), overwrite=True)
+                merge([tuned, base], scratch, AS_TUNED.model_copy(update={"share": share}), overwrite=True)
                 # a model that is thrown away leaves nothing in the user's cache
                 encode = encode.model_copy(update={"cache": False})
             result = evaluate_models({"": model}, task_list, encode, options.evaluate)[0]

@@ -97,7 +97,7 @@ def test_a_corpus_of_lines(cli: Cli, tiny: Path, beir: Path, tmp_path: Path) -> 
         (["merge", "{tiny}", "{tiny}", "-o", "{out}", "--weights", "1,x"], 2, "--weights"),
         (["merge", "{tiny}", "{tiny}", "-o", "{out}", "--weights", "cocktail"], 2, "--examples"),
         (["merge", "{tiny}", "{tiny}", "-o", "{out}", "--method", "liner"], 2, "Did you mean 'linear'?"),
-        (["merge", "{tiny}", "{tiny}", "-o", "{out}", "--examples", "{beir}"], 2, "goes with --weights cocktail"),
+        (["merge", "{tiny}", "{tiny}", "-o", "{out}", "--examples", "{beir}"], 2, "such as --weights cocktail"),
         (["evaluate", "{tiny}", "-o", "{out}"], 2, "nothing to evaluate on"),
         (["evaluate", "{tiny}", "{tiny}", "--target", "{beir}", "-o", "{out}"], 2, "two models are called"),
         (["evaluate", "{tiny}", "--target", "{tiny}", "-o", "{out}"], 1, "is no task"),
@@ -261,7 +261,7 @@ def test_sigkill_during_a_merge_leaves_no_partial_folder(tiny: Path, nudged: lis
 
     code = (
         "import os, signal\n"
-        "import bge_cocktail.merging.streaming as m\n"
+        "import bge_cocktail.merging.writing as m\n"
         "real = m.to_bytes; count = 0\n"
         "def kill(*args):\n"
         "    global count; count += 1\n"

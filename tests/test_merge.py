@@ -14,48 +14,14 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from bge_cocktail.errors import CocktailError, DataError, UsageError
-from bge_cocktail.merging import cocktail_weights, example_loss, merge, merge_methods
-from bge_cocktail.merging.checkpoints import Reader, header_bytes, read_header, to_bytes
-from bge_cocktail.merging.streaming import plan_merge
+from bge_cocktail.merging import Recipe, merge, plan_merge
 from bge_cocktail.options import Merging
-from bge_cocktail.records import Record
 
-METHODS = list(merge_methods)
 weights_of_three = st.lists(st.floats(0, 1), min_size=3, max_size=3).filter(lambda ws: sum(ws) > 0.01)
 
 
 def weights_in(folder: Path) -> dict[str, np.ndarray]:
     return load_file(folder / "model.safetensors")
-
-
-def same_bytes(one: Path, two: Path) -> bool:
-    first, second = weights_in(one), weights_in(two)
-    return first.keys() == second.keys() and all(first[k].tobytes() == second[k].tobytes() for k in first)
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("weights", [[0.3, 0.7], [0.05, 0.05], [1, 0], [1 / 3, 2 / 3]])
-def test_a_model_with_itself_is_itself(tiny: Path, tmp_path: Path, method: str, weights: list[float]) -> None:
-    merge([tiny, tiny], tmp_path / "out", Merging(method=method, weights=weights))
-    assert same_bytes(tiny, tmp_path / "out")
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_all_the_weight_gives_the_model(nudged: list[Path], tmp_path: Path, method: str) -> None:
-    merge(nudged, tmp_path / "out", Merging(method=method, weights=[0, 1, 0]))
-    assert same_bytes(nudged[1], tmp_path / "out")
-
-
-@pytest.mark.parametrize("method", METHODS)
-@settings(deadline=None, max_examples=8)
-@given(weights=weights_of_three)
-def test_order_does_not_matter(
-    nudged: list[Path], tmp_path_factory: pytest.TempPathFactory, method: str, weights: list[float]
-) -> None:
-    folder = tmp_path_factory.mktemp("order")
-    merge(nudged, folder / "one", Merging(method=method, weights=weights))
-    merge(nudged[::-1], folder / "two", Merging(method=method, weights=weights[::-1]))
-    assert same_bytes(folder / "one", folder / "two")
 
 
 @settings(deadline=None, max_examples=8)
@@ -112,16 +78,6 @@ def test_output_type_rounds_to_nearest(nudged: list[Path], tmp_path: Path, dtype
     assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "half/model.safetensors").read_bytes()
 
 
-@given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=50))
-def test_bfloat16_rounding_equals_torch(values: list[float]) -> None:
-    import torch
-
-    array = np.asarray(values, np.float32)
-    ours = np.frombuffer(to_bytes(array, "BF16"), np.uint16)
-    theirs = torch.from_numpy(array).to(torch.bfloat16).view(torch.uint16).numpy()
-    assert np.array_equal(ours, theirs)
-
-
 def test_sharded_files_and_a_second_module(tiny: Path, tmp_path: Path) -> None:
     """Other shards, another place: tensors are matched by name; a Dense module is merged too."""
     from sentence_transformers.models import Dense
@@ -166,7 +122,9 @@ def test_mean_pooling_length_and_prompts_are_kept(nudged: list[Path], tmp_path: 
 
     first = shutil.copytree(nudged[0], tmp_path / "first")
     set_prompts(first, {"query": "what "})
-    merge([first, nudged[1]], tmp_path / "out")
+    with pytest.raises(DataError, match=r"prompts: {'query': 'what '} against none; choose with --prompts-from N"):
+        merge([first, nudged[1]], tmp_path / "out")
+    merge([nudged[1], first], tmp_path / "out", Merging(prompts_from=2))
     model = load_encoder(tmp_path / "out", device="cpu")
     assert model[1].pooling_mode == "mean"
     assert model.max_seq_length == 48
@@ -275,68 +233,6 @@ def test_values_beyond_float16(tiny: Path, tmp_path: Path) -> None:
     merge([large, large], tmp_path / "out", Merging(dtype="bfloat16"))
 
 
-def header(tensors: object) -> bytes:
-    text = json.dumps(tensors).encode()
-    return len(text).to_bytes(8, "little") + text
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"abc",
-        (10**12).to_bytes(8, "little") + b"{}",
-        header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}) + b"1234",
-        header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}) + b"12345678extra",
-        header({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}) + b"12345678",
-        header({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}) + b"12345678",
-        header({"a": {"dtype": "F99", "shape": [2], "data_offsets": [0, 8]}}) + b"12345678",
-        header({"a": {"dtype": "F32", "shape": [2]}}) + b"12345678",
-        header(["a"]) + b"12345678",
-        header({"a": 3}) + b"12345678",
-        header(
-            {
-                "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
-                "b": {"dtype": "F32", "shape": [1], "data_offsets": [2, 6]},
-            }
-        )
-        + b"123456",
-    ],
-)
-def test_hostile_files(tmp_path: Path, content: bytes) -> None:
-    file = tmp_path / "x.safetensors"
-    file.write_bytes(content)
-    with pytest.raises(DataError, match=str(file)):
-        read_header(file)
-
-
-@given(st.binary(max_size=200))
-def test_any_bytes_give_tensors_or_an_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
-    file = tmp_path_factory.mktemp("bytes") / "x.safetensors"
-    file.write_bytes(content)
-    try:
-        read_header(file)
-    except DataError:
-        return
-
-
-def test_file_cut_off_after_it_was_opened(tiny: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(tiny, tmp_path / "copy") / "model.safetensors"
-    last = read_header(copy)[-1]
-    with open(copy, "r+b") as file:
-        file.truncate(last.start)
-    with Reader() as reader, pytest.raises(DataError, match="is cut off"):
-        reader.read(last, 0, np.empty(last.count, np.float32))
-
-
-def test_header_is_what_safetensors_reads(tmp_path: Path) -> None:
-    content = header_bytes([("a", "F32", (2, 1)), ("b", "I64", ())]) + np.float32([1, 2]).tobytes() + bytes(8)
-    (tmp_path / "x.safetensors").write_bytes(content)
-    loaded = load_file(tmp_path / "x.safetensors")
-    assert loaded["a"].tolist() == [[1], [2]]
-    assert loaded["b"].shape == ()
-
-
 def test_torch_is_not_imported(nudged: list[Path], tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from bge_cocktail import merge; import bge_cocktail.merging; "
@@ -348,47 +244,8 @@ def test_torch_is_not_imported(nudged: list[Path], tmp_path: Path) -> None:
     assert (tmp_path / "out/model.safetensors").is_file()
 
 
-def test_cocktail_weights_are_the_papers_formula() -> None:
-    losses, temperature = [0.5, 1.0, 3.0], 5.0
-    powers = [np.exp(-loss / temperature) for loss in losses]
-    assert cocktail_weights(losses, temperature) == pytest.approx([power / sum(powers) for power in powers])
-    assert cocktail_weights([1000, 1001], 1.0) == pytest.approx([1 / (1 + np.exp(-1)), 1 / (1 + np.e)])
-
-
-def test_example_loss_is_lm_cocktails(tiny: Path) -> None:
-    """The reference implementation's loss, written out: batches of 2, temperature 0.05, all texts as candidates."""
-    from bge_cocktail.encoding import CachedEncoder
-
-    examples = [
-        Record("which dog is red", ("the red dog runs",), ("a blue cat", "the small house")),
-        Record("where is the boat", ("the boat sails near the river",), ("big train", "a grey horse")),
-        Record("who sings", ("the bird sings",), ("the plum", "slow bike")),
-    ]
-    encoder = CachedEncoder(tiny)
-    expected = []
-    for batch in (examples[:2], examples[2:]):
-        queries = encoder.encode_query([record.query for record in batch])
-        documents = encoder.encode_document([text for record in batch for text in (*record.pos, *record.neg)])
-        scores = queries @ documents.T / 0.05
-        losses = [
-            np.log(np.exp(line).sum()) - line[3 * row]  # the positive is the first of every three documents
-            for row, line in enumerate(scores.astype(np.float64))
-        ]
-        expected.append(np.mean(losses))
-    assert example_loss(encoder, examples) == pytest.approx(np.mean(expected), rel=1e-5)
-
-
-def test_cocktail_needs_examples(nudged: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--examples"):
-        merge(nudged[:2], tmp_path / "out", Merging(weights="cocktail"))
-    merged = merge(
-        nudged[:2], tmp_path / "out", Merging(weights="cocktail"), loss=lambda model: float("0" in model[-1:])
-    )
-    assert merged.weights == pytest.approx(cocktail_weights([1.0, 0.0]))
-
-
 def test_plan_writes_nothing(nudged: list[Path], tmp_path: Path) -> None:
-    plan = plan_merge(nudged, tmp_path / "out", Merging())
+    plan = plan_merge(Recipe(tuple(map(str, nudged))), tmp_path / "out")
     assert plan["weights"] == [1 / 3] * 3
     assert plan["megabytes_written"] > 0
     assert list(tmp_path.iterdir()) == []

@@ -34,6 +34,8 @@ def flags_from(*models: type[Options]) -> Callable[[Command], Command]:
     def add(command: Command) -> Command:
         fields = {name: field for model in reversed(models) for name, field in model.model_fields.items()}
         for name, field in reversed(fields.items()):
+            if get_origin(field.annotation) is dict:  # tables have flags of their own kind
+                continue
             flag = "--" + name.replace("_", "-")
             # where pydantic first reads a text of its own form ("none", "1,2"), click must let it through
             own_form = any(isinstance(one, BeforeValidator) for one in field.metadata)
@@ -61,8 +63,13 @@ def options_from(model: type[Options], flags: dict[str, Any]) -> Any:
     Raises:
         UsageError: A value is out of bounds.
     """
-    given = {name: flags[name] for name in model.model_fields if flags.get(name) is not None}
+    given = given_flags(model, flags)
     return checked(model, given, {name: "--" + name.replace("_", "-") for name in given})
+
+
+def given_flags(model: type[Options], flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags of a model that the user gave."""
+    return {name: flags[name] for name in model.model_fields if flags.get(name) is not None}
 
 
 def show(value: Any, as_text: str, output_format: str) -> None:

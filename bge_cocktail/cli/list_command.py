@@ -6,7 +6,7 @@ import rich_click as click
 
 from bge_cocktail.cli.flags import format_flag, show
 
-KINDS = ("merge-methods", "tasks")
+KINDS = ("merge-methods", "weightings", "tasks")
 
 
 @click.command("list")
@@ -16,12 +16,12 @@ def command(kind: str, output_format: str) -> None:
     """List what can be chosen by name."""
     from bge_cocktail.report.table import text_table
 
-    if kind == "merge-methods":
-        from bge_cocktail.merging.methods import merge_methods
-
-        described = merge_methods.describe()
-    else:
+    if kind == "tasks":
         from bge_cocktail.tasks import tasks
 
         described = tasks.describe()
+    else:
+        from bge_cocktail.merging import merge_methods, weightings
+
+        described = (merge_methods if kind == "merge-methods" else weightings).describe()
     show(described, text_table((kind, "what it is"), list(described.items())), output_format)

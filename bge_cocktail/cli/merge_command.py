@@ -2,84 +2,193 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import rich_click as click
 
-from bge_cocktail.cli.flags import (
-    PATH,
-    flags_from,
-    format_flag,
-    options_from,
-    output_flag,
-    overwrite_flag,
-    show,
-)
-from bge_cocktail.options import Encoding, Merging
+from bge_cocktail.cli.flags import PATH, flags_from, format_flag, given_flags, options_from, overwrite_flag, show
+from bge_cocktail.options import Encoding, Evaluating, Merging
 
 
 @click.command("merge")
-@click.argument("models", nargs=-1, required=True)
-@click.option("--examples", type=PATH, help="Records with negatives, for weights 'cocktail'.")
+@click.argument("models", nargs=-1)
+@click.option(
+    "-o", "--output", type=PATH, required=True, help="The folder to write, or with --verify the one to check."
+)
+@click.option(
+    "-r", "--recipe", "recipe_file", type=PATH, help="A recipe in TOML (or mergekit's YAML) in place of MODELS."
+)
+@click.option(
+    "--weights-for",
+    "weights_for",
+    nargs=2,
+    multiple=True,
+    metavar="PATTERN WEIGHTS",
+    help="Other weights for tensors of such names: 'encoder.layer.[0-5].*' 0.3,0.7. May be given again.",
+)
+@click.option("--examples", type=PATH, help="Records with negatives, for weights and methods that look at data.")
+@click.option("--target", type=PATH, multiple=True, help="A task to get better at, for weights that are searched.")
+@click.option("--general", type=PATH, multiple=True, help="A task not to get worse at, for weights pareto.")
+@click.option(
+    "--split",
+    default="dev",
+    show_default=True,
+    help="The split of those tasks that a search looks at; keep another one to judge the result.",
+)
 @click.option("--dry-run", is_flag=True, help="Check the models and print the plan; write nothing.")
-@output_flag
+@click.option("--verify", is_flag=True, help="Merge again by the recipe in the output folder, and compare all bytes.")
 @overwrite_flag
 @format_flag
 @flags_from(Merging, Encoding)
 def command(
     models: tuple[str, ...],
-    examples: Path | None,
-    dry_run: bool,
     output: Path,
+    recipe_file: Path | None,
+    weights_for: tuple[tuple[str, str], ...],
+    examples: Path | None,
+    target: tuple[Path, ...],
+    general: tuple[Path, ...],
+    split: str,
+    dry_run: bool,
+    verify: bool,
     overwrite: bool,
     output_format: str,
     **flags: Any,
 ) -> None:
-    """Merge models of the same shape into one.
+    """Merge models of the same form into one.
 
-    MODELS are folders or hub names. With --share, the first keeps that share and the others divide the rest:
-    merge TUNED BASE --share 0.5 is LM-Cocktail's cocktail of 2. The tokenizer and prompts are the first model's. The
-    options about encoding matter for --weights cocktail only.
+    MODELS are folders, hub names or LoRA adapters. With --share, the first keeps that share and the others divide the
+    rest: merge TUNED BASE --share 0.5 is LM-Cocktail's cocktail of 2. A folder of checkpoints (checkpoint-100, ...)
+    stands for all of them, oldest first. What is no weight (tokenizer, prompts, configuration) is the first model's.
     """
     from bge_cocktail.errors import UsageError
+    from bge_cocktail.merging.recipe import Recipe, expand, read_recipe
     from bge_cocktail.merging.streaming import merge, plan_merge
-    from bge_cocktail.provenance import hash_path, hash_value
+    from bge_cocktail.merging.verifying import verify_merge
     from bge_cocktail.report.table import text_table
 
+    if verify:
+        if models or recipe_file or given_flags(Merging, flags) or weights_for:
+            raise UsageError("--verify takes the recipe from the output folder; give only -o FOLDER (and --examples)")
+        checked = verify_merge(output, examples=_records(examples), encoding=options_from(Encoding, flags))
+        show(checked, "\n".join(f"{name}: {value}" for name, value in checked.items()), output_format)
+        return
+    if weights_for:
+        flags["weights_for"] = {pattern: weights.split(",") for pattern, weights in weights_for}
+    if (recipe_file is None) == (not models):
+        raise UsageError("give either MODELS or a recipe with -r FILE")
     options = options_from(Merging, flags)
-    encoding = options_from(Encoding, flags)
-    loss = _loss_on(examples, options, encoding) if examples else None
-    if examples and options.weights != "cocktail":
-        raise UsageError("--examples goes with --weights cocktail")
+    if recipe_file is not None:
+        recipe = read_recipe(recipe_file, given_flags(Merging, flags))
+    else:
+        recipe = Recipe(tuple(expand(models)), options)
     if dry_run:
-        plan = plan_merge(models, output, options, overwrite=overwrite)
+        plan = plan_merge(recipe, output, overwrite=overwrite)
         rows = [[name.replace("_", " "), str(value)] for name, value in plan.items()]
         show(plan, text_table(("plan", ""), rows), output_format)
         return
-    more = {}
-    if examples:
-        embedded = encoding.model_dump(mode="json", exclude={"cache", "cache_dir", "device", "batch_tokens"})
-        more = {str(examples): hash_path(examples), f"embedded with {embedded}": hash_value(embedded)}
-    merged = merge(models, output, options, loss=loss, more_inputs=more, overwrite=overwrite)
+    encoding = options_from(Encoding, flags)
+    _refuse_unused(recipe, examples, target, general)
+    merged = merge(
+        recipe,
+        output,
+        examples=_records(examples),
+        encoding=encoding,
+        score=_score(target, general, split),
+        more_inputs=_more_inputs(encoding, examples, target, general),
+        draw=_draw(target, general),
+        overwrite=overwrite,
+    )
     described = [
-        {"model": model, "weight": weight, **({"loss": merged.losses[row]} if merged.losses else {})}
-        for row, (model, weight) in enumerate(zip(merged.models, merged.weights, strict=True))
+        {"model": model, "weight": weight} for model, weight in zip(merged.models, merged.weights, strict=True)
     ]
+    for one, loss in zip(described[len(described) - len(merged.losses) :], merged.losses, strict=True):
+        one["loss"] = loss
     header = ["model", "weight", *(["loss"] if merged.losses else [])]
-    rows = [[f"{value:.4f}" if isinstance(value, float) else str(value) for value in one.values()] for one in described]
-    show({"output": str(output), "models": described}, text_table(header, rows), output_format)
+    rows = [[_cell(one.get(name, "")) for name in header] for one in described]
+    text = "\n\n".join([text_table(header, rows), *_trials(merged.found), *_note(merged.found)])
+    show(
+        {"output": str(output), "models": described, "note": merged.found.note, "trials": merged.found.trials},
+        text,
+        output_format,
+    )
 
 
-def _loss_on(examples: Path, options: Merging, encoding: Encoding) -> Any:
+def _records(examples: Path | None) -> Any:
+    if examples is None:
+        return ()
     from bge_cocktail.records import read_records
 
-    records = read_records(examples)
+    return read_records(examples)
 
-    def loss(model: str) -> float:
-        from bge_cocktail.encoding import CachedEncoder
-        from bge_cocktail.merging.weights import example_loss
 
-        return example_loss(CachedEncoder(model, encoding), records, temperature=options.loss_temperature)
+def _score(target: tuple[Path, ...], general: tuple[Path, ...], split: str) -> Any:
+    if not target and not general:
+        return None
+    from bge_cocktail.evaluation import scorer
 
-    return loss
+    return scorer(target, general, Evaluating(split=split))
+
+
+def _draw(target: tuple[Path, ...], general: tuple[Path, ...]) -> Callable[[Any, Path], None] | None:
+    if not general:
+        return None
+
+    def draw(found: Any, folder: Path) -> None:
+        from bge_cocktail.report import draw_front
+
+        labels = [", ".join(path.resolve().name for path in paths) for paths in (target, general)]
+        draw_front(found.trials, found.weights, folder / "front.png", target=labels[0], general=labels[1])
+
+    return draw
+
+
+def _more_inputs(
+    encoding: Encoding, examples: Path | None, target: tuple[Path, ...], general: tuple[Path, ...]
+) -> dict[str, str]:
+    from bge_cocktail.provenance import hash_path, hash_value
+
+    data = [path for path in (examples, *target, *general) if path is not None]
+    if not data:
+        return {}
+    embedded = encoding.what_counts()
+    return {**{str(path): hash_path(path) for path in data}, f"embedded with {embedded}": hash_value(embedded)}
+
+
+def _refuse_unused(recipe: Any, examples: Path | None, target: tuple[Path, ...], general: tuple[Path, ...]) -> None:
+    """Refuse data that nothing in the recipe looks at."""
+    from bge_cocktail.errors import UsageError
+    from bge_cocktail.merging.recipe import every_options
+    from bge_cocktail.merging.weights import data_of
+
+    wanted = {what for options in every_options(recipe) for what in data_of(options)}
+    for flag, given in (("examples", examples is not None), ("target", target), ("general", general)):
+        if given and flag not in wanted:
+            goes = {"examples": "cocktail or relative", "target": "search or greedy", "general": "pareto"}[flag]
+            raise UsageError(f"--{flag} goes with weights that look at it, such as --weights {goes}")
+
+
+def _trials(found: Any) -> list[str]:
+    from bge_cocktail.report.table import text_table
+
+    if not found.trials or "target" not in found.trials[0]:
+        return []
+    with_general = found.trials[0].get("general") is not None
+    header = ["weights", "target", *(["general", ""] if with_general else [])]
+    rows = []
+    for trial in sorted(found.trials, key=lambda trial: -trial["target"]):
+        chosen = list(trial["weights"]) == list(found.weights)
+        mark = "chosen" if chosen else "front" if trial.get("on_front") else ""
+        weights = " ".join(f"{weight:.2f}" for weight in trial["weights"])
+        rows.append([weights, _cell(trial["target"]), *([_cell(trial["general"]), mark] if with_general else [])])
+    return [text_table(header, rows)]
+
+
+def _note(found: Any) -> list[str]:
+    return [found.note] if found.note else []
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

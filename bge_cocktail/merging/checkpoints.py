@@ -1,113 +1,155 @@
-"""The tensors of model folders, read in tiles: never a whole model, nor a whole tensor, in memory."""
+"""The tensors of a model, found in whatever files it keeps them; no tensor is loaded."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bge_cocktail.errors import DataError
-from bge_cocktail.layout import modules_of
+from bge_cocktail.layout import modules_of, read_json
+from bge_cocktail.merging.safetensors_file import read_header
+from bge_cocktail.merging.tensors import FLOATS, Key, Tensor, WeightsFile, count_of
+from bge_cocktail.provenance import hash_path, hash_value
 
-Floats = NDArray[np.float32]
-ITEM_BYTES = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
-    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
-    **dict.fromkeys(("F32", "I32", "U32"), 4),
-    **dict.fromkeys(("F64", "I64", "U64"), 8),
-}
-FLOATS = ("F32", "F16", "BF16")
-LARGEST_HEADER = 100_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """Where a tensor lies.
-
-    Attributes:
-        name: Its name in the file.
-        file: The safetensors file.
-        dtype: In safetensors' words: F32, BF16, I64, ...
-        shape: Its shape.
-        start: Its first byte in the file.
-        size: Its bytes.
-    """
-
-    name: str
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    size: int
-
-    @property
-    def count(self) -> int:
-        """How many numbers it has."""
-        return math.prod(self.shape)
+SHARDS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
+PICKLES = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
+SAMPLE = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The weights of a model folder.
+    """The weights of a model.
 
     Attributes:
         name: How the user called the model.
-        folder: Its folder.
-        places: The folders of its modules within it.
-        files: Weight files as paths within the folder, with the names of their tensors in order of place.
+        folder: The folder of its configuration and tokenizer.
+        files: Weight files that a model of its form is written to, as paths within its folder, with the tensors of each
+            in order of place.
         tensors: All tensors by (number of the module, name): folders of modules may be called otherwise elsewhere.
+        metadata: The free text in the header of a file, by file.
+        aliases: Tensors that are kept under another name too (tied weights), by the name left out.
+        sources: The files that are read.
+        parts: The models that it is made of, if it isn't simply read: an adapter's base, the models of a merge.
+        made: How it is made of them, as JSON.
+        prompts_of: The folder whose prompts count, if not its own.
+        length_of: The folder whose longest text length counts, if not its own.
+        tokenizer_of: The folder whose tokenizer counts, if not its own.
     """
 
     name: str
     folder: Path
-    places: tuple[Path, ...]
-    files: Mapping[str, tuple[tuple[int, str], ...]]
-    tensors: Mapping[tuple[int, str], Tensor]
+    files: Mapping[str, tuple[Key, ...]]
+    tensors: Mapping[Key, Tensor]
+    metadata: Mapping[str, dict[str, str]] = field(default_factory=dict)
+    aliases: Mapping[Key, Key] = field(default_factory=dict)
+    sources: tuple[WeightsFile, ...] = ()
+    parts: tuple[Checkpoint, ...] = ()
+    made: Any = None
+    prompts_of: Path | None = None
+    length_of: Path | None = None
+    tokenizer_of: Path | None = None
 
 
-def open_checkpoint(name: str, folder: Path) -> Checkpoint:
-    """Read the headers of all weight files of a model folder.
+def read_checkpoint(name: str, folder: Path) -> Checkpoint:
+    """Find the tensors of a sentence-transformers folder, or of a transformers folder.
 
     Args:
         name: How the user called it.
-        folder: A sentence-transformers folder, or a transformers folder with safetensors.
+        folder: The folder.
 
     Raises:
-        DataError: No safetensors, or a broken file.
+        DataError: No weights, or a broken file.
     """
     modules = modules_of(folder) if (folder / "modules.json").is_file() else [("Transformer", folder)]
-    files: dict[str, tuple[tuple[int, str], ...]] = {}
-    tensors: dict[tuple[int, str], Tensor] = {}
+    files: dict[str, tuple[Key, ...]] = {}
+    tensors: dict[Key, Tensor] = {}
+    metadata: dict[str, dict[str, str]] = {}
+    aliases: dict[Key, Key] = {}
+    sources: list[WeightsFile] = []
+    seen: set[Path] = set()
     for number, (kind, path) in enumerate(modules):
-        found = sorted(path.glob("*.safetensors")) if path.is_dir() else []
-        if not found and path.is_dir() and any(path.glob("*.bin")):
-            raise DataError(
-                f"{path}: the weights are in a .bin file; save the model as safetensors first "
-                "(load it with sentence-transformers and save it again)"
-            )
+        found = weight_files(path)
+        seen.update(found)
         if not found and kind == "Transformer":
-            raise DataError(f"{path}: no .safetensors file here; is {folder} a whole model folder?")
+            raise DataError(
+                f"{path}: no .safetensors or pytorch_model.bin file here; is {folder} a whole model folder?"
+            )
         for file in found:
-            header = read_header(file)
-            for tensor in header:
-                key = (number, tensor.name)
-                if key in tensors:
-                    raise DataError(f"{file}: tensor '{tensor.name}' stands in {tensors[key].file.name} too")
-                tensors[key] = tensor
-            files[file.relative_to(folder).as_posix()] = tuple((number, tensor.name) for tensor in header)
-    places = tuple(path.relative_to(folder) for _, path in modules)
-    every = sorted(file.relative_to(folder) for file in folder.rglob("*.safetensors"))
-    strays = [file.as_posix() for file in every if file.as_posix() not in files and not is_unused(file)]
+            if file.suffix == ".safetensors":
+                header = read_header(file)
+                here: Mapping[str, Tensor] = header.tensors
+                tied = {one: other for one, other in header.metadata.items() if other in here and one not in here}
+                notes = header.metadata
+                if header.tensors:
+                    sources.append(next(iter(header.tensors.values())).file)
+            else:
+                from bge_cocktail.merging.pickles import read_pickle
+
+                here, tied = read_pickle(file)
+                notes = {}
+            for tensor_name, tensor in here.items():
+                if (number, tensor_name) in tensors:
+                    raise DataError(f"{file}: tensor '{tensor_name}' stands in another file of the model too")
+                tensors[number, tensor_name] = tensor
+            aliases |= {(number, one): (number, other) for one, other in tied.items()}
+            target = file if file.suffix == ".safetensors" else path / "model.safetensors"
+            relative = target.relative_to(folder).as_posix()
+            keys = files.get(relative, ()) + tuple((number, tensor_name) for tensor_name in here)
+            files[relative] = keys
+            metadata.setdefault(relative, {}).update(notes)
+    _refuse_strays(folder, seen)
+    return Checkpoint(name, folder, files, tensors, metadata, aliases, tuple(sources))
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The weight files of a module's folder: safetensors, or else PyTorch's own.
+
+    Raises:
+        DataError: The index of shards names files that aren't there, or lie elsewhere.
+    """
+    if not path.is_dir():
+        return []
+    for index, pattern in (("model.safetensors.index.json", SHARDS), ("pytorch_model.bin.index.json", PICKLES)):
+        # what the index names counts; beside it there may be the same weights in another cut
+        if (path / index).is_file():
+            named = _shards_of(path / index)
+            if named:
+                return named
+        found = sorted(file for file in path.iterdir() if pattern.fullmatch(file.name))
+        if found:
+            return found
+    return []
+
+
+def _shards_of(index: Path) -> list[Path]:
+    content = read_json(index)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict):
+        raise DataError(f"{index}: expected an object with 'weight_map'")
+    names = sorted({str(name) for name in places.values()})
+    for name in names:
+        if Path(name).name != name:
+            raise DataError(f"{index}: the file name {name!r} leads out of the folder")
+        if not (index.parent / name).is_file():
+            raise DataError(f"{index}: its file {name} is missing; is the model whole?")
+    return [index.parent / name for name in names]
+
+
+def _refuse_strays(folder: Path, seen: set[Path]) -> None:
+    """Weights that no module owns would be lost: a Router's routes, a module of another kind."""
+    inside = {file.parent for file in seen}
+    strays = [
+        file.relative_to(folder).as_posix()
+        for file in sorted(folder.rglob("*.safetensors"))
+        if file not in seen and file.parent not in inside and not is_unused(file.relative_to(folder))
+    ]
     if strays:
         raise DataError(f"{folder}: no module owns {', '.join(strays)}; such a model (a Router?) can't be merged")
-    return Checkpoint(name, folder, places, files, tensors)
 
 
 def is_unused(path: Path) -> bool:
@@ -115,118 +157,33 @@ def is_unused(path: Path) -> bool:
     return path.parts[0] in ("onnx", "openvino", ".cache", ".git") or path.parts[0].startswith("checkpoint")
 
 
-def read_header(file: Path) -> list[Tensor]:
-    """The tensors of a safetensors file in order of place, every claim of the header checked.
+def hash_of(checkpoint: Checkpoint) -> str:
+    """Hash of what a model holds; of a folder the same as `provenance.hash_path`, without reading it again."""
+    if checkpoint.made is None:
+        return hash_path(checkpoint.folder, {file.path: file.digest for file in checkpoint.sources})
+    return hash_value([checkpoint.made, *(hash_of(part) for part in checkpoint.parts)])
 
-    Raises:
-        DataError: The file is truncated, or its header is broken or contradicts itself.
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """A quick name of a model's weights, from a few numbers of each tensor.
+
+    It orders the models of a merge and seeds their random numbers, so that neither depends on the order of arguments.
     """
-    size = file.stat().st_size
-    with open(file, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little") if size >= 8 else 0
-        if not 2 <= length <= min(size - 8, LARGEST_HEADER):
-            raise DataError(f"{file}: not a safetensors file, or cut off ({size} bytes, header of {length})")
-        try:
-            header = json.loads(stream.read(length))
-            entries = [_tensor(file, name, entry, 8 + length) for name, entry in header.items() if name[:2] != "__"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{file}: broken safetensors header: {error}") from None
-    entries.sort(key=lambda tensor: (tensor.start, tensor.size))
-    place = 8 + length
-    for tensor in entries:
-        if tensor.start != place:
-            raise DataError(f"{file}: tensor '{tensor.name}' overlaps another or leaves a gap before it")
-        place += tensor.size
-    if place != size:
-        raise DataError(f"{file}: {size} bytes, but its header speaks of {place}; the file is cut off or damaged")
-    return entries
+    if checkpoint.made is not None:
+        return hash_value([checkpoint.made, *(fingerprint(part) for part in checkpoint.parts)])
+    seen = []
+    for key, tensor in sorted(checkpoint.tensors.items()):
+        if tensor.dtype in FLOATS:
+            count = count_of(tensor)
+            sample = np.zeros(min(SAMPLE, count), np.float32)
+            tensor.read((count - len(sample)) // 2, sample)
+            seen.append((key, sample.tobytes().hex()))
+    return hash_value(seen)
 
 
-def _tensor(file: Path, name: str, entry: Any, data: int) -> Tensor:
-    start, end = entry["data_offsets"]
-    shape = tuple(entry["shape"])
-    whole = all(isinstance(number, int) and number >= 0 for number in (start, end, *shape))
-    if not whole or end - start != math.prod(shape) * ITEM_BYTES[entry["dtype"]]:
-        raise ValueError(f"'{name}' has offsets {start} to {end} for shape {list(shape)} of {entry['dtype']}")
-    return Tensor(name, file, entry["dtype"], shape, data + start, end - start)
-
-
-class Reader:
-    """Reads parts of tensors as float32 into given memory; files stay open until it is closed."""
-
-    def __init__(self) -> None:
-        self._open: dict[Path, int] = {}
-        self._raw = bytearray()
-
-    def read(self, tensor: Tensor, first: int, out: Floats) -> None:
-        """Fill `out`, shape (values,), from the tensor's values `first` on.
-
-        Raises:
-            DataError: The file ended early.
-        """
-        width = ITEM_BYTES[tensor.dtype]
-        if tensor.dtype == "F32":
-            self.read_bytes(tensor, first * width, out.data.cast("B"))
-            return
-        if len(self._raw) < len(out) * width:
-            self._raw = bytearray(len(out) * width)
-        view = memoryview(self._raw)[: len(out) * width]
-        self.read_bytes(tensor, first * width, view)
-        if tensor.dtype == "F16":
-            out[:] = np.frombuffer(view, np.float16)
-        else:
-            # a bfloat16 is the upper half of a float32
-            np.left_shift(np.frombuffer(view, np.uint16), 16, out=out.view(np.uint32), dtype=np.uint32)
-
-    def read_bytes(self, tensor: Tensor, offset: int, out: memoryview) -> None:
-        """Fill `out` from the tensor's byte `offset` on."""
-        descriptor = self._open.get(tensor.file)
-        if descriptor is None:
-            descriptor = self._open[tensor.file] = os.open(tensor.file, os.O_RDONLY)
-        done = 0
-        while done < len(out):
-            count = os.preadv(descriptor, [out[done:]], tensor.start + offset + done)
-            if count == 0:
-                raise DataError(f"{tensor.file}: ended inside tensor '{tensor.name}'; the file is cut off")
-            done += count
-
-    def close(self) -> None:
-        """Close all files."""
-        for descriptor in self._open.values():
-            os.close(descriptor)
-        self._open.clear()
-
-    def __enter__(self) -> Reader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def to_bytes(values: Floats, dtype: str) -> memoryview:
-    """Float32 values, shape (values,), as the bytes of another type, rounded to nearest even."""
-    if dtype == "F16":
-        return values.astype(np.float16).data.cast("B")
-    if dtype == "BF16":
-        bits = values.view(np.uint32)
-        rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-        return (rounded >> np.uint32(16)).astype(np.uint16).data.cast("B")
-    return values.data.cast("B")
-
-
-def header_bytes(tensors: list[tuple[str, str, tuple[int, ...]]]) -> bytes:
-    """The header of a safetensors file.
-
-    Args:
-        tensors: Name, dtype and shape of each, in order of place.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    place = 0
-    for name, dtype, shape in tensors:
-        size = math.prod(shape) * ITEM_BYTES[dtype]
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [place, place + size]}
-        place += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    # readers want the data to begin at a multiple of 8
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+def close(checkpoint: Checkpoint) -> None:
+    """Close the files of a model and of its parts."""
+    for file in checkpoint.sources:
+        file.close()
+    for part in checkpoint.parts:
+        close(part)

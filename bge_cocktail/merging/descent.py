@@ -1,0 +1,150 @@
+"""Weights by gradient descent on the loss of the merged model."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bge_cocktail.errors import CocktailError, UsageError
+from bge_cocktail.merging.contrastive import Features, batch_loss, names_of
+from bge_cocktail.merging.example_loss import example_loss
+from bge_cocktail.merging.group_weights import LAYER
+from bge_cocktail.merging.plan import tensor_of
+from bge_cocktail.merging.tensors import Key, count_of
+from bge_cocktail.merging.weights import Found
+from bge_cocktail.progress import progress
+from bge_cocktail.records import positives_by_query
+
+if TYPE_CHECKING:
+    import torch
+
+    from bge_cocktail.merging.tasting import ModelTasting
+
+EXAMPLES_A_STEP = 16
+
+
+def descend(tasting: ModelTasting, *, steps: int, rate: float, per_layer: bool, scaled: bool, seed: int) -> Found:
+    """Find weights, softmax of logits, by Adam on the contrastive loss of the merged model.
+
+    The merged parameters are ``sum_i w_i theta_i``, so one backward pass gives ``dL/dw_i = <dL/dtheta, theta_i>`` for
+    all models at once. All models are held in memory, on the device that computes.
+
+    Args:
+        tasting: The models and the examples.
+        steps: Of Adam.
+        rate: Its learning rate.
+        per_layer: Whether each layer has weights of its own.
+        scaled: Whether the length of the merged task vector is found too, as in Self Positioning (arXiv:2410.15035).
+        seed: Of the batches.
+
+    Raises:
+        UsageError: Another method than the one whose weights these are.
+        CocktailError: The models don't fit in memory.
+    """
+    import torch
+    from torch.func import functional_call
+
+    wanted = "task-arithmetic" if scaled else "linear"
+    if tasting.plan.options.method != wanted:
+        raise UsageError(f"weights '{tasting.plan.options.weights}' are found for --method {wanted}")
+    examples = tasting.needed_examples
+    model = tasting.model.eval()
+    stacks, groups = _stacks(tasting, per_layer, scaled)
+    logits = torch.zeros((max(groups.values()) + 1, len(tasting.names)), device=model.device, requires_grad=True)
+    length = torch.zeros((), device=model.device, requires_grad=scaled)
+    optimiser = torch.optim.Adam([logits, length] if scaled else [logits], lr=rate)
+    names = names_of(tasting)
+    generator = np.random.default_rng(seed)
+    known = positives_by_query(examples)
+    trials: list[dict[str, Any]] = []
+    order: list[int] = []
+    with progress("gradient steps", steps) as advance:
+        for step in range(steps):
+            if len(order) < min(EXAMPLES_A_STEP, len(examples)):
+                order += generator.permutation(len(examples)).tolist()
+            batch = [examples[row] for row in order[:EXAMPLES_A_STEP]]
+            del order[:EXAMPLES_A_STEP]
+            weights = torch.softmax(logits, dim=1)
+            merged = {names[key]: _merge(stacks[key], weights[groups[key]], length, scaled) for key in stacks}
+
+            def forward(features: Features, now: dict[str, torch.Tensor] = merged) -> torch.Tensor:
+                output: torch.Tensor = functional_call(model, now, (features,))["sentence_embedding"]
+                return output
+
+            loss = batch_loss(tasting, batch, known, forward)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            trials.append({"step": step, "loss": float(loss.detach())})
+            advance(1)
+    found = torch.softmax(logits.detach(), dim=1).cpu().numpy().astype(np.float64)
+    found /= found.sum(axis=1, keepdims=True)
+    return _better(tasting, found, float(length.detach().exp()) if scaled else None, trials)
+
+
+def _stacks(tasting: ModelTasting, per_layer: bool, scaled: bool) -> tuple[dict[Key, torch.Tensor], dict[Key, int]]:
+    """The flattened tensors of all models (and the base, last), shape (models, values), and the group of each."""
+    import torch
+
+    plan = tasting.plan
+    sources = [*plan.checkpoints, *([plan.base] if scaled and plan.base else [])]
+    keys = list(tasting.parameters)
+    needed = 4 * len(sources) * sum(count_of(tensor_of(sources[0], key)) for key in keys)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > 0.8 * there:
+        raise CocktailError(
+            f"{len(sources)} models take {needed / 1e9:.1f} GB, the machine has {there / 1e9:.1f}; merge fewer, "
+            "or find weights with --weights search, which holds one model"
+        )
+    stacks = {}
+    for key in keys:
+        rows = np.empty((len(sources), count_of(tensor_of(sources[0], key))), np.float32)
+        for row, source in enumerate(sources):
+            tensor_of(source, key).read(0, rows[row])
+        stacks[key] = torch.from_numpy(rows).to(tasting.model.device)
+    layers = sorted({int(match[1]) for key in keys if (match := LAYER.search(key[1]))}) if per_layer else []
+    groups = {}
+    for key in keys:
+        match = LAYER.search(key[1])
+        groups[key] = layers.index(int(match[1])) if match and layers else 0 if "embed" in key[1] else -1
+    last = max(len(layers) - 1, 0)
+    return stacks, {key: last if group < 0 else group for key, group in groups.items()}
+
+
+def _merge(rows: torch.Tensor, weights: torch.Tensor, length: torch.Tensor, scaled: bool) -> torch.Tensor:
+    if not scaled:
+        return weights @ rows
+    base = rows[-1]
+    return base + length.exp() * (weights @ rows[:-1] - base)
+
+
+def _better(tasting: ModelTasting, found: np.ndarray, scale: float | None, trials: list[dict[str, Any]]) -> Found:
+    """What was found, or the uniform mean if the steps led nowhere better; judged on all examples."""
+    count = len(tasting.names)
+    uniform = Found([1 / count] * count, trials=trials, note="no step led below the loss of the uniform mean")
+    reached = Found([float(one) for one in found[0]], weights_for=_by_layer(tasting, found), scale=scale)
+    losses = [
+        example_loss(tasting.merged(one), tasting.needed_examples, temperature=tasting.plan.options.loss_temperature)
+        for one in (uniform, reached)
+    ]
+    if losses[1] >= losses[0]:
+        return uniform
+    note = f"loss on the examples {losses[0]:.4f} with uniform weights, {losses[1]:.4f} with these"
+    return Found(reached.weights, weights_for=reached.weights_for, scale=scale, trials=trials, note=note)
+
+
+def _by_layer(tasting: ModelTasting, found: np.ndarray) -> dict[str, list[float]]:
+    """Patterns for the tensors of each layer; what comes after the last layer weighs as it does."""
+    patterns: dict[str, list[float]] = {}
+    if len(found) == 1:
+        return patterns
+    layers = sorted({int(match[1]) for key in tasting.parameters if (match := LAYER.search(key[1]))})
+    for _, name in tasting.parameters:
+        match = LAYER.search(name)
+        if match:
+            patterns[f"{name[: match.end()]}*"] = found[layers.index(int(match[1]))].tolist()
+        elif "embed" not in name:
+            patterns[name] = found[-1].tolist()
+    return patterns

@@ -1,0 +1,54 @@
+"""From the names in a recipe to tensors: folders, hub names, adapters, merges of merges."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from bge_cocktail.errors import UsageError
+from bge_cocktail.hub import model_folder
+from bge_cocktail.layout import declare_pooling, read_json
+from bge_cocktail.merging.adapters import base_of, fold_adapter, is_adapter
+from bge_cocktail.merging.checkpoints import Checkpoint, read_checkpoint
+
+
+def open_model(name: str, scratch: Path, pooling: str | None = None) -> Checkpoint:
+    """Open a model.
+
+    Args:
+        name: A folder or a hub name; an adapter is folded into the base that it names.
+        scratch: A folder that lives as long as the checkpoint is read.
+        pooling: How a plain transformers folder pools.
+
+    Raises:
+        DataError: No such model, or a broken one.
+        UsageError: A plain folder of an encoder, and nobody said how it pools.
+    """
+    folder = model_folder(name)
+    if is_adapter(folder):
+        return fold_adapter(name, folder, open_model(base_of(folder), scratch, pooling))
+    if is_plain_encoder(folder):
+        if pooling is None:
+            raise UsageError(
+                f"{name} is a plain transformers folder (no modules.json), so its pooling is unknown; say it: "
+                "--pooling cls (BGE and what FlagEmbedding trains), mean (E5, MiniLM) or lasttoken (decoders)"
+            )
+        folder = _with_pooling(folder, pooling, scratch)
+    return read_checkpoint(name, folder)
+
+
+def is_plain_encoder(folder: Path) -> bool:
+    """Whether a folder is of transformers' own form and has no head: an encoder, whose pooling nothing says."""
+    if (folder / "modules.json").is_file() or not (folder / "config.json").is_file():
+        return False
+    names = read_json(folder / "config.json").get("architectures") or []
+    return not any("For" in str(name) or "LMHead" in str(name) for name in names)
+
+
+def _with_pooling(folder: Path, pooling: str, scratch: Path) -> Path:
+    """The same files in another folder, with the modules declared."""
+    view = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=scratch))
+    for path in folder.iterdir():
+        (view / path.name).symlink_to(path.resolve())
+    declare_pooling(view, pooling)
+    return view

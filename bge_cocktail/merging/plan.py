@@ -1,0 +1,191 @@
+"""A merge that is checked and ready: which numbers of which models give which numbers of the result."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any, NoReturn
+
+import numpy as np
+
+from bge_cocktail.errors import DataError, UsageError
+from bge_cocktail.merging.checkpoints import Checkpoint, fingerprint, hash_of
+from bge_cocktail.merging.group_weights import GroupWeights
+from bge_cocktail.merging.methods import merge_methods
+from bge_cocktail.merging.stack import TILE, Stack
+from bge_cocktail.merging.tensors import FLOATS, Floats, Key, Tensor, count_of
+from bge_cocktail.options import Merging
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a merge will do.
+
+    Attributes:
+        checkpoints: The models, in the order of the arguments.
+        base: The base, for methods that need it.
+        options: Method and parameters.
+        weights: The weights of each tensor.
+        statistics: Data-driven numbers of each model, for methods that need them.
+    """
+
+    checkpoints: tuple[Checkpoint, ...]
+    base: Checkpoint | None
+    options: Merging
+    weights: GroupWeights
+    statistics: tuple[Checkpoint, ...] = ()
+    seeds: dict[int, int] = field(default_factory=dict, repr=False)
+    buffers: dict[int, Floats] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.seeds) == len(self.checkpoints):  # the same models with other weights
+            return
+        self.seeds.clear()
+        names: list[str] = [fingerprint(checkpoint) for checkpoint in self.checkpoints]
+        # what a few numbers don't tell apart is told apart by all of them
+        names = [
+            hash_of(checkpoint) if names.count(name) > 1 else name
+            for checkpoint, name in zip(self.checkpoints, names, strict=True)
+        ]
+        self.seeds.update({row: int(name[:16], 16) for row, name in enumerate(names)})
+
+    def tiles(self, key: Key) -> Iterator[Floats]:
+        """The merged numbers of a tensor of a floating type, tile by tile.
+
+        Raises:
+            DataError: A model holds NaN or infinite numbers, or the result would.
+        """
+        stack = self._stack(key)
+        method = merge_methods[self.options.method]
+        try:
+            if len(stack.models) == 1 and stack.base is None and stack.weights[0] == 1:
+                merged = stack.combine([1.0])
+            else:
+                merged = method(stack, **parameters(self.options))
+        except FloatingPointError:
+            self._refuse_not_finite(key)
+        for tile in merged:
+            if not np.isfinite(tile.sum()) and not np.isfinite(tile).all():
+                self._refuse_not_finite(key)
+            yield tile
+
+    def tensor(self, row: int, key: Key) -> Tensor:
+        """The tensor of a model, under its own name or the one that it is tied to."""
+        return tensor_of(self.checkpoints[row], key)
+
+    def content(self, key: Key) -> bytes:
+        """The bytes of a tensor of whole numbers, which can't be averaged and so must be the same in all models.
+
+        Raises:
+            DataError: They aren't.
+        """
+        mine = self.tensor(0, key).content()
+        for checkpoint in self.checkpoints[1:] if not self.is_excluded(key) else ():
+            if key in checkpoint.tensors and checkpoint.tensors[key].content() != mine:
+                raise DataError(
+                    f"{self.checkpoints[0].name} and {checkpoint.name} can't be merged: "
+                    f"'{key[1]}' ({self.tensor(0, key).dtype}) differs"
+                )
+        return mine
+
+    def is_excluded(self, key: Key) -> bool:
+        """Whether a tensor is taken from the first model as it is."""
+        return is_excluded(key, self.options)
+
+    def _stack(self, key: Key) -> Stack:
+        name = key[1]
+        weights = [1.0] if self.is_excluded(key) else list(self.weights.of(name))
+        # a fixed order of summation, whatever the order of the arguments; models of weight 0 take no part
+        rows = sorted((row for row in range(len(weights)) if weights[row]), key=lambda row: (self.seeds[row], row))
+        rows = rows or [0]
+        return Stack(
+            name=name,
+            shape=self.tensor(0, key).shape,
+            models=[self.tensor(row, key) for row in rows],
+            weights=np.array([weights[row] for row in rows]),
+            seeds=[self.seeds[row] for row in rows],
+            base=None if self.base is None or self.is_excluded(key) else tensor_of(self.base, key),
+            statistics=[self.statistics[row].tensors[key] for row in rows if key in self.statistics[row].tensors]
+            if self.statistics
+            else [],
+            buffers=self.buffers,
+        )
+
+    def _refuse_not_finite(self, key: Key) -> NoReturn:
+        every = (*self.checkpoints, *([self.base] if self.base else []))
+        for checkpoint in every:
+            tensor = tensor_of(checkpoint, key)
+            count = count_of(tensor)
+            for first in range(0, count, TILE):
+                values = np.empty(min(TILE, count - first), np.float32)
+                tensor.read(first, values)
+                if not np.isfinite(values).all():
+                    raise DataError(f"{checkpoint.name}: tensor '{key[1]}' holds NaN or infinite values")
+        raise DataError(f"tensor '{key[1]}': the merged values are too large; use smaller weights or scale")
+
+
+def with_weights(
+    plan: Plan, weights: Sequence[float], weights_for: Mapping[str, Sequence[float]], scale: float | None
+) -> Plan:
+    """The same merge with other weights; what the user said of single tensors goes before."""
+    options = plan.options if scale is None else plan.options.model_copy(update={"scale": scale})
+    patterns = {**weights_for, **plan.weights.patterns}
+    return replace(plan, options=options, weights=replace(plan.weights, weights=weights, patterns=patterns))
+
+
+def tensor_of(checkpoint: Checkpoint, key: Key) -> Tensor:
+    """A tensor of a model, under its own name or the one that it is tied to."""
+    return checkpoint.tensors[key if key in checkpoint.tensors else checkpoint.aliases[key]]
+
+
+def is_excluded(key: Key, options: Merging) -> bool:
+    """Whether a tensor is taken from the first model as it is."""
+    return any(fnmatchcase(key[1], pattern) for pattern in options.exclude)
+
+
+def normalises(options: Merging) -> bool:
+    """Whether weights are scaled to sum 1."""
+    if options.normalise is not None:
+        return options.normalise
+    return bool(merge_methods.trait(options.method, "normalises", True))
+
+
+def parameters(options: Merging) -> dict[str, Any]:
+    """The options that the method's signature names."""
+    values = {**dict(options), "normalise": normalises(options)}
+    return {name: values[name] for name in takes(merge_methods[options.method]) if name in values}
+
+
+def takes(function: Any) -> list[str]:
+    """The names that a method or a weighting takes by keyword."""
+    kinds = inspect.signature(function).parameters.values()
+    return [one.name for one in kinds if one.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+def check_method(options: Merging, models: Sequence[Any]) -> None:
+    """Refuse a method that can't merge so many models, or misses its base.
+
+    Raises:
+        UsageError: With what the method needs.
+    """
+    method = options.method
+    merge_methods[method]  # an unknown name is an error that lists the known
+    wanted = merge_methods.trait(method, "models")
+    if wanted and len(models) != wanted:
+        raise UsageError(f"{method} merges exactly {wanted} models, got {len(models)}")
+    if merge_methods.trait(method, "base") and options.base is None:
+        raise UsageError(f"{method} adds up what tuning changed: name the model that was tuned with --base")
+    if options.base is not None and not merge_methods.trait(method, "base") and options.weights != "gradient":
+        with_base = [name for name in merge_methods if merge_methods.trait(name, "base")]
+        raise UsageError(f"{method} needs no base; --base goes with {', '.join(with_base)}")
+    if merge_methods.trait(method, "weighted", True) is False and (
+        options.weights != "uniform" or options.share is not None or options.weights_for or options.layer_weights
+    ):
+        raise UsageError(f"{method} takes no weights: it finds them from the angles between the models")
+
+
+def floats_of(checkpoint: Checkpoint) -> list[Key]:
+    """The tensors of floating types of a model, in its order."""
+    return [key for key, tensor in checkpoint.tensors.items() if tensor.dtype in FLOATS]

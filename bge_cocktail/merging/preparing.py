@@ -1,0 +1,179 @@
+"""From a recipe to a merge that is checked and has its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bge_cocktail.errors import UsageError
+from bge_cocktail.hub import model_folder
+from bge_cocktail.layout import refuse_unportable
+from bge_cocktail.merging.adapters import is_adapter
+from bge_cocktail.merging.checkpoints import Checkpoint
+from bge_cocktail.merging.checks import check_alike, check_numbers
+from bge_cocktail.merging.group_weights import GroupWeights, group_weights
+from bge_cocktail.merging.methods import merge_methods
+from bge_cocktail.merging.nested import as_checkpoint
+from bge_cocktail.merging.opening import is_plain_encoder, open_model
+from bge_cocktail.merging.origin import warn_of_other_origins
+from bge_cocktail.merging.plan import Plan, check_method, is_excluded, normalises, takes, with_weights
+from bge_cocktail.merging.recipe import Recipe
+from bge_cocktail.merging.tasting import ModelTasting, Score
+from bge_cocktail.merging.weights import Found, find_weights, given_weights, weightings
+from bge_cocktail.merging.writing import written_keys
+from bge_cocktail.options import Encoding, Merging
+from bge_cocktail.records import Record
+
+
+@dataclass
+class Kitchen:
+    """What merges are made with.
+
+    Attributes:
+        scratch: A folder for what can't be held.
+        examples: For weights and methods that look at data.
+        encoding: How texts are embedded.
+        score: Judges merges on tasks.
+        opened: The models whose files are open.
+    """
+
+    scratch: Path
+    examples: tuple[Record, ...]
+    encoding: Encoding
+    score: Score | None
+    opened: list[Checkpoint] = field(default_factory=list)
+
+
+def prepare(
+    recipe: Recipe,
+    kitchen: Kitchen,
+    check: Callable[[Plan], None] = lambda _: None,
+    *,
+    find: bool = True,
+    recorded: Mapping[str, Any] | None = None,
+) -> tuple[Plan, Found]:
+    """Open the models of a recipe, refuse what can't be merged, and find the weights.
+
+    Args:
+        recipe: How to merge.
+        kitchen: What it is made with.
+        check: Looks at the merge before weights are sought, which may take long.
+        find: Whether weights that must be sought are.
+        recorded: The weights that were found before, as run.json holds them; nothing is sought then.
+
+    Returns:
+        The merge, and the weights (none if they were not sought).
+
+    Raises:
+        UsageError, DataError: With what is wrong.
+    """
+    options = recipe.options
+    _check_options(options)
+    check_method(options, recipe.models)
+    check_numbers(options, len(recipe.models))
+    _refuse_too_few(recipe)
+    inner = [one.get("recipe") for one in recorded["models"]] if recorded else [None] * len(recipe.models)
+    checkpoints = tuple(
+        _open(model, options, kitchen, find, known) for model, known in zip(recipe.models, inner, strict=True)
+    )
+    base = _open(options.base, options, kitchen, find, None) if options.base is not None else None
+    check_alike(checkpoints, options, base)
+    if (checkpoints[0].folder / "modules.json").is_file():
+        refuse_unportable(checkpoints[0].folder)
+    warn_of_other_origins([*checkpoints, *([base] if base else [])], options)
+    plan = Plan(checkpoints, base, options, _user_weights(checkpoints[0], options, len(checkpoints)))
+    check(plan)
+    if recorded is not None:
+        found = Found(
+            [one["weight"] for one in recorded["models"]],
+            weights_for=recorded.get("weights_for", {}),
+            scale=recorded.get("scale"),
+        )
+        return _measured(with_weights(plan, found.weights, found.weights_for, found.scale), kitchen), found
+    if not find and isinstance(options.weights, str) and options.weights not in ("uniform", "ema"):
+        return plan, Found(())
+    found = find_weights(recipe.names(), options, _tasting(plan, kitchen), normalise=normalises(options))
+    plan = with_weights(plan, found.weights, found.weights_for, found.scale)
+    return (_measured(plan, kitchen) if find else plan), found
+
+
+def _tasting(plan: Plan, kitchen: Kitchen) -> ModelTasting:
+    examples = kitchen.examples
+    if examples:
+        from bge_cocktail.merging.example_loss import draw_negatives
+
+        examples = tuple(draw_negatives(examples, plan.options.negatives, plan.options.seed))
+    return ModelTasting(plan, examples, kitchen.encoding, kitchen.score, kitchen.scratch)
+
+
+def _measured(plan: Plan, kitchen: Kitchen) -> Plan:
+    """The merge with what its method needs to know of the models, if it is one that looks at data."""
+    wanted = merge_methods.trait(plan.options.method, "data")
+    if not wanted:
+        return plan
+    from bge_cocktail.merging.measuring import measure
+
+    plan = measure(plan, _tasting(plan, kitchen), wanted)
+    kitchen.opened += plan.statistics
+    return plan
+
+
+def _open(
+    model: str | Recipe, options: Merging, kitchen: Kitchen, find: bool, recorded: Mapping[str, Any] | None
+) -> Checkpoint:
+    if isinstance(model, Recipe):
+        plan, found = prepare(model, kitchen, find=find, recorded=recorded)
+        if not found.weights:
+            plan = with_weights(plan, [1 / len(model.models)] * len(model.models), {}, None)
+        return as_checkpoint(model.name, plan)
+    checkpoint = open_model(model, kitchen.scratch, options.pooling)
+    kitchen.opened.append(checkpoint)
+    return checkpoint
+
+
+def _refuse_too_few(recipe: Recipe) -> None:
+    """One model alone is a merge only if something is done to it: an adapter is folded in, a pooling declared."""
+    if len(recipe.models) > 1 or recipe.options.base is not None or recipe.options.dtype != "same":
+        return
+    only = recipe.models[0] if recipe.models else ""
+    if isinstance(only, str) and only:
+        folder = model_folder(only)
+        if is_adapter(folder) or is_plain_encoder(folder):
+            return
+    raise UsageError("a merge needs at least two models (one will do if it is an adapter or a plain folder)")
+
+
+def _user_weights(first: Checkpoint, options: Merging, models: int) -> GroupWeights:
+    """The weights that the user gave for single tensors; those of all others are found later."""
+    names = [key[1] for key in written_keys(first) if not is_excluded(key, options)]
+    normalise = normalises(options)
+
+    def given(weights: Sequence[float]) -> list[float]:
+        return given_weights(weights, models, normalise=normalise)
+
+    patterns = {pattern: given(weights) for pattern, weights in options.weights_for.items()}
+    return group_weights(names, [], patterns, [given(weights) for weights in options.layer_weights or []])
+
+
+def _check_options(options: Merging) -> None:
+    """Refuse options that would do nothing.
+
+    Raises:
+        UsageError: With the methods or weightings that they belong to.
+    """
+    users: dict[str, list[str]] = {}
+    chosen: set[str] = set()
+    tables: tuple[tuple[Any, Any], ...] = ((merge_methods, options.method), (weightings, options.weights))
+    for table, mine in tables:
+        for name in table:
+            for option in takes(table[name]):
+                users.setdefault(option, []).append(name)
+                if name == mine:
+                    chosen.add(option)
+    for option in ("examples_temperature",):
+        users.pop(option, None)
+    for name in sorted(options.model_fields_set):
+        if name in users and name not in chosen and name not in ("normalise", "seed"):
+            raise UsageError(f"--{name.replace('_', '-')} does nothing here; it goes with {', '.join(users[name])}")

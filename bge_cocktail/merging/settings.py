@@ -1,0 +1,35 @@
+"""What of a model is no weight: prompts, longest text, tokenizer; taken from one model into another's folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from bge_cocktail.layout import TOKENIZER_FILES, declared_length, read_json, transformer_folder
+from bge_cocktail.provenance import write_json
+
+SETTINGS = "config_sentence_transformers.json"
+LENGTH = "sentence_bert_config.json"
+
+
+def take_prompts(folder: Path, source: Path) -> None:
+    """Give a model the prompts of another, and which of them is the default."""
+    theirs = read_json(source / SETTINGS) if (source / SETTINGS).is_file() else {}
+    mine = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    prompts = {name: theirs.get(name) for name in ("prompts", "default_prompt_name")}
+    write_json(folder / SETTINGS, {**mine, **prompts, "prompts": prompts["prompts"] or {}})
+
+
+def take_length(folder: Path, source: Path) -> None:
+    """Give a model the longest text length of another."""
+    path = transformer_folder(folder) / LENGTH
+    mine = read_json(path) if path.is_file() else {}
+    write_json(path, {**mine, "max_seq_length": declared_length(source)})
+
+
+def take_tokenizer(folder: Path, source: Path) -> None:
+    """Give a model the tokenizer files of another, in place of its own."""
+    for name in TOKENIZER_FILES:
+        (transformer_folder(folder) / name).unlink(missing_ok=True)
+        if (transformer_folder(source) / name).is_file():
+            shutil.copyfile(transformer_folder(source) / name, transformer_folder(folder) / name)

@@ -1,0 +1,210 @@
+"""Models and merges tried on data: one model is loaded, and the weights of whichever is asked for are put into it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bge_cocktail.encoding import CachedEncoder, Encoder, LoadedEncoder, load_encoder
+from bge_cocktail.errors import UsageError
+from bge_cocktail.layout import prompt_for
+from bge_cocktail.merging.checkpoints import Checkpoint, hash_of
+from bge_cocktail.merging.group_weights import GroupWeights
+from bge_cocktail.merging.plan import Plan, tensor_of, with_weights
+from bge_cocktail.merging.stack import TILE
+from bge_cocktail.merging.tensors import FLOATS, Floats, Key, count_of
+from bge_cocktail.merging.weights import Found
+from bge_cocktail.options import Encoding
+from bge_cocktail.records import Record
+
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+Score = Callable[[Encoder], tuple[float, float | None]]
+"""Target and general score of an encoder; None without general tasks."""
+
+
+@dataclass
+class ModelTasting:
+    """Answers what weightings ask; see `Tasting`.
+
+    Attributes:
+        plan: The merge, with whatever weights.
+        examples: Records, their negatives drawn.
+        encoding: Prompts, precision, cache.
+        score: Judges an encoder on tasks; without it, the examples do.
+        scratch: A folder for what must be written to be loaded.
+    """
+
+    plan: Plan
+    examples: Sequence[Record]
+    encoding: Encoding
+    score: Score | None
+    scratch: Path
+
+    @property
+    def names(self) -> Sequence[str]:
+        """See `Tasting`."""
+        return [checkpoint.name for checkpoint in self.plan.checkpoints]
+
+    def losses(self, rows: Sequence[int]) -> list[float]:
+        """See `Tasting`."""
+        return [self._loss(row) for row in rows]
+
+    def chance(self) -> float:
+        """See `Tasting`."""
+        from bge_cocktail.merging.example_loss import chance_loss
+
+        return chance_loss(self.needed_examples)
+
+    def scores(self, weights: Sequence[float]) -> tuple[float, float | None]:
+        """See `Tasting`."""
+        encoder = self.merged(Found(weights))
+        if self.score is not None:
+            return self.score(encoder)
+        from bge_cocktail.merging.example_loss import example_loss
+
+        return -example_loss(encoder, self.needed_examples, temperature=self.plan.options.loss_temperature), None
+
+    def descend(self, *, steps: int, rate: float, per_layer: bool, scaled: bool, seed: int) -> Found:
+        """See `Tasting`."""
+        from bge_cocktail.merging.descent import descend
+
+        return descend(self, steps=steps, rate=rate, per_layer=per_layer, scaled=scaled, seed=seed)
+
+    @property
+    def needed_examples(self) -> Sequence[Record]:
+        """The examples.
+
+        Raises:
+            UsageError: None were given.
+        """
+        if not self.examples:
+            raise UsageError(f"weights '{self.plan.options.weights}' need examples: a file of records with --examples")
+        return self.examples
+
+    @cached_property
+    def model(self) -> SentenceTransformer:
+        """One loaded model of the form of all."""
+        first = self.plan.checkpoints[0]
+        folder = first.folder
+        if first.made is not None or not all((folder / file).is_file() for file in first.files):
+            from bge_cocktail.merging.writing import write_model
+
+            folder = Path(tempfile.mkdtemp(dir=self.scratch))
+            alone = replace(self.plan, checkpoints=(first,), base=None, weights=GroupWeights([1.0], {}), statistics=())
+            write_model(replace(alone, options=alone.options.model_copy(update={"method": "linear"})), folder)
+        model = load_encoder(folder, device=self.encoding.device, max_length=self.encoding.max_length)
+        if folder != first.folder:
+            shutil.rmtree(folder)
+        return model
+
+    def encoder(self, row: int) -> CachedEncoder:
+        """One of the models; it is loaded only if a text isn't in the cache of embeddings."""
+        checkpoint = self.plan.checkpoints[row]
+
+        known = CachedEncoder(checkpoint.folder, self.encoding, load=lambda: self.place(row))
+        known.hash = hash_of(checkpoint)
+        return known
+
+    def merged(self, found: Found) -> Encoder:
+        """The merge with such weights; one of the models where all the weight is its."""
+        weights, plain = list(found.weights), self.plan.base is None and not self.plan.options.exclude
+        if (
+            plain
+            and not found.weights_for
+            and not self.plan.weights.patterns
+            and sorted(weights)[-1] == 1 == sum(weights)
+        ):
+            return self.encoder(weights.index(1))
+        plan = with_weights(self.plan, found.weights, found.weights_for, found.scale)
+        model = self._with((key, plan.tiles(key)) for key in self.parameters)
+        first = self.plan.checkpoints[(self.plan.options.prompts_from or 1) - 1]
+        prompts = [
+            prompt_for(first.prompts_of or first.folder, role) if chosen is None else chosen
+            for role, chosen in (
+                ("query", self.encoding.query_prompt),
+                ("document", self.encoding.document_prompt),
+                ("text", None),
+            )
+        ]
+        return LoadedEncoder(
+            model,
+            query_prompt=prompts[0],
+            document_prompt=prompts[1],
+            text_prompt=prompts[2],
+            precision=CachedEncoder(first.folder, self.encoding).precision,
+        )
+
+    @cached_property
+    def parameters(self) -> dict[Key, torch.Tensor]:
+        """The loaded model's parameters and buffers of floating types, by tensor."""
+        return parameters_by_key(self.model, self.plan.checkpoints[0])
+
+    def place(self, row: int) -> SentenceTransformer:
+        """Put the weights of one of the models into the loaded one."""
+        checkpoint = self.plan.checkpoints[row]
+        return self._with((key, _tiles(checkpoint, key)) for key in self.parameters)
+
+    def _with(self, tensors: Iterable[tuple[Key, Iterable[Floats]]]) -> SentenceTransformer:
+        import torch
+
+        with torch.no_grad():
+            for key, tiles in tensors:
+                place = 0
+                target = self.parameters[key].view(-1)
+                for tile in tiles:
+                    target[place : place + len(tile)] = torch.from_numpy(tile)
+                    place += len(tile)
+        return self.model
+
+    def _loss(self, row: int) -> float:
+        from bge_cocktail.merging.example_loss import example_loss, lm_cocktail_loss
+
+        encoder, temperature = self.encoder(row), self.plan.options.loss_temperature
+        if self.plan.options.like_lm_cocktail:
+            return lm_cocktail_loss(encoder.model, self.needed_examples, temperature=temperature)
+        return example_loss(encoder, self.needed_examples, temperature=temperature)
+
+
+def parameters_by_key(model: SentenceTransformer, checkpoint: Checkpoint) -> dict[Key, torch.Tensor]:
+    """Which tensor of a checkpoint each parameter of a loaded model is.
+
+    The names differ by what classes put before them (``auto_model.`` on one side, ``bert.`` on the other). A parameter
+    that the checkpoint doesn't have stays as it was loaded: such are the poolers that no embedding uses.
+    """
+    found: dict[Key, torch.Tensor] = {}
+    for number, module in enumerate(model):
+        endings: dict[str, list[str]] = {}
+        for key, tensor in checkpoint.tensors.items():
+            if key[0] == number and tensor.dtype in FLOATS:
+                for start in _starts(key[1]):
+                    endings.setdefault(key[1][start:], []).append(key[1])
+        for name, parameter in module.state_dict(keep_vars=True).items():
+            match = next((endings[name[s:]] for s in _starts(name) if len(endings.get(name[s:], [])) == 1), None)
+            if match and parameter.is_floating_point():
+                found[number, match[0]] = parameter.detach()
+    return found
+
+
+def _starts(name: str) -> list[int]:
+    """Where a dotted name may be cut at its front, from the whole name on; two parts at least are left."""
+    dots = [place + 1 for place, sign in enumerate(name) if sign == "."]
+    return [0, *dots[:-1]]
+
+
+def _tiles(checkpoint: Checkpoint, key: Key) -> Iterator[Floats]:
+    tensor = tensor_of(checkpoint, key)
+    count = count_of(tensor)
+    for first in range(0, count, TILE):
+        values = np.empty(min(TILE, count - first), np.float32)
+        tensor.read(first, values)
+        yield values

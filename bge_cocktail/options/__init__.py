@@ -1,0 +1,24 @@
+"""The options of every step: the only home of a default, its help and its bounds.
+
+Command-line flags and the sections of a run file are both made from these models.
+"""
+
+from bge_cocktail.options.base import NAMED_PROMPTS, Options, checked, field_names
+from bge_cocktail.options.merging import Merging
+from bge_cocktail.options.runfile import Cocktails, Data, RunFile
+from bge_cocktail.options.steps import Encoding, Evaluating, Mining, Training
+
+__all__ = [
+    "NAMED_PROMPTS",
+    "Cocktails",
+    "Data",
+    "Encoding",
+    "Evaluating",
+    "Merging",
+    "Mining",
+    "Options",
+    "RunFile",
+    "Training",
+    "checked",
+    "field_names",
+]

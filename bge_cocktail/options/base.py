@@ -1,0 +1,109 @@
+"""What all options share: types that users write as words, and errors that name the place and the nearest name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from bge_cocktail.errors import UsageError, nearest
+
+NAMED_PROMPTS = {
+    # the instruction that the English BGE models were trained with, for queries only
+    "bge-en": "Represent this sentence for searching relevant passages: ",
+    "bge-zh": "为这个句子生成表示以用于检索相关文章：",
+    "e5-query": "query: ",
+    "e5-document": "passage: ",
+    "none": "",
+}
+
+
+def _prompt(value: object) -> object:
+    return NAMED_PROMPTS.get(value, value) if isinstance(value, str) else value
+
+
+def _comma_separated(value: object) -> object:
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _none_word(value: object) -> object:
+    return None if value == "none" else value
+
+
+# a limit with a default needs a word to turn it off, for TOML and flags have no null
+Limit = Annotated[float | None, BeforeValidator(_none_word)]
+Prompt = Annotated[str | None, BeforeValidator(_prompt)]
+Numbers = Annotated[list[float], BeforeValidator(_comma_separated)]
+Integers = Annotated[list[int], BeforeValidator(_comma_separated)]
+Names = Annotated[list[str], BeforeValidator(_comma_separated)]
+PROMPT_HELP = "a text, or one of " + ", ".join(NAMED_PROMPTS) + "; without it, what the model declares"
+
+
+class Options(BaseModel):
+    """What all options share: they don't change, and unknown names are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def checked(model: type[Options], values: dict[str, Any], where: dict[str, str] | None = None) -> Any:
+    """Build options from plain values; all that is wrong is said at once.
+
+    Args:
+        model: The options model.
+        values: Names and values, nested for sections.
+        where: For a dotted name, where the user wrote it (``run.toml:7``).
+
+    Returns:
+        An instance of `model`.
+
+    Raises:
+        UsageError: With a line for each wrong name or value.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UsageError("\n".join(_explain(model, one, where or {}) for one in error.errors())) from None
+
+
+def field_names(model: type[BaseModel], path: tuple[str, ...] = ()) -> list[str]:
+    """The names allowed in a (nested) section; empty when the path leads to no section."""
+    for part in path:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)
+
+
+def _explain(model: type[Options], error: Any, where: dict[str, str]) -> str:
+    # pydantic adds the branch of a union or the index in a list to the location; users wrote only names
+    path: list[str] = []
+    for part in error["loc"]:
+        if isinstance(part, str) and part.isidentifier() and not part.startswith("function"):
+            path.append(part)
+        else:
+            break
+    if error["type"] != "extra_forbidden":
+        while path and path[-1] not in field_names(model, tuple(path[:-1])):
+            path.pop()
+    name = ".".join(path)
+    place = next((where[key] for key in (name, *_parents(path)) if key in where), "")
+    prefix = f"{place}: " if place else ""
+    if error["type"] == "extra_forbidden":
+        allowed = field_names(model, tuple(path[:-1]))
+        return f"{prefix}unknown name '{name}'.{nearest(path[-1], allowed)}"
+    if error["type"] == "missing":
+        return f"{prefix}'{name}' is missing: {_help(model, path)}"
+    message = error["msg"].removeprefix("Value error, ")
+    seen = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
+    return f"{prefix}{name + ': ' if name else ''}{message}{seen}"
+
+
+def _parents(path: list[str]) -> list[str]:
+    return [".".join(path[:end]) for end in range(len(path) - 1, 0, -1)]
+
+
+def _help(model: type[BaseModel], path: list[str]) -> str:
+    for part in path[:-1]:
+        model = model.model_fields[part].annotation  # type: ignore[assignment]
+    return model.model_fields[path[-1]].description or "needed"

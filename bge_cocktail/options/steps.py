@@ -1,0 +1,105 @@
+"""The options of encoding, mining, training and evaluating."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from bge_cocktail.options.base import PROMPT_HELP, Integers, Limit, Options, Prompt
+
+
+class Encoding(Options):
+    """How texts become embeddings."""
+
+    device: str = Field("auto", description="where to compute: auto, cpu, cuda, cuda:N or mps")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "fp32",
+        description="arithmetic of the encoder; auto takes bf16 where the device computes in it, else fp32",
+    )
+    batch_tokens: int = Field(0, ge=0, description="tokens in a batch; 0 chooses for the device (CPU 2048, GPU 65536)")
+    max_length: int | None = Field(
+        None, ge=8, description="longest text in tokens; without it, what the model declares"
+    )
+    query_prompt: Prompt = Field(None, description=f"put before every query: {PROMPT_HELP}")
+    document_prompt: Prompt = Field(None, description=f"put before every document: {PROMPT_HELP}")
+    cache: bool = Field(True, description="keep embeddings on disk, so that no text is embedded twice")
+    cache_dir: Path | None = Field(None, description="where embeddings are kept; default: the user's cache folder")
+
+    def what_counts(self) -> dict[str, Any]:
+        """The options that embeddings depend on; the others only say where and how fast."""
+        return self.model_dump(mode="json", include={"precision", "max_length", "query_prompt", "document_prompt"})
+
+
+class Mining(Options):
+    """Which documents become hard negatives."""
+
+    negatives: int = Field(7, ge=1, description="hard negatives to find for each record")
+    skip: int = Field(0, ge=0, description="leave out the first ranks, where false negatives are likeliest")
+    depth: int = Field(60, ge=1, description="the last rank that may become a negative")
+    relative_margin: Limit = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="keep only documents with similarity at most (1 - this) of the lowest positive's "
+        "(NV-Retriever, arXiv:2407.15831); none turns it off",
+    )
+    absolute_margin: float | None = Field(
+        None, ge=0, description="keep only documents this much less similar than the lowest positive"
+    )
+    max_similarity: float | None = Field(
+        None, ge=-1, le=1, description="keep only documents at most this similar to the query"
+    )
+    choice: Literal["top", "random"] = Field("top", description="take the hardest that remain, or a draw")
+    keep_negatives: bool = Field(True, description="keep the negatives that a record already has")
+    seed: int = Field(13, ge=0, description="seeds the draw")
+
+
+class Training(Options):
+    """How an encoder is tuned."""
+
+    epochs: float = Field(3, gt=0, description="passes over the records")
+    batch_size: int = Field(32, ge=2, description="records in a batch; more in-batch negatives with more")
+    learning_rate: float = Field(2e-5, gt=0, lt=1, description="peak learning rate (AdamW)")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the rate rises")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="how the learning rate goes on after the warm-up"
+    )
+    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    temperature: float = Field(0.05, gt=0, le=10, description="divides similarities in the loss")
+    negatives: int = Field(7, ge=0, description="hard negatives used of each record, the first ones")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto takes bf16 where the device computes in it, else fp32; fp16 needs a GPU"
+    )
+    evaluations: int = Field(2, ge=1, description="dev evaluations (and checkpoints) in an epoch")
+    dev_queries: int = Field(500, ge=1, description="queries of dev that are evaluated, a seeded draw")
+    dev_documents: int = Field(
+        2000,
+        ge=10,
+        description="documents they are searched in: the relevant ones and a seeded draw of others",
+    )
+    patience: int = Field(3, ge=0, description="stop after so many evaluations without a better one; 0: never")
+    max_length: int | None = Field(None, ge=8, description="longest text in tokens while training")
+    query_prompt: Prompt = Field(None, description=f"put before every query, stored in the model: {PROMPT_HELP}")
+    document_prompt: Prompt = Field(None, description=f"put before every document, stored in the model: {PROMPT_HELP}")
+    device: str = Field("auto", description="where to compute: auto, cpu, cuda, cuda:N or mps")
+    seed: int = Field(13, ge=0, description="seeds the order of records and dropout")
+
+
+class Evaluating(Options):
+    """How models are judged."""
+
+    depth: int = Field(100, ge=10, description="documents retrieved for a query (MAP and Recall look so far)")
+    recall_at: Integers = Field([10, 100], description="ranks at which recall is reported")
+    split: str = Field("test", description="split of the task that is judged")
+    confidence: float = Field(0.95, gt=0, lt=1, description="of the bootstrap intervals")
+    seed: int = Field(13, ge=0, description="seeds the bootstrap")
+
+    @model_validator(mode="after")
+    def _ranks_within_depth(self) -> Evaluating:
+        beyond = [k for k in self.recall_at if not 1 <= k <= self.depth]
+        if beyond:
+            raise ValueError(f"recall_at has {beyond}, but only ranks 1 to depth={self.depth} are retrieved")
+        return self

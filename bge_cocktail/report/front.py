@@ -1,0 +1,65 @@
+"""The merges that a search tried: target against general score, and the front that none of them beats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bge_cocktail.provenance import new_file
+from bge_cocktail.report.tradeoff import BLUE, INK, MUTED, ORANGE
+
+
+def draw_front(
+    trials: Sequence[Mapping[str, Any]], chosen: Sequence[float], path: Path, *, target: str, general: str
+) -> None:
+    """Draw the picture as a PNG.
+
+    Args:
+        trials: ``weights``, ``target``, ``general`` and ``on_front`` of each merge; the base is the first.
+        chosen: The weights that were kept.
+        path: The file to write.
+        target: Names of the target tasks.
+        general: Names of the general tasks.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7.2, 4.6), dpi=150, layout="constrained")
+    front = sorted((trial["target"], trial["general"]) for trial in trials if trial.get("on_front"))
+    axes.axhline(trials[0]["general"], color=MUTED, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+    axes.plot(*zip(*front, strict=True), color=BLUE, linewidth=2, zorder=2, label="front")
+    rest = [(trial["target"], trial["general"]) for trial in trials if not trial.get("on_front")]
+    if rest:
+        axes.scatter(*zip(*rest, strict=True), s=26, color=MUTED, zorder=3, label="tried")
+    axes.scatter(*zip(*front, strict=True), s=34, color="white", edgecolors=BLUE, linewidths=1.6, zorder=4)
+    kept = next(trial for trial in trials if list(trial["weights"]) == list(chosen))
+    axes.scatter([kept["target"]], [kept["general"]], s=90, color=ORANGE, zorder=5, label="chosen")
+    for label, trial, side in (("base", trials[0], -14), (_shown(chosen), kept, 10)):
+        axes.annotate(
+            label,
+            (trial["target"], trial["general"]),
+            xytext=(0, side),
+            textcoords="offset points",
+            ha="center",
+            color=ORANGE if trial is kept else INK,
+            fontsize=9,
+            zorder=6,
+        )
+    axes.margins(0.12)
+    axes.set_xlabel(f"target: {target}  →  better", color=INK)
+    axes.set_ylabel(f"general: {general}  →  better", color=INK)
+    axes.set_title("Merges that were tried", loc="left", fontsize=11, color=INK, fontweight="bold")
+    axes.legend(frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e6e9ed", linewidth=0.8)
+    axes.set_axisbelow(True)
+    with new_file(path) as working:
+        figure.savefig(working, format="png")
+    pyplot.close(figure)
+
+
+def _shown(weights: Sequence[float]) -> str:
+    return "weights " + ", ".join(f"{weight:.2f}" for weight in weights)
