@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bge_cocktail.errors import CocktailError, UsageError
 from bge_cocktail.merging.contrastive import Features, batch_loss, names_of
-from bge_cocktail.merging.example_loss import example_loss
 from bge_cocktail.merging.group_weights import LAYER
 from bge_cocktail.merging.plan import tensor_of
 from bge_cocktail.merging.tensors import Key, count_of
@@ -56,9 +56,11 @@ def descend(tasting: ModelTasting, *, steps: int, rate: float, per_layer: bool, 
     length = torch.zeros((), device=model.device, requires_grad=scaled)
     optimiser = torch.optim.Adam([logits, length] if scaled else [logits], lr=rate)
     names = names_of(tasting)
+    shapes = {key: parameter.shape for key, parameter in tasting.parameters.items()}
     generator = np.random.default_rng(seed)
     known = positives_by_query(examples)
     trials: list[dict[str, Any]] = []
+    seen: list[tuple[float, np.ndarray, float]] = []
     order: list[int] = []
     with progress("gradient steps", steps) as advance:
         for step in range(steps):
@@ -67,21 +69,25 @@ def descend(tasting: ModelTasting, *, steps: int, rate: float, per_layer: bool, 
             batch = [examples[row] for row in order[:EXAMPLES_A_STEP]]
             del order[:EXAMPLES_A_STEP]
             weights = torch.softmax(logits, dim=1)
-            merged = {names[key]: _merge(stacks[key], weights[groups[key]], length, scaled) for key in stacks}
+            merged = {
+                names[key]: _merge(rows, weights[groups[key]], length, scaled).view(shapes[key])
+                for key, rows in stacks.items()
+            }
 
             def forward(features: Features, now: dict[str, torch.Tensor] = merged) -> torch.Tensor:
                 output: torch.Tensor = functional_call(model, now, (features,))["sentence_embedding"]
                 return output
 
             loss = batch_loss(tasting, batch, known, forward)
+            seen.append((float(loss.detach()), weights.detach().cpu().numpy(), float(length.detach().exp())))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            trials.append({"step": step, "loss": float(loss.detach())})
+            trials.append({"step": step, "loss": seen[-1][0]})
             advance(1)
-    found = torch.softmax(logits.detach(), dim=1).cpu().numpy().astype(np.float64)
-    found /= found.sum(axis=1, keepdims=True)
-    return _better(tasting, found, float(length.detach().exp()) if scaled else None, trials)
+    last = torch.softmax(logits.detach(), dim=1).cpu().numpy(), float(length.detach().exp())
+    lowest = min(seen, key=lambda one: one[0])[1:]
+    return _best(tasting, [last, lowest], scaled, trials)
 
 
 def _stacks(tasting: ModelTasting, per_layer: bool, scaled: bool) -> tuple[dict[Key, torch.Tensor], dict[Key, int]]:
@@ -120,19 +126,44 @@ def _merge(rows: torch.Tensor, weights: torch.Tensor, length: torch.Tensor, scal
     return base + length.exp() * (weights @ rows[:-1] - base)
 
 
-def _better(tasting: ModelTasting, found: np.ndarray, scale: float | None, trials: list[dict[str, Any]]) -> Found:
-    """What was found, or the uniform mean if the steps led nowhere better; judged on all examples."""
+def _best(
+    tasting: ModelTasting, reached: list[tuple[np.ndarray, float]], scaled: bool, trials: list[dict[str, Any]]
+) -> Found:
+    """The best of what was reached, or the uniform mean if that is no worse; judged on all examples."""
     count = len(tasting.names)
     uniform = Found([1 / count] * count, trials=trials, note="no step led below the loss of the uniform mean")
-    reached = Found([float(one) for one in found[0]], weights_for=_by_layer(tasting, found), scale=scale)
-    losses = [
-        example_loss(tasting.merged(one), tasting.needed_examples, temperature=tasting.plan.options.loss_temperature)
-        for one in (uniform, reached)
-    ]
-    if losses[1] >= losses[0]:
+    choices = [uniform]
+    for weights, scale in reached:
+        exact = weights.astype(np.float64)
+        exact /= exact.sum(axis=1, keepdims=True)
+        choices.append(Found(exact[0].tolist(), weights_for=_by_layer(tasting, exact), scale=scale if scaled else None))
+    losses = [_loss_on_all(tasting, choice) for choice in choices]
+    best = int(np.argmin(losses))
+    if best == 0:
         return uniform
-    note = f"loss on the examples {losses[0]:.4f} with uniform weights, {losses[1]:.4f} with these"
-    return Found(reached.weights, weights_for=reached.weights_for, scale=scale, trials=trials, note=note)
+    note = f"loss on the examples {losses[0]:.4f} with uniform weights, {losses[best]:.4f} with these"
+    return replace(choices[best], trials=trials, note=note)
+
+
+def _loss_on_all(tasting: ModelTasting, found: Found) -> float:
+    """The loss that the steps lowered, on all examples."""
+    import torch
+
+    tasting.merged(found)
+    examples, model = tasting.needed_examples, tasting.model.eval()
+    known = positives_by_query(examples)
+    starts = range(0, len(examples), EXAMPLES_A_STEP)
+    with torch.no_grad():
+        losses = [
+            batch_loss(
+                tasting,
+                examples[start : start + EXAMPLES_A_STEP],
+                known,
+                lambda features: model(features)["sentence_embedding"],
+            )
+            for start in starts
+        ]
+    return float(torch.stack(losses).mean())
 
 
 def _by_layer(tasting: ModelTasting, found: np.ndarray) -> dict[str, list[float]]:

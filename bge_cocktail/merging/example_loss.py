@@ -99,7 +99,7 @@ def lm_cocktail_loss(model: SentenceTransformer, examples: Sequence[Record], *, 
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Normalize, Pooling
 
-    cls = Pooling(model[0].get_word_embedding_dimension(), pooling_mode="cls")
+    cls = Pooling(model[0].get_embedding_dimension(), pooling_mode="cls")
     like_it = SentenceTransformer(modules=[model[0], cls, Normalize()], device=str(model.device))
     kept, like_it.max_seq_length = model.max_seq_length, min(LM_COCKTAIL_LENGTH, model.tokenizer.model_max_length)
     documents = [[example.pos[0], *example.neg] for example in examples]

@@ -102,12 +102,11 @@ def _magnitudes(stack: Stack, density: float) -> list[np.float32]:
 
     Large tensors are never held: the bits of the magnitude are found 16 at a time from two histograms.
     """
-    keep = int(density * stack.count)
+    # a tensor of few numbers keeps one, so that tuning isn't undone there
+    keep = max(1, int(density * stack.count))
     models = len(stack.models)
     if keep >= stack.count:
         return [np.float32(0)] * models
-    if keep == 0:
-        return [np.float32(np.inf)] * models
     if stack.count <= TILE:
         tile = next(stack.tiles(base=True))
         vectors = np.abs(tile[:-1] - tile[-1])

@@ -1,0 +1,299 @@
+"""CPU seconds and peak memory of merges, beside mergekit and LM_Cocktail on the same models in the same run.
+
+    .venv/bin/python scripts/bench_merge.py [--quick] [--folder DIR] [--without-peers]
+
+Makes models of BERT-large's shapes (4 × 1.34 GB, random numbers; --quick: BERT-base's, 4 × 0.44 GB) in --folder (a
+temporary one otherwise) and environments for the peers under .peers/. Every figure is user + system time of a whole
+command, start-up too, the least of the repeats, after one command that warms the page cache. The floor is reading all
+inputs (`cat`) plus writing one (`cp`). Prints a table, then one JSON line for each figure: name, ours, peer, ratio,
+target, met; the last line sums up. Needs the extra `demo`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peers import LM_COCKTAIL, MERGEKIT, peer_environment
+
+from bge_cocktail.demo import demo_model
+from bge_cocktail.merging.safetensors_file import header_bytes
+
+SIZES = {"large": (24, 1024, 4096), "base": (12, 768, 3072)}
+MIX = """
+import json, sys
+from LM_Cocktail import mix_models
+models, output = json.loads(sys.argv[1]), sys.argv[2]
+mix_models(models, "encoder", [1 / len(models)] * len(models), output)
+"""
+# started from a small process, because a child's peak memory begins with that of its parent
+RUN = """
+import os, resource, subprocess, sys
+status = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+sys.exit(status)
+"""
+Measured = tuple[float, float]
+"""CPU seconds and peak memory in MB."""
+
+
+def bert_shapes(layers: int, hidden: int, inner: int) -> list[tuple[str, tuple[int, ...]]]:
+    """The tensors of a BERT classifier by name."""
+    found: list[tuple[str, tuple[int, ...]]] = []
+
+    def linear(name: str, outputs: int, inputs: int) -> None:
+        found.extend([(f"{name}.weight", (outputs, inputs)), (f"{name}.bias", (outputs,))])
+
+    def norm(name: str) -> None:
+        found.extend([(f"{name}.weight", (hidden,)), (f"{name}.bias", (hidden,))])
+
+    for name, rows in (("word", 30522), ("position", 512), ("token_type", 2)):
+        found.append((f"bert.embeddings.{name}_embeddings.weight", (rows, hidden)))
+    norm("bert.embeddings.LayerNorm")
+    for layer in range(layers):
+        place = f"bert.encoder.layer.{layer}"
+        for name in ("self.query", "self.key", "self.value", "output.dense"):
+            linear(f"{place}.attention.{name}", hidden, hidden)
+        norm(f"{place}.attention.output.LayerNorm")
+        linear(f"{place}.intermediate.dense", inner, hidden)
+        linear(f"{place}.output.dense", hidden, inner)
+        norm(f"{place}.output.LayerNorm")
+    linear("bert.pooler.dense", hidden, hidden)
+    linear("classifier", 2, hidden)
+    return found
+
+
+def make_model(folder: Path, size: str, seed: int) -> Path:
+    """A model near the one of seed 0, with MiniLM's tokenizer, which is BERT's."""
+    layers, hidden, inner = SIZES[size]
+    shapes = bert_shapes(layers, hidden, inner)
+    wanted = sum(int(np.prod(shape)) for _, shape in shapes) * 4
+    file = folder / "model.safetensors"
+    if file.is_file() and file.stat().st_size > wanted:
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "architectures": ["BertForSequenceClassification"],
+        "model_type": "bert",
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": hidden // 64,
+        "intermediate_size": inner,
+        "vocab_size": 30522,
+        "max_position_embeddings": 512,
+        "type_vocab_size": 2,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    for path in demo_model().glob("*token*.json"):
+        shutil.copyfile(path, folder / path.name)
+    shutil.copyfile(demo_model() / "vocab.txt", folder / "vocab.txt")
+    same, own = np.random.default_rng(0), np.random.default_rng(seed)
+    with open(file, "wb") as stream:
+        stream.write(header_bytes([(name, "F32", shape) for name, shape in shapes]))
+        for _, shape in shapes:
+            values = 0.03 * same.standard_normal(shape, np.float32)
+            if seed:
+                values += 0.002 * own.standard_normal(shape, np.float32)
+            stream.write(values.tobytes())
+    return folder
+
+
+def make_minilm(folder: Path, seed: int) -> Path:
+    """A copy of MiniLM moved a little."""
+    from safetensors.numpy import load_file, save_file
+
+    if not (folder / "model.safetensors").is_file():
+        shutil.copytree(demo_model(), folder)
+        own = np.random.default_rng(seed)
+        tensors = {
+            name: (value + 0.002 * own.standard_normal(value.shape)).astype(np.float32)
+            if value.dtype.kind == "f"
+            else value
+            for name, value in load_file(folder / "model.safetensors").items()
+        }
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def measure(command: list[str], output: Path | None, repeats: int) -> Measured:
+    """CPU seconds (the least) and peak memory (the most) of a command; its output is removed after each run."""
+    times, peaks = [], []
+    for _ in range(repeats):
+        if output is not None:
+            shutil.rmtree(output, ignore_errors=True)
+            if output.is_file():
+                output.unlink()
+        os.sync()  # what was written before is not written on this command's time
+        done = subprocess.run([sys.executable, "-S", "-c", RUN, *command], capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{' '.join(command)[:200]} failed:\n{done.stderr[-2000:]}")
+        seconds, peak = done.stdout.split()[-2:]
+        times.append(float(seconds))
+        peaks.append(float(peak))
+    return min(times), max(peaks)
+
+
+class Bench:
+    """The models, the peers, and what was measured."""
+
+    def __init__(self, folder: Path, repeats: int, with_peers: bool) -> None:
+        self.folder, self.repeats = folder, repeats
+        self.figures: list[dict[str, Any]] = []
+        self.mergekit = self.lm_cocktail = None
+        if with_peers:
+            self.mergekit = str(peer_environment("mergekit", MERGEKIT) / "bin/mergekit-yaml")
+            self.lm_cocktail = str(peer_environment("lm_cocktail", LM_COCKTAIL) / "bin/python")
+
+    def ours(self, models: list[Path], *options: str) -> Measured:
+        """Our command."""
+        output = self.folder / "ours"
+        command = [str(Path(sys.executable).parent / "bge-cocktail"), "merge", *map(str, models), *options]
+        return measure([*command, "-o", str(output)], output, self.repeats)
+
+    def by_mergekit(self, recipe: dict[str, Any]) -> Measured | None:
+        """mergekit on its own form of the same recipe."""
+        if self.mergekit is None:
+            return None
+        path, output = self.folder / "recipe.yml", self.folder / "theirs"
+        path.write_text(json.dumps({"dtype": "float32", **recipe}))
+        command = [self.mergekit, str(path), str(output), "--no-copy-tokenizer", "--allow-crimes"]
+        return measure(command, output, max(1, self.repeats - 1))
+
+    def by_lm_cocktail(self, models: list[Path]) -> Measured | None:
+        """LM_Cocktail's mix_models, imports and all."""
+        if self.lm_cocktail is None:
+            return None
+        output = self.folder / "theirs"
+        command = [self.lm_cocktail, "-c", MIX, json.dumps([str(path) for path in models]), str(output)]
+        return measure(command, output, max(1, self.repeats - 1))
+
+    def floor(self, models: list[Path]) -> float:
+        """Reading all weights and writing one of them."""
+        files = [str(path / "model.safetensors") for path in models]
+        copy = self.folder / "copy"
+        read = measure(["sh", "-c", 'cat "$@" > /dev/null', "sh", *files], None, self.repeats + 1)[0]
+        write = measure(["cp", files[0], str(copy)], copy, self.repeats + 1)[0]
+        copy.unlink(missing_ok=True)
+        return read + write
+
+    def note(
+        self, name: str, ours: float, peer: float | None, target: float, what: str, *, least: bool = False
+    ) -> None:
+        """Keep a figure; `least` if the ratio peer / ours shall reach the target, else ours may not pass it."""
+        ratio = None if peer is None else round(peer / ours, 2)
+        met = (None if ratio is None else ratio >= target) if least else ours <= target
+        figure = {"name": name, "ours": round(ours, 2), "peer": None if peer is None else round(peer, 2)}
+        self.figures.append({**figure, "ratio": ratio, "target": target, "met": met, "what": what})
+        print(json.dumps(self.figures[-1]), flush=True)
+
+
+def entries(models: list[Path], weight: float | None = None) -> list[dict[str, Any]]:
+    """Models in mergekit's form."""
+    more = {} if weight is None else {"parameters": {"weight": weight}}
+    return [{"model": str(path), **more} for path in models]
+
+
+def bench_methods(bench: Bench, models: list[Path], size: str) -> None:
+    """The methods on four models of one size."""
+    four, label = models, f"4 BERT-{size}"
+    floor = bench.floor(four)
+    linear = bench.ours(four)
+    if size == "large":  # of smaller models, starting up is most of the time
+        what = f"ours {linear[0]:.2f} s, floor {floor:.2f} s"
+        bench.note(f"linear {label}, times the floor", linear[0] / floor, None, 1.5, what)
+    bench.note(f"linear {label}, peak MB", linear[1], None, 150, "peak memory")
+    peers = {
+        "mergekit": bench.by_mergekit({"merge_method": "linear", "models": entries(four, 0.25)}),
+        "LM_Cocktail": bench.by_lm_cocktail(four),
+    }
+    for peer, found in peers.items():
+        cpu, peak = found or (None, None)
+        bench.note(f"linear {label}, CPU s against {peer}", linear[0], cpu, 8, "CPU seconds", least=True)
+        bench.note(f"linear {label}, MB against {peer}", linear[1], peak, 30, "peak memory", least=True)
+    base, tuned = str(four[0]), four[1:]
+    for method, target in (("model-stock", 2.5), ("slerp", 2.5)):
+        chosen = four[:2] if method == "slerp" else tuned
+        reference = bench.ours(chosen) if method == "slerp" else linear
+        ours = bench.ours(chosen, "--method", method, *(["--base", base] if method == "model-stock" else []))
+        what = f"times linear on as many models ({reference[0]:.2f} s)"
+        bench.note(f"{method}, times linear", ours[0] / reference[0], None, target, what)
+        recipe: dict[str, Any] = {
+            "merge_method": method.replace("-", "_"),
+            "base_model": base,
+            "models": entries(chosen),
+        }
+        if method == "slerp":
+            recipe["parameters"] = {"t": 0.5}
+        cpu = (bench.by_mergekit(recipe) or (None, None))[0]
+        bench.note(f"{method}, CPU s against mergekit", ours[0], cpu, 1, "CPU seconds", least=True)
+    for method in ("ties", "dare_linear"):
+        ours = bench.ours(tuned, "--method", method.replace("_", "-"), "--base", base, "--density", "0.2")
+        recipe = {
+            "merge_method": method,
+            "base_model": base,
+            "models": entries(tuned, 1.0),
+            "parameters": {"density": 0.2},
+        }
+        cpu = (bench.by_mergekit(recipe) or (None, None))[0]
+        bench.note(f"{method}, CPU s against mergekit", ours[0], cpu, 2, "CPU seconds", least=True)
+        bench.note(f"{method}, peak MB", ours[1], None, 300, "peak memory")
+
+
+def bench_minilm(bench: Bench) -> None:
+    """Ten small models, where starting counts."""
+    models = [make_minilm(bench.folder / f"minilm{seed}", seed) for seed in range(10)]
+    ours = bench.ours(models)
+    bench.note("linear 10 MiniLM, CPU s", ours[0], None, 1.2, "CPU seconds of the whole command")
+    plain = [{"model": str(path), "parameters": {"weight": 0.1}} for path in models]
+    cpu = (bench.by_mergekit({"merge_method": "linear", "models": plain}) or (None, None))[0]
+    bench.note("linear 10 MiniLM, CPU s against mergekit", ours[0], cpu, 1, "CPU seconds", least=True)
+    cpu = (bench.by_lm_cocktail(models) or (None, None))[0]
+    bench.note("linear 10 MiniLM, CPU s against LM_Cocktail", ours[0], cpu, 1, "CPU seconds", least=True)
+
+
+def bench_many(bench: Bench, models: list[Path], size: str) -> None:
+    """Twenty models (five times the four): memory stays."""
+    many = [path for path in models for _ in range(5)]
+    ours = bench.ours(many)
+    bench.note(f"linear 20 BERT-{size}, peak MB", ours[1], None, 150, "peak memory")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="models of BERT-base's size, one repeat")
+    parser.add_argument("--folder", type=Path, help="where models are made, and kept")
+    parser.add_argument("--without-peers", action="store_true")
+    arguments = parser.parse_args()
+    size = "base" if arguments.quick else "large"
+    with tempfile.TemporaryDirectory(prefix="bench-merge-") as scratch:
+        folder = (arguments.folder or Path(scratch)).resolve()
+        bench = Bench(folder, 2 if arguments.quick else 3, not arguments.without_peers)
+        models = [make_model(folder / f"{size}{seed}", size, seed) for seed in range(4)]
+        bench.floor(models)  # the first reading fills the page cache
+        bench_methods(bench, models, size)
+        bench_many(bench, models, size)
+        bench_minilm(bench)
+    missed = [figure["name"] for figure in bench.figures if figure["met"] is False]
+    first = next(figure for figure in bench.figures if "against" in figure["name"])
+    last = {
+        "name": "merge",
+        "ours": first["ours"],
+        "peer": first["peer"],
+        "ratio": first["ratio"],
+        "target": first["target"],
+    }
+    print(json.dumps({**last, "met": not missed, "missed": missed}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""The methods against slow references in float64, written from the papers, and against mergekit's numbers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from merging import raw_model, tensors_in
+
+from bge_cocktail.merging import merge, read_recipe
+from bge_cocktail.options import Merging
+
+sys.path.insert(0, str(ROOT / "scripts"))
+from compare_mergekit import GOLDENS, RECIPES, TOLERANCE, TOLERANCES, make_models, recipe_for
+
+Doubles = np.ndarray
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A base and three models tuned from it, in part in the same direction."""
+    folder = tmp_path_factory.mktemp("methods")
+    base = raw_model(folder / "base", 0)
+    between = raw_model(folder / "between", 9, like=base, step=0.3)
+    return [base, *(raw_model(folder / f"tuned{seed}", seed, like=between, step=0.3) for seed in (1, 2, 3))]
+
+
+def exact(models: list[Path], name: str) -> list[Doubles]:
+    return [tensors_in(path)[name].astype(np.float64) for path in models]
+
+
+def slow_linear(base: Doubles, tuned: list[Doubles], weights: list[float]) -> Doubles:
+    return sum(w * x for w, x in zip(weights, tuned, strict=True)) / sum(weights)  # type: ignore[return-value]
+
+
+def slow_task_arithmetic(base: Doubles, tuned: list[Doubles], weights: list[float], scale: float = 0.7) -> Doubles:
+    return base + scale * sum(w * (x - base) for w, x in zip(weights, tuned, strict=True))
+
+
+def slow_slerp(base: Doubles, tuned: list[Doubles], weights: list[float]) -> Doubles:
+    a, b = tuned
+    t = weights[1] / sum(weights)
+    cosine = (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b) if a.any() and b.any() else 1
+    angle = np.arccos(np.clip(cosine, -1, 1))
+    if np.sin(angle) < 1e-4:
+        return (1 - t) * a + t * b
+    return (np.sin((1 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle)
+
+
+def slow_karcher(base: Doubles, tuned: list[Doubles], weights: list[float]) -> Doubles:
+    """The point on the sphere whose tangent mean is zero, found in the full space."""
+    share = np.asarray(weights) / sum(weights)
+    norms = [np.linalg.norm(x) for x in tuned]
+    units = [x / n for x, n in zip(tuned, norms, strict=True)]
+    centre = sum(w * u for w, u in zip(share, units, strict=True))
+    centre = centre / np.linalg.norm(centre)
+    for _ in range(2000):
+        step = np.zeros_like(centre)
+        for w, u in zip(share, units, strict=True):
+            cosine = np.clip((u * centre).sum(), -1, 1)
+            flat = u - cosine * centre
+            length = np.linalg.norm(flat)
+            if length > 1e-15:
+                step = step + w * np.arccos(cosine) * flat / length
+        size = np.linalg.norm(step)
+        if size < 1e-14:
+            break
+        centre = np.cos(size) * centre + np.sin(size) * step / size
+    return centre * sum(w * n for w, n in zip(share, norms, strict=True))
+
+
+def slow_model_stock(base: Doubles, tuned: list[Doubles], weights: list[float]) -> Doubles:
+    vectors = [(x - base).ravel() for x in tuned]
+    cosines = [
+        vectors[i] @ vectors[j] / (np.linalg.norm(vectors[i]) * np.linalg.norm(vectors[j]))
+        for i in range(len(vectors))
+        for j in range(i)
+    ]
+    cosine, n = max(float(np.mean(cosines)), 0.0), len(vectors)
+    t = n * cosine / (1 + (n - 1) * cosine)
+    return t * np.mean(tuned, axis=0) + (1 - t) * base
+
+
+def slow_ties(base: Doubles, tuned: list[Doubles], weights: list[float], density: float = 0.3) -> Doubles:
+    vectors = []
+    for x in tuned:
+        vector = (x - base).ravel()
+        keep = max(1, int(density * vector.size))
+        kept = np.zeros_like(vector)
+        largest = np.argsort(-np.abs(vector), kind="stable")[:keep]
+        kept[largest] = vector[largest]
+        vectors.append(kept)
+    merged = np.zeros(base.size)
+    for place in range(base.size):
+        here = [(w, vector[place]) for w, vector in zip(weights, vectors, strict=True)]
+        sign = 1 if sum(w * v for w, v in here) >= 0 else -1
+        agree = [(w, v) for w, v in here if v * sign > 0]
+        if agree:
+            merged[place] = sum(w * v for w, v in agree) / sum(w for w, _ in agree)
+    return base + merged.reshape(base.shape)
+
+
+@pytest.mark.parametrize(
+    ("method", "slow", "options"),
+    [
+        ("linear", slow_linear, {}),
+        ("task-arithmetic", slow_task_arithmetic, {"scale": 0.7}),
+        ("slerp", slow_slerp, {}),
+        ("karcher", slow_karcher, {}),
+        ("model-stock", slow_model_stock, {}),
+        ("ties", slow_ties, {"density": 0.3}),
+    ],
+)
+def test_against_a_slow_reference(models: list[Path], tmp_path: Path, method: str, slow: Any, options: Any) -> None:
+    base, tuned = models[0], models[1:3] if method == "slerp" else models[1:]
+    weights = [0.3, 0.7] if method == "slerp" else [0.2, 0.3, 0.5]
+    more = dict(options)
+    if method != "model-stock":
+        more["weights"] = weights
+    if method in ("task-arithmetic", "model-stock", "ties"):
+        more["base"] = str(base)
+    merge(tuned, tmp_path / "out", Merging(method=method, **more))
+    for name, found in tensors_in(tmp_path / "out").items():
+        expected = slow(exact([base], name)[0], exact(tuned, name), weights)
+        assert np.abs(found - expected).max() < 3e-6, name
+
+
+def test_dare_keeps_the_mean_and_the_density(models: list[Path], tmp_path: Path) -> None:
+    """Over all numbers of a large tensor: the part kept is the density, and each kept number is divided by it."""
+    base, tuned = models[:2]
+    name = "bert.encoder.layer.1.output.dense.weight"
+    options = Merging(method="dare-linear", base=str(base), density=0.25, weights=[1.0])
+    merge([tuned], tmp_path / "out", options)
+    before, after, merged = (tensors_in(path)[name].astype(np.float64) for path in (base, tuned, tmp_path / "out"))
+    moved = merged != before
+    count = moved.size
+    # five standard deviations of a binomial share
+    assert abs(moved.mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / count)
+    assert np.abs((merged - before)[moved] - 4 * (after - before)[moved]).max() < 1e-5
+
+
+def test_dare_draws_for_each_model_on_its_own(models: list[Path], tmp_path: Path) -> None:
+    name = "bert.encoder.layer.1.output.dense.weight"
+    base = tensors_in(models[0])[name]
+    kept = []
+    for row in (1, 2):
+        options = Merging(method="dare-linear", base=str(models[0]), density=0.5, weights=[1.0])
+        merge([models[row]], tmp_path / str(row), options)
+        kept.append(tensors_in(tmp_path / str(row))[name] != base)
+    assert abs((kept[0] & kept[1]).mean() - 0.25) < 0.02
+    # and a model keeps its draw in whatever company
+    options = Merging(method="dare-linear", base=str(models[0]), density=0.5, weights=[1.0, 0.0])
+    merge(models[1:3], tmp_path / "both", options)
+    assert np.array_equal(tensors_in(tmp_path / "both")[name], tensors_in(tmp_path / "1")[name])
+
+
+def test_dare_ties_takes_one_sign(models: list[Path], tmp_path: Path) -> None:
+    name = "bert.encoder.layer.1.output.dense.weight"
+    options = Merging(method="dare-ties", base=str(models[0]), density=1.0, weights=[0.2, 0.3, 0.5])
+    merge(models[1:], tmp_path / "out", options)
+    base, *tuned = exact(models, name)
+    vectors = [w * (x - base) for w, x in zip([0.2, 0.3, 0.5], tuned, strict=True)]
+    positive = sum(vectors) >= 0
+    expected = base + sum(np.where((v > 0) == positive, v, 0) for v in vectors)
+    assert np.abs(tensors_in(tmp_path / "out")[name] - expected).max() < 3e-6
+
+
+@pytest.mark.parametrize("density", [0.001, 0.2, 0.77])
+def test_thresholds_are_exact_in_large_tensors(models: list[Path], tmp_path: Path, density: float) -> None:
+    """Of one task vector TIES keeps exactly the wanted number of largest numbers, however many tiles it has."""
+    name = "bert.encoder.layer.1.output.dense.weight"
+    merge([models[1]], tmp_path / "out", Merging(method="ties", base=str(models[0]), density=density))
+    base, tuned, merged = (tensors_in(path)[name] for path in (models[0], models[1], tmp_path / "out"))
+    moved = np.abs(tuned - base).ravel()
+    keep = int(density * moved.size)
+    expected = np.zeros(moved.size, bool)
+    expected[np.argsort(-moved, kind="stable")[:keep]] = True
+    assert np.array_equal((merged != base).ravel(), expected)
+
+
+def test_fisher_is_the_mean_weighted_by_what_matters(tmp_path: Path) -> None:
+    from bge_cocktail.merging.data_methods import fisher
+    from bge_cocktail.merging.stack import Stack
+    from bge_cocktail.merging.tensors import ArrayTensor
+
+    def tensor(*values: float) -> ArrayTensor:
+        return ArrayTensor(np.asarray(values, np.float32), "F32", (len(values),))
+
+    models = [tensor(1, 1, 1, 1), tensor(3, 3, 3, 3)]
+    statistics = [tensor(1, 0, 2, 0), tensor(3, 1, 2, 0)]
+    stack = Stack("x", (4,), models, np.array([0.5, 0.5]), [0, 1], statistics=statistics)
+    assert np.concatenate(list(fisher(stack))).tolist() == [2.5, 3.0, 2.0, 2.0]
+
+
+def test_regmean_solves_for_the_outputs(tmp_path: Path) -> None:
+    """With all trust in the inputs, the merged layer is the least-squares fit to what each layer gives on its own."""
+    from bge_cocktail.merging.data_methods import regmean
+    from bge_cocktail.merging.stack import Stack
+    from bge_cocktail.merging.tensors import ArrayTensor
+
+    generator = np.random.default_rng(0)
+    layers = [generator.standard_normal((4, 6)) for _ in range(2)]
+    inputs = [generator.standard_normal((50, 6)) * generator.uniform(0.1, 3, 6) for _ in range(2)]
+    wanted = np.linalg.lstsq(
+        np.concatenate(inputs), np.concatenate([x @ w.T for x, w in zip(inputs, layers, strict=True)]), rcond=None
+    )[0].T
+
+    def tensor(values: np.ndarray) -> ArrayTensor:
+        return ArrayTensor(values.astype(np.float32).ravel(), "F32", values.shape)
+
+    products = [tensor(x.T @ x) for x in inputs]
+    stack = Stack("x", (4, 6), [tensor(w) for w in layers], np.array([0.5, 0.5]), [0, 1], statistics=products)
+    found = np.concatenate(list(regmean(stack, shrinkage=1.0))).reshape(4, 6)
+    assert np.abs(found - wanted).max() < 1e-4
+    # with none, the inputs' sizes weigh each column
+    sizes = [np.diag(x.T @ x) for x in inputs]
+    found = np.concatenate(list(regmean(stack, shrinkage=0.0))).reshape(4, 6)
+    expected = (layers[0] * sizes[0] + layers[1] * sizes[1]) / (sizes[0] + sizes[1])
+    assert np.abs(found - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_mergekits_numbers(tmp_path: Path, name: str) -> None:
+    """What mergekit made of the same models by the same YAML; scripts/compare_mergekit.py --write stores it."""
+    golden = json.loads(GOLDENS.read_text())[name]
+    models = make_models(tmp_path)
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text(recipe_for(name, models))
+    merge(read_recipe(recipe), tmp_path / "out")
+    found = tensors_in(tmp_path / "out")
+    for key, values in golden.items():
+        assert np.abs(found[key].ravel() - np.asarray(values)).max() < TOLERANCES.get(name, TOLERANCE)

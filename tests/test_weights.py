@@ -1,0 +1,345 @@
+"""Weights: the paper's formula, LM_Cocktail's own numbers, and searches that find what is there to find."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, build_model, perturb
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bge_cocktail.encoding import CachedEncoder, Encoder
+from bge_cocktail.errors import UsageError
+from bge_cocktail.merging import merge, weightings
+from bge_cocktail.merging.blackbox import best_weights, best_within, pareto_front
+from bge_cocktail.merging.example_loss import chance_loss, draw_negatives, example_loss
+from bge_cocktail.merging.weights import Found, cocktail_weights, ema, greedy, relative_weights
+from bge_cocktail.options import Encoding, Merging
+from bge_cocktail.records import Record
+
+sys.path.insert(0, str(ROOT / "scripts"))
+EXAMPLES = [
+    Record("which dog is red", ("the red dog runs",), ("a blue cat", "the small house")),
+    Record("where is the boat", ("the boat sails near the river",), ("big train", "a grey horse")),
+    Record("who sings", ("the bird sings",), ("the plum", "slow bike")),
+    Record("what flies over the hill", ("the plane flies",), ("an old car", "the cherry")),
+]
+
+
+def test_cocktail_weights_are_the_papers_formula() -> None:
+    losses, temperature = [0.5, 1.0, 3.0], 5.0
+    powers = [np.exp(-loss / temperature) for loss in losses]
+    assert cocktail_weights(losses, temperature) == pytest.approx([power / sum(powers) for power in powers])
+    assert cocktail_weights([1000, 1001], 1.0) == pytest.approx([1 / (1 + np.exp(-1)), 1 / (1 + np.e)])
+
+
+def test_example_loss_is_lm_cocktails(tiny: Path) -> None:
+    """The reference implementation's loss, written out: batches of 2, temperature 0.05, all texts as candidates."""
+    from bge_cocktail.encoding import CachedEncoder
+
+    examples = [
+        Record("which dog is red", ("the red dog runs",), ("a blue cat", "the small house")),
+        Record("where is the boat", ("the boat sails near the river",), ("big train", "a grey horse")),
+        Record("who sings", ("the bird sings",), ("the plum", "slow bike")),
+    ]
+    encoder = CachedEncoder(tiny)
+    expected = []
+    for batch in (examples[:2], examples[2:]):
+        queries = encoder.encode_query([record.query for record in batch])
+        documents = encoder.encode_document([text for record in batch for text in (*record.pos, *record.neg)])
+        scores = queries @ documents.T / 0.05
+        losses = [
+            np.log(np.exp(line).sum()) - line[3 * row]  # the positive is the first of every three documents
+            for row, line in enumerate(scores.astype(np.float64))
+        ]
+        expected.append(np.mean(losses))
+    assert example_loss(encoder, examples) == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+@given(st.lists(st.floats(0, 20), min_size=1, max_size=6), st.floats(0.5, 5), st.floats(0.1, 10))
+def test_relative_weights_know_no_scale(losses: list[float], chance: float, factor: float) -> None:
+    weights = relative_weights(losses, chance)
+    assert sum(weights) == pytest.approx(1)
+    assert relative_weights([factor * loss for loss in losses], factor * chance) == pytest.approx(weights, abs=1e-6)
+    if min(losses) < chance - 1e-6:
+        assert all(weight == 0 for weight, loss in zip(weights, losses, strict=True) if loss >= chance)
+
+
+def test_a_random_model_gets_no_weight(tmp_path: Path, tiny: Path) -> None:
+    """LM-Cocktail's softmax gives a model that knows nothing nearly as much as the real one; relative weights don't."""
+    losses, chance = [0.3, 2.9], float(np.log(16))
+    assert cocktail_weights(losses)[1] > 0.35
+    assert relative_weights(losses, chance)[1] < 1e-3
+
+
+def test_chance_is_the_loss_of_a_model_that_tells_nothing_apart() -> None:
+    class Blind:
+        def encode_query(self, texts: Sequence[str], prompt: str | None = None) -> np.ndarray:
+            return np.tile(np.float32([1, 0]), (len(texts), 1))
+
+        def encode_document(self, texts: Sequence[str]) -> np.ndarray:
+            return np.tile(np.float32([1, 0]), (len(texts), 1))
+
+        encode_text = encode_document
+
+    assert example_loss(Blind(), EXAMPLES) == pytest.approx(chance_loss(EXAMPLES), abs=1e-6)
+
+
+def test_negatives_are_drawn_once_and_seeded() -> None:
+    many = [Record("q", ("p",), tuple(f"n{number}" for number in range(30)))]
+    one = draw_negatives(many, 7, 1)[0].neg
+    assert len(one) == len(set(one)) == 7
+    assert one == draw_negatives(many, 7, 1)[0].neg
+    assert one != draw_negatives(many, 7, 2)[0].neg
+    few = [Record("q", ("p",), ("n",))]
+    assert draw_negatives(few, 7, 1)[0].neg == ("n",)
+
+
+def test_cocktail_needs_examples(nudged: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--examples"):
+        merge(nudged[:2], tmp_path / "out", Merging(weights="cocktail"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_cocktail_weighs_each_model_by_its_own_loss(nudged: list[Path], tmp_path: Path) -> None:
+    merged = merge(nudged, tmp_path / "out", Merging(weights="cocktail"), examples=EXAMPLES)
+    losses = [example_loss(CachedEncoder(path), EXAMPLES) for path in nudged]
+    assert merged.losses == pytest.approx(losses, abs=1e-5)
+    assert merged.weights == pytest.approx(cocktail_weights(losses), abs=1e-6)
+    # with a share, the rest is divided among the others by their losses alone
+    merged = merge(nudged, tmp_path / "share", Merging(weights="cocktail", share=0.4), examples=EXAMPLES)
+    assert merged.weights == pytest.approx([0.4, *(0.6 * weight for weight in cocktail_weights(losses[1:]))], abs=1e-6)
+    described = json.loads((tmp_path / "share/run.json").read_text())
+    assert [one.get("loss") for one in described["models"]] == [None, *merged.losses]
+
+
+def test_every_model_keeps_its_own_prompts(nudged: list[Path], tmp_path: Path) -> None:
+    import shutil
+
+    from bge_cocktail.layout import set_prompts
+
+    prompted = shutil.copytree(nudged[0], tmp_path / "prompted")
+    set_prompts(prompted, {"query": "who "})
+    options = Merging(weights="cocktail", prompts_from=1)
+    merged = merge([prompted, nudged[0]], tmp_path / "out", options, examples=EXAMPLES)
+    assert merged.losses[0] == pytest.approx(example_loss(CachedEncoder(prompted), EXAMPLES), abs=1e-5)
+    assert merged.losses[1] == pytest.approx(example_loss(CachedEncoder(nudged[0]), EXAMPLES), abs=1e-5)
+    assert merged.losses[0] != pytest.approx(merged.losses[1], abs=1e-4)
+
+
+def test_lm_cocktails_own_numbers(tmp_path: Path) -> None:
+    """What LM_Cocktail 0.0.4 gives for the same CLS-pooled models; scripts/compare_lm_cocktail.py stores it."""
+    from compare_lm_cocktail import GOLDENS, examples_of, models_of
+
+    golden = json.loads(GOLDENS.read_text())
+    models = models_of(tmp_path)
+    options = Merging(weights="cocktail", like_lm_cocktail=True)
+    merged = merge(models, tmp_path / "out", options, examples=examples_of())
+    assert merged.losses == pytest.approx(golden["losses"], abs=1e-4)
+    assert merged.weights == pytest.approx(golden["weights"], abs=1e-4)
+
+
+def test_ema_is_the_recursion() -> None:
+    """The weights are those of m <- decay m + (1 - decay) x, up to the start that a finite run has."""
+    weights = ema(None, range(5), decay=0.8).weights  # type: ignore[arg-type]
+    assert sum(weights) == pytest.approx(1)
+    assert [later / earlier for earlier, later in pairwise(weights)] == pytest.approx([1.25] * 4)
+
+
+class Fake:
+    """A landscape with a known top, in the place of models."""
+
+    names = ("a", "b", "c")
+
+    def __init__(self, top: Sequence[float]) -> None:
+        self.top, self.asked = np.asarray(top), 0
+
+    def scores(self, weights: Sequence[float]) -> tuple[float, float | None]:
+        self.asked += 1
+        away = float(np.square(np.asarray(weights) - self.top).sum())
+        return 1 - away, 0.5 + 0.4 * float(weights[-1])
+
+
+def test_search_finds_the_top() -> None:
+    landscape = Fake([0.5, 0.3, 0.2])
+    found = best_weights(landscape, 3, 80, 1)  # type: ignore[arg-type]
+    assert landscape.asked == len(found.trials) == 80
+    assert np.abs(np.asarray(found.weights) - landscape.top).max() < 0.05
+    assert found.weights == best_weights(Fake([0.5, 0.3, 0.2]), 3, 80, 1).weights  # type: ignore[arg-type]
+    # few trials: never worse than the models alone and their mean
+    assert best_weights(Fake([0, 1, 0]), 3, 4, 1).weights == [0, 1, 0]  # type: ignore[arg-type]
+
+
+def test_pareto_takes_the_best_target_that_keeps_the_general_score() -> None:
+    class Two:
+        names = ("tuned", "base")
+
+        def scores(self, weights: Sequence[float]) -> tuple[float, float | None]:
+            share = weights[0]
+            return share * (1.6 - share), 0.9 + 0.05 * share - 0.1 * share**2
+
+    shares = [row / 10 for row in range(11)]
+    found = best_within(Two(), 2, shares, 0.0, 40, 1)  # type: ignore[arg-type]
+    assert found.weights == [0.5, 0.5]  # general score of the base again at 0.5, target still rising
+    loose = best_within(Two(), 2, shares, 1.0, 40, 1)  # type: ignore[arg-type]
+    assert loose.weights == [0.8, pytest.approx(0.2)]
+    front = [trial["weights"][0] for trial in found.trials if trial["on_front"]]
+    # below 0.25 both scores rise, above 0.8 both fall
+    assert sorted(front) == pytest.approx([0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=20))
+def test_the_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
+    trials = [{"target": target, "general": general} for target, general in points]
+    front = {(trial["target"], trial["general"]) for trial in pareto_front(trials)}
+    expected = {(x, y) for x, y in points if not any((a >= x and b > y) or (a > x and b >= y) for a, b in points)}
+    assert front == expected
+
+
+def test_greedy_keeps_what_helps() -> None:
+    found = greedy(Fake([0.5, 0.5, 0]), range(3))  # type: ignore[arg-type]
+    assert found.weights == [0.5, 0.5, 0]
+    assert "kept 2 of 3" in found.note
+
+
+@pytest.fixture(scope="module")
+def good_and_bad(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> list[Path]:
+    """A model, and the same with much noise: a search must tell them apart."""
+    folder = tmp_path_factory.mktemp("goodbad")
+    return [tiny, perturb(tiny, folder / "noise", 3, scale=0.05)]
+
+
+def test_gradient_is_the_derivative(good_and_bad: list[Path], tmp_path: Path) -> None:
+    """A step follows dL/dw = <dL/dtheta, theta_i>: the same as central differences of the loss of merged models."""
+    import torch
+    from torch.func import functional_call
+
+    from bge_cocktail.merging.contrastive import batch_loss, names_of
+    from bge_cocktail.merging.group_weights import GroupWeights
+    from bge_cocktail.merging.opening import open_model
+    from bge_cocktail.merging.plan import Plan
+    from bge_cocktail.merging.tasting import ModelTasting
+    from bge_cocktail.records import positives_by_query
+
+    checkpoints = tuple(open_model(str(path), tmp_path) for path in good_and_bad)
+    plan = Plan(checkpoints, None, Merging(), GroupWeights([0.5, 0.5], {}))
+    tasting = ModelTasting(plan, EXAMPLES, Encoding(cache=False, device="cpu"), None, tmp_path)
+    from bge_cocktail.merging.descent import _stacks
+
+    stacks, _ = _stacks(tasting, False, False)
+    names = names_of(tasting)
+    shapes = {key: value.shape for key, value in tasting.parameters.items()}
+    known = positives_by_query(EXAMPLES)
+    weights = torch.tensor([0.6, 0.4], requires_grad=True)
+    merged = {names[key]: (weights @ rows).view(shapes[key]) for key, rows in stacks.items()}
+    loss = batch_loss(
+        tasting,
+        EXAMPLES,
+        known,
+        lambda features: functional_call(tasting.model.eval(), merged, (features,))["sentence_embedding"],
+    )
+    (gradient,) = torch.autograd.grad(loss, weights)
+
+    def loss_at(one: float, two: float) -> float:
+        scores = tasting.merged(Found([one, two]))
+        del scores
+        with torch.no_grad():
+            return float(
+                batch_loss(tasting, EXAMPLES, known, lambda features: tasting.model(features)["sentence_embedding"])
+            )
+
+    step = 1e-2
+    for row, expected in enumerate(gradient.tolist()):
+        ends = []
+        for sign in (1, -1):
+            moved = [0.6, 0.4]
+            moved[row] += sign * step
+            ends.append(loss_at(*moved))
+        assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(expected, rel=0.05, abs=1e-3)
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_descent_lowers_the_loss(good_and_bad: list[Path], tmp_path: Path, per_layer: bool) -> None:
+    options = Merging(weights="gradient", steps=15, rate=0.3, per_layer=per_layer)
+    merged = merge(good_and_bad, tmp_path / "out", options, examples=EXAMPLES)
+    before, after = map(float, re.findall(r"(\d\.\d+) with", merged.found.note))
+    assert after < before
+    assert merged.found.trials[0]["loss"] == pytest.approx(before, abs=1e-3)
+    assert len(merged.found.trials) == 15
+    assert bool(merged.found.weights_for) == per_layer
+    # what was found is what was merged: the recipe and the record give it again
+    from bge_cocktail.merging.verifying import verify_merge
+
+    assert verify_merge(tmp_path / "out")["identical"] is True
+
+
+def test_self_positioning_finds_a_length_too(tiny: Path, nudged: list[Path], tmp_path: Path) -> None:
+    options = Merging(method="task-arithmetic", base=str(tiny), weights="self-positioning", steps=10, rate=0.3)
+    merged = merge(nudged, tmp_path / "out", options, examples=EXAMPLES)
+    assert merged.found.scale is not None
+    assert merged.found.scale != pytest.approx(1)
+    before, after = map(float, re.findall(r"(\d\.\d+) with", merged.found.note))
+    assert after < before
+    with pytest.raises(UsageError, match="--method task-arithmetic"):
+        merge(nudged, tmp_path / "bad", Merging(weights="self-positioning"), examples=EXAMPLES)
+
+
+@pytest.mark.parametrize("weights", ["greedy", "search"])
+def test_searches_prefer_the_good_model(good_and_bad: list[Path], tmp_path: Path, weights: str) -> None:
+    options = Merging(weights=weights, **({"trials": 6} if weights == "search" else {}))
+
+    def score(encoder: Encoder) -> tuple[float, float | None]:
+        return -example_loss(encoder, EXAMPLES), None
+
+    by_score = merge(good_and_bad, tmp_path / "score", options, score=score)
+    by_loss = merge(good_and_bad, tmp_path / "loss", options, examples=EXAMPLES)
+    assert by_score.weights == by_loss.weights  # without tasks, the loss on the examples is the score
+    alone = [example_loss(CachedEncoder(path), EXAMPLES) for path in good_and_bad]
+    assert example_loss(CachedEncoder(tmp_path / "score"), EXAMPLES) <= min(alone) + 1e-5
+
+
+def test_what_is_scored_is_what_is_written(nudged: list[Path], tmp_path: Path) -> None:
+    """A merge is scored in memory; the folder embeds the same."""
+    seen = []
+
+    def score(encoder: Encoder) -> tuple[float, float | None]:
+        seen.append(encoder.encode_document(["the red dog runs", "a cat"]))
+        return float(len(seen)), None
+
+    merged = merge(nudged[:2], tmp_path / "out", Merging(weights="search", trials=5), score=score)
+    found = CachedEncoder(merged.folder).encode_document(["the red dog runs", "a cat"])
+    assert np.abs(found - seen[-1]).max() < 1e-6  # the last was the best
+
+
+def test_weightings_are_listed() -> None:
+    assert {
+        "uniform",
+        "cocktail",
+        "relative",
+        "ema",
+        "greedy",
+        "gradient",
+        "self-positioning",
+        "search",
+        "pareto",
+    } == set(weightings)
+
+
+def test_a_large_model_and_a_small_one(tiny: Path, tmp_path: Path) -> None:
+    """Weights are not sought for models that can't be merged."""
+    from bge_cocktail.errors import DataError
+
+    wide = build_model(tmp_path / "wide", hidden=48)
+    with pytest.raises(DataError, match="can't be merged"):
+        merge([tiny, wide], tmp_path / "out", Merging(weights="cocktail"), examples=EXAMPLES)
+
+
+def test_scripts_are_found() -> None:
+    assert (ROOT / "scripts/compare_lm_cocktail.py").is_file()
