@@ -80,9 +80,13 @@ def as_checkpoint(name: str, plan: Plan) -> Checkpoint:
         parts=(*plan.checkpoints, *([plan.base] if plan.base else [])),
         made={
             "options": plan.options.model_dump(mode="json", exclude={"weights"}),
-            "weights": list(plan.weights.weights),
+            # as run.json has it, so that the merge can be done again without seeking weights
+            "models": [
+                {"weight": weight, **({"recipe": one.made} if one.made and "models" in one.made else {})}
+                for weight, one in zip(plan.weights.weights, plan.checkpoints, strict=True)
+            ],
             "weights_for": {name: list(weights) for name, weights in plan.weights.patterns.items()},
-            "models": [one.made for one in plan.checkpoints],
+            "scale": plan.options.scale,
         },
         prompts_of=chosen["prompts"].prompts_of or chosen["prompts"].folder,
         length_of=chosen["length"].length_of or chosen["length"].folder,

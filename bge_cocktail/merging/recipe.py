@@ -141,7 +141,7 @@ def _lines(recipe: Recipe, path: str) -> Iterator[str]:
     if path:
         yield from ("", f"[{path}]")
     if recipe.name != "merge":
-        yield f"name = {json.dumps(recipe.name, ensure_ascii=False)}"
+        yield f"name = {_text(recipe.name)}"
     changed = recipe.options.model_dump(exclude_defaults=True)
     changed = {"method": recipe.options.method, "weights": recipe.options.weights, **changed}
     tables = {name: value for name, value in changed.items() if isinstance(value, dict)}
@@ -150,7 +150,7 @@ def _lines(recipe: Recipe, path: str) -> Iterator[str]:
             yield f"{name} = {_value(value)}"
     for name, table in tables.items():
         yield from ("", f"[{path}{'.' if path else ''}{name}]")
-        yield from (f"{json.dumps(key, ensure_ascii=False)} = {_value(value)}" for key, value in table.items())
+        yield from (f"{_text(key)} = {_value(value)}" for key, value in table.items())
     inner = f"{path}.models" if path else "models"
     for model in recipe.models:
         yield from ("", f"[[{inner}]]")
@@ -163,5 +163,9 @@ def _lines(recipe: Recipe, path: str) -> Iterator[str]:
 def _value(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "[" + ", ".join(_value(one) for one in value) + "]"
+    return _text(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _text(value: str) -> str:
     # a JSON text is a TOML text, but for the one sign that JSON leaves as it is
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
