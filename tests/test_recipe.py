@@ -343,3 +343,55 @@ def test_negative_weights_unlearn(models: list[Path], tmp_path: Path) -> None:
     one, two, merged = (tensors_in(path) for path in (*models[1:3], tmp_path / "out"))
     for name in merged:
         assert np.abs(merged[name] - (1.5 * one[name] - 0.5 * two[name])).max() < 1e-5
+
+
+def fake_mergekit(folder: Path, body: str) -> Path:
+    """A program in the place of mergekit-yaml."""
+    import sys
+
+    program = folder / "mergekit-yaml"
+    program.write_text(
+        f"#!{sys.executable}\nimport json, sys, shutil, pathlib\nrecipe = json.load(open(sys.argv[1]))\n{body}"
+    )
+    program.chmod(0o755)
+    return program
+
+
+def test_the_bridge_hands_on_what_was_asked(
+    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second model is taken for the merge: the first model's folder comes out with its weights, and the recipe."""
+    program = fake_mergekit(
+        tmp_path,
+        f"json.dump([recipe, sys.argv], open({str(tmp_path / 'seen')!r}, 'w'))\n"
+        "out = pathlib.Path(sys.argv[2]); out.mkdir()\n"
+        "for name in ('config.json', 'model.safetensors'):\n"
+        "    shutil.copy(pathlib.Path(recipe['models'][1]['model']) / name, out / name)\n",
+    )
+    monkeypatch.setenv("BGE_COCKTAIL_MERGEKIT", str(program))
+    options = Merging(method="mergekit:sce", base=str(models[0]), weights=[1, 0.5], density=0.3, seed=7)
+    merge(models[1:3], tmp_path / "out", options)
+    assert same_bytes(tmp_path / "out", models[2])
+    recipe, command = json.loads((tmp_path / "seen").read_text())
+    assert recipe["merge_method"] == "sce"
+    assert recipe["base_model"] == str(models[0])
+    assert [one["parameters"] for one in recipe["models"]] == [{"weight": 1}, {"weight": 0.5}]
+    assert recipe["parameters"] == {"density": 0.3}
+    assert command[-2:] == ["--random-seed", "7"]
+    assert read_recipe(tmp_path / "out/recipe.toml").options.method == "mergekit:sce"
+    assert verify_merge(tmp_path / "out")["identical"] is True
+
+
+def test_the_bridge_says_what_is_wrong(models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bge_cocktail.errors import MissingExtra
+
+    sce = Merging(method="mergekit:sce", base=str(models[0]))
+    monkeypatch.setenv("BGE_COCKTAIL_MERGEKIT", str(tmp_path / "nothing"))
+    with pytest.raises(MissingExtra, match=r"pip install 'bge-cocktail\[mergekit\]'"):
+        merge(models[1:], tmp_path / "out", sce)
+    monkeypatch.setenv("BGE_COCKTAIL_MERGEKIT", str(fake_mergekit(tmp_path, "sys.exit('no such method: sce')")))
+    with pytest.raises(CocktailError, match="mergekit could not merge by sce: no such method: sce"):
+        merge(models[1:], tmp_path / "out", sce)
+    with pytest.raises(UsageError, match="built in, and faster: --method ties"):
+        merge(models[1:], tmp_path / "out", Merging(method="mergekit:ties", base=str(models[0])))
+    assert not (tmp_path / "out").exists()

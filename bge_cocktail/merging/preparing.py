@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from bge_cocktail.errors import UsageError
 from bge_cocktail.hub import model_folder
 from bge_cocktail.layout import refuse_unportable
 from bge_cocktail.merging.adapters import is_adapter
+from bge_cocktail.merging.bridge import bridged_method, is_bridged, merge_by_mergekit, mergekit_command
 from bge_cocktail.merging.checkpoints import Checkpoint
 from bge_cocktail.merging.checks import check_alike, check_numbers
 from bge_cocktail.merging.group_weights import GroupWeights, group_weights
@@ -71,7 +72,11 @@ def prepare(
     """
     options = recipe.options
     _check_options(options)
-    check_method(options, recipe.models)
+    if is_bridged(options.method):
+        bridged_method(options.method)
+        mergekit_command()
+    else:
+        check_method(options, recipe.models)
     check_numbers(options, len(recipe.models))
     _refuse_too_few(recipe)
     inner = [one.get("recipe") for one in recorded["models"]] if recorded else [None] * len(recipe.models)
@@ -83,6 +88,8 @@ def prepare(
     if (checkpoints[0].folder / "modules.json").is_file():
         refuse_unportable(checkpoints[0].folder)
     warn_of_other_origins([*checkpoints, *([base] if base else [])], options)
+    if is_bridged(options.method):
+        return _bridged(checkpoints, base, options, kitchen, check, find)
     plan = Plan(checkpoints, base, options, _user_weights(checkpoints[0], options, len(checkpoints)))
     check(plan)
     if recorded is not None:
@@ -97,6 +104,30 @@ def prepare(
     found = find_weights(recipe.names(), options, _tasting(plan, kitchen), normalise=normalises(options))
     plan = with_weights(plan, found.weights, found.weights_for, found.scale)
     return (_measured(plan, kitchen) if find else plan), found
+
+
+def _bridged(
+    checkpoints: tuple[Checkpoint, ...],
+    base: Checkpoint | None,
+    options: Merging,
+    kitchen: Kitchen,
+    check: Callable[[Plan], None],
+    find: bool,
+) -> tuple[Plan, Found]:
+    """A merge that mergekit does: the first model with mergekit's weights, to be written as it is."""
+    if isinstance(options.weights, str) and options.weights != "uniform":
+        raise UsageError(f"weights '{options.weights}' are not found for {options.method}; give numbers")
+    count = len(checkpoints)
+    given = [1.0] * count if isinstance(options.weights, str) else options.weights
+    weights = given_weights(given, count, normalise=False)
+    as_it_is = options.model_copy(update={"method": "linear", "base": None, "exclude": []})
+    plan = Plan(checkpoints, None, as_it_is, GroupWeights([1.0] + [0.0] * (count - 1), {}))
+    check(plan)
+    if find:
+        merged = merge_by_mergekit(checkpoints, base, weights, options, kitchen.scratch)
+        kitchen.opened.append(merged)
+        plan = replace(plan, checkpoints=(merged, *checkpoints[1:]))
+    return plan, Found(weights)
 
 
 def _tasting(plan: Plan, kitchen: Kitchen) -> ModelTasting:
@@ -172,8 +203,8 @@ def _check_options(options: Merging) -> None:
                 users.setdefault(option, []).append(name)
                 if name == mine:
                     chosen.add(option)
-    for option in ("examples_temperature",):
-        users.pop(option, None)
+    if is_bridged(options.method):
+        chosen |= {"scale", "density"}
     for name in sorted(options.model_fields_set):
         if name in users and name not in chosen and name not in ("normalise", "seed"):
             raise UsageError(f"--{name.replace('_', '-')} does nothing here; it goes with {', '.join(users[name])}")

@@ -239,4 +239,5 @@ def _even(rows: Sequence[int], chosen: Sequence[int]) -> list[float]:
 def data_of(options: Merging) -> list[str]:
     """What a merge may look at: examples, target tasks, general tasks."""
     looks = weightings.trait(options.weights, "data", ()) if isinstance(options.weights, str) else ()
-    return [*looks, *(("examples",) if merge_methods.trait(options.method, "data") else ())]
+    known = options.method in merge_methods
+    return [*looks, *(("examples",) if known and merge_methods.trait(options.method, "data") else ())]
