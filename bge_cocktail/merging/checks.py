@@ -115,7 +115,7 @@ def _module_differences(first: Checkpoint, other: Checkpoint) -> Iterator[str]:
         return
     for (kind, one), (_, two) in zip(mine, theirs, strict=True):
         if kind == "Pooling":
-            poolings = [_pooling(path) for path in (one, two)]
+            poolings = [pooling_of(path) for path in (one, two)]
             if poolings[0] != poolings[1]:
                 yield f"pooling: {poolings[0]} against {poolings[1]}"
         elif kind != "Transformer":
@@ -161,7 +161,8 @@ def tensor_differences(first: Checkpoint, other: Checkpoint, options: Merging) -
     return lines
 
 
-def _pooling(path: Path) -> str:
+def pooling_of(path: Path) -> str:
+    """How a Pooling module pools, in words."""
     config = portable_pooling(read_json(path / "config.json"), str(path / "config.json"))
     modes = [key.removeprefix("pooling_mode_") for key, on in config.items() if key.startswith("pooling_mode") and on]
     return " and ".join(sorted(modes)) + ("" if config.get("include_prompt", True) else " without the prompt")
