@@ -42,6 +42,16 @@ used = resource.getrusage(resource.RUSAGE_CHILDREN)
 print(used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
 sys.exit(status)
 """
+WEIGH = """
+import json, sys
+import torch
+from LM_Cocktail.utils import compute_weights, get_model_param_list, load_model
+from transformers import AutoTokenizer
+models, examples, batch = json.loads(sys.argv[1]), json.load(open(sys.argv[2])), int(sys.argv[3])
+model, tokenizer = load_model(models[0], "encoder"), AutoTokenizer.from_pretrained(models[0])
+parameters = get_model_param_list(models, model_type="encoder")
+print(compute_weights(model, tokenizer, parameters, "encoder", examples, 5.0, batch, 512, 7))
+"""
 Measured = tuple[float, float]
 """CPU seconds and peak memory in MB."""
 
@@ -262,6 +272,51 @@ def bench_minilm(bench: Bench) -> None:
     bench.note("linear 10 MiniLM, CPU s against LM_Cocktail", ours[0], cpu, 1, "CPU seconds", least=True)
 
 
+def bench_weights(bench: Bench, quick: bool) -> None:
+    """Cocktail weights from the loss on examples; ours in the same arithmetic (fp32), nothing from a cache."""
+    count, wanted, batches = (3, 20, (2,)) if quick else (10, 100, (2, 8, 32))
+    models = [make_minilm(bench.folder / f"minilm{seed}", seed) for seed in range(count)]
+    records = make_examples(wanted)
+    examples, plain = bench.folder / "examples.jsonl", bench.folder / "examples.json"
+    examples.write_text("".join(json.dumps(record) + "\n" for record in records))
+    plain.write_text(json.dumps(records))
+    label = f"weights of {count} MiniLM on {wanted} examples"
+    options = ["--weights", "cocktail", "--examples", str(examples), "--no-cache"]
+    ours = bench.ours(models, *options)[0]
+    by_auto = bench.ours(models, *options, "--precision", "auto")[0]
+    peers: dict[int, float] = {}
+    for batch in batches if bench.lm_cocktail else ():
+        command = [
+            str(bench.lm_cocktail),
+            "-c",
+            WEIGH,
+            json.dumps([str(path) for path in models]),
+            str(plain),
+            str(batch),
+        ]
+        peers[batch] = measure(command, None, 1)[0]
+        what = f"CPU seconds; LM_Cocktail at batch {batch}, both fp32"
+        bench.note(f"{label}, against LM_Cocktail at batch {batch}", ours, peers[batch], 2, what, least=True)
+    best = min(peers.values(), default=None)
+    bench.note(f"{label}, --precision auto", by_auto, best, 2, "CPU seconds; LM_Cocktail at its best batch", least=True)
+
+
+def make_examples(count: int) -> list[dict[str, Any]]:
+    """Questions of the built-in handbook, each with its document and seven others of it."""
+    from bge_cocktail.demo import demo_data
+    from bge_cocktail.records import read_records
+
+    records = read_records(demo_data() / "handbook")
+    documents = list(dict.fromkeys(text for record in records for text in record.pos))
+    generator = np.random.default_rng(0)
+    drawn = []
+    for record in records[:count]:
+        others = [text for text in documents if text not in record.pos]
+        chosen = [others[row] for row in generator.permutation(len(others))[:7]]
+        drawn.append({"query": record.query, "pos": list(record.pos), "neg": chosen})
+    return drawn
+
+
 def bench_many(bench: Bench, models: list[Path], size: str) -> None:
     """Twenty models (five times the four): memory stays."""
     many = [path for path in models for _ in range(5)]
@@ -275,16 +330,25 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="models of BERT-base's size, one repeat")
     parser.add_argument("--folder", type=Path, help="where models are made, and kept")
     parser.add_argument("--without-peers", action="store_true")
+    parser.add_argument("--only", choices=["methods", "many", "minilm", "weights"], help="one part of it")
     arguments = parser.parse_args()
     size = "base" if arguments.quick else "large"
     with tempfile.TemporaryDirectory(prefix="bench-merge-") as scratch:
         folder = (arguments.folder or Path(scratch)).resolve()
         bench = Bench(folder, 2 if arguments.quick else 3, not arguments.without_peers)
-        models = [make_model(folder / f"{size}{seed}", size, seed) for seed in range(4)]
-        bench.floor(models)  # the first reading fills the page cache
-        bench_methods(bench, models, size)
-        bench_many(bench, models, size)
-        bench_minilm(bench)
+        parts = [arguments.only] if arguments.only else ["methods", "many", "minilm", "weights"]
+        models = []
+        if {"methods", "many"} & set(parts):
+            models = [make_model(folder / f"{size}{seed}", size, seed) for seed in range(4)]
+            bench.floor(models)  # the first reading fills the page cache
+        if "methods" in parts:
+            bench_methods(bench, models, size)
+        if "many" in parts:
+            bench_many(bench, models, size)
+        if "minilm" in parts:
+            bench_minilm(bench)
+        if "weights" in parts:
+            bench_weights(bench, arguments.quick)
     missed = [figure["name"] for figure in bench.figures if figure["met"] is False]
     first = next(figure for figure in bench.figures if "against" in figure["name"])
     last = {
