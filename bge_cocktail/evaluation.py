@@ -13,7 +13,7 @@ from bge_cocktail.encoding import CachedEncoder, Encoder
 from bge_cocktail.errors import DataError, UsageError
 from bge_cocktail.options import Encoding, Evaluating
 from bge_cocktail.provenance import RUN_FILE, describe_run, hash_path, new_folder, write_json
-from bge_cocktail.tasks import Role, Score, Task, evaluate, open_task
+from bge_cocktail.tasks import Role, Score, Task, check_task, evaluate, open_task
 
 SCORES_FILE = "scores.json"
 PER_QUERY_FILE = "per_query.jsonl"
@@ -87,9 +87,15 @@ def evaluate_models(
 
 
 def scorer(
-    target: Sequence[Path], general: Sequence[Path], options: Evaluating
+    target: Sequence[Path], general: Sequence[Path], options: Evaluating, general_split: str | None = None
 ) -> Callable[[Encoder], tuple[float, float | None]]:
     """A function that judges an encoder: mean main score on the target tasks, and on the general ones if there are any.
+
+    Args:
+        target: Folders of target tasks.
+        general: Folders of general tasks.
+        options: Depth, split.
+        general_split: The split of the general tasks, if it is another one.
 
     Raises:
         UsageError: No target task, or two tasks of one name.
@@ -97,9 +103,14 @@ def scorer(
     if not target:
         raise UsageError("a search needs at least one --target task")
     task_list = open_tasks(target, general)
+    for_general = options.model_copy(update={"split": general_split or options.split})
+    parts = [(task, for_general if task.role == "general" else options) for task in task_list]
+    for task, judging in parts:
+        check_task(task, judging.split)
 
     def score(encoder: Encoder) -> tuple[float, float | None]:
-        result = ModelScores("", "", evaluate(encoder, task_list, options))
+        scores = [score for task, judging in parts for score in evaluate(encoder, [task], judging)]
+        result = ModelScores("", "", scores)
         return result.mean("target") or 0.0, result.mean("general")
 
     return score

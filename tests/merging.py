@@ -44,7 +44,11 @@ def write_model(folder: Path, tensors: Mapping[str, np.ndarray], **config: Any) 
     folder.mkdir(parents=True)
     described = {"architectures": ["BertForSequenceClassification"], "model_type": "bert", **config}
     (folder / "config.json").write_text(json.dumps(described))
-    save_file(dict(tensors), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: np.asarray(value) for name, value in tensors.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     return folder
 
 

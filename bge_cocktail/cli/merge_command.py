@@ -37,6 +37,7 @@ from bge_cocktail.options import Encoding, Evaluating, Merging
     show_default=True,
     help="The split of those tasks that a search looks at; keep another one to judge the result.",
 )
+@click.option("--general-split", help="The split of the general tasks, if it is another one.")
 @click.option("--dry-run", is_flag=True, help="Check the models and print the plan; write nothing.")
 @click.option("--verify", is_flag=True, help="Merge again by the recipe in the output folder, and compare all bytes.")
 @overwrite_flag
@@ -51,6 +52,7 @@ def command(
     target: tuple[Path, ...],
     general: tuple[Path, ...],
     split: str,
+    general_split: str | None,
     dry_run: bool,
     verify: bool,
     overwrite: bool,
@@ -96,7 +98,7 @@ def command(
         output,
         examples=_records(examples),
         encoding=encoding,
-        score=_score(target, general, split),
+        score=_score(target, general, split, general_split),
         more_inputs=_more_inputs(encoding, examples, target, general),
         draw=_draw(target, general),
         overwrite=overwrite,
@@ -124,12 +126,12 @@ def _records(examples: Path | None) -> Any:
     return read_records(examples)
 
 
-def _score(target: tuple[Path, ...], general: tuple[Path, ...], split: str) -> Any:
+def _score(target: tuple[Path, ...], general: tuple[Path, ...], split: str, general_split: str | None) -> Any:
     if not target and not general:
         return None
     from bge_cocktail.evaluation import scorer
 
-    return scorer(target, general, Evaluating(split=split))
+    return scorer(target, general, Evaluating(split=split), general_split)
 
 
 def _draw(target: tuple[Path, ...], general: tuple[Path, ...]) -> Callable[[Any, Path], None] | None:
