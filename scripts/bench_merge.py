@@ -27,6 +27,7 @@ from peers import LM_COCKTAIL, MERGEKIT, peer_environment
 from bge_cocktail.demo import demo_model
 from bge_cocktail.merging.safetensors_file import header_bytes
 
+ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"large": (24, 1024, 4096), "base": (12, 768, 3072)}
 MIX = """
 import json, sys
@@ -324,12 +325,32 @@ def bench_many(bench: Bench, models: list[Path], size: str) -> None:
     bench.note(f"linear 20 BERT-{size}, peak MB", ours[1], None, 150, "peak memory")
 
 
+def write_readme(figures: list[dict[str, Any]]) -> None:
+    """Put the figures into README, between its markers."""
+    lines = [
+        "| whole command, CPU seconds unless said | ours | peer | ratio | target | met |",
+        "|---|---|---|---|---|---|",
+    ]
+    for figure in figures:
+        ours, peer, ratio = (figure[name] for name in ("ours", "peer", "ratio"))
+        shown = ["-" if value is None else f"{value:g}" for value in (ours, peer, ratio)]
+        lines.append(
+            f"| {figure['name']} | {' | '.join(shown)} | {figure['target']:g} | {'yes' if figure['met'] else 'no'} |"
+        )
+    path = ROOT / "README.md"
+    before, _, rest = path.read_text(encoding="utf-8").partition("<!-- bench merge -->")
+    after = rest.partition("<!-- /bench merge -->")[2]
+    block = "<!-- bench merge -->\n" + "\n".join(lines) + "\n<!-- /bench merge -->"
+    path.write_text(before + block + after, encoding="utf-8")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="models of BERT-base's size, one repeat")
     parser.add_argument("--folder", type=Path, help="where models are made, and kept")
     parser.add_argument("--without-peers", action="store_true")
+    parser.add_argument("--readme", action="store_true", help="put the figures into README")
     parser.add_argument("--only", choices=["methods", "many", "minilm", "weights"], help="one part of it")
     arguments = parser.parse_args()
     size = "base" if arguments.quick else "large"
@@ -349,6 +370,8 @@ def main() -> None:
             bench_minilm(bench)
         if "weights" in parts:
             bench_weights(bench, arguments.quick)
+    if arguments.readme:
+        write_readme([figure for figure in bench.figures if figure["met"] is not None])
     missed = [figure["name"] for figure in bench.figures if figure["met"] is False]
     first = next(figure for figure in bench.figures if "against" in figure["name"])
     last = {

@@ -93,7 +93,7 @@ def fold_adapter(name: str, folder: Path, base: Checkpoint) -> Checkpoint:
     added: list[Key] = []
     halves: dict[str, dict[str, Floats]] = {}
     for full, tensor in read_header(folder / WEIGHTS).tensors.items():
-        short = full.removeprefix(PREFIX)
+        short = full.removeprefix(PREFIX).replace(".base_layer.", ".")
         if match := PART.fullmatch(short):
             values = np.empty(count_of(tensor), np.float32)
             tensor.read(0, values)
@@ -103,9 +103,11 @@ def fold_adapter(name: str, folder: Path, base: Checkpoint) -> Checkpoint:
         else:
             # biases, and modules that were trained whole, stand in place of the base's
             key = _find(short, base) or (0, short)
-            tensors[key] = tensor
             if key not in base.tensors:
+                if not any(part in short.split(".") for part in config.get("modules_to_save") or []):
+                    raise DataError(f"{folder / WEIGHTS}: the base {base.name} has no tensor '{short}'")
                 added.append(key)
+            tensors[key] = tensor
     for target, pair in halves.items():
         found = _find(f"{target}.weight", base)
         if found is None:
