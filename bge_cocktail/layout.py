@@ -51,8 +51,20 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path} is missing; is {path.parent} a whole model folder?") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON: {error}") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The content of a JSON file that holds names and values.
+
+    Raises:
+        DataError: It is missing or broken, or holds something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected an object of names and values, found {type(content).__name__}")
+    return content
 
 
 def modules_of(folder: Path) -> list[tuple[str, Path]]:
@@ -75,14 +87,18 @@ def modules_of(folder: Path) -> list[tuple[str, Path]]:
 def transformer_folder(folder: Path) -> Path:
     """Where a model keeps configuration and tokenizer of its text encoder: in a module's folder, or at its root."""
     modules = modules_of(folder) if (folder / "modules.json").is_file() else []
-    return next((path for kind, path in modules if kind == "Transformer"), folder)
+    named = [path for kind, path in modules if kind == "Transformer"]
+    # static embeddings have a tokenizer too
+    return next(iter(named + [path for _, path in modules if (path / "tokenizer.json").is_file()]), folder)
 
 
 def declared_prompts(folder: Path) -> dict[str, str]:
     """The prompts that a model declares by name (``query``, ``document``, ...); often none."""
     path = folder / "config_sentence_transformers.json"
-    prompts = read_json(path).get("prompts") if path.is_file() else None
-    return {name: text or "" for name, text in (prompts or {}).items()}
+    prompts = (read_object(path).get("prompts") if path.is_file() else None) or {}
+    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
+        raise DataError(f"{path}: 'prompts' must be texts by name, found {prompts!r}")
+    return {name: text or "" for name, text in prompts.items()}
 
 
 def prompt_for(folder: Path, role: str) -> str:
@@ -98,7 +114,7 @@ def prompt_for(folder: Path, role: str) -> str:
     prompts = declared_prompts(folder)
     if role == "text":
         path = folder / "config_sentence_transformers.json"
-        default = read_json(path).get("default_prompt_name") if path.is_file() else None
+        default = read_object(path).get("default_prompt_name") if path.is_file() else None
         return prompts.get(default or "", "")
     names = ("query",) if role == "query" else ("document", "passage", "corpus")
     return next((prompts[name] for name in names if prompts.get(name)), "")
@@ -107,7 +123,7 @@ def prompt_for(folder: Path, role: str) -> str:
 def set_prompts(folder: Path, prompts: dict[str, str]) -> None:
     """Store prompts in a model folder, beside those that it declares already."""
     path = folder / "config_sentence_transformers.json"
-    config = read_json(path) if path.is_file() else {"similarity_fn_name": "cosine"}
+    config: dict[str, Any] = read_object(path) if path.is_file() else {"similarity_fn_name": "cosine"}
     declared = declared_prompts(folder)
     if prompts.get("document") == "":  # the prompt's other names would come back
         declared = {name: text for name, text in declared.items() if name not in ("passage", "corpus")}
@@ -143,11 +159,11 @@ def make_portable(folder: Path, *, max_length: int | None = None, tokenizer_from
         if kind == "Transformer":
             _portable_transformer(path, max_length, tokenizer_from)
         elif kind == "Pooling":
-            config = read_json(path / "config.json")
+            config = read_object(path / "config.json")
             _write(path / "config.json", portable_pooling(config, str(path / "config.json")))
         elif (path / "config.json").is_file() and path != folder:
             # newer versions name the inputs and outputs of a module, which older ones don't know
-            config = read_json(path / "config.json")
+            config = read_object(path / "config.json")
             new = ("module_input_name", "module_output_name")
             kept = {key: on for key, on in config.items() if key not in new or on != "sentence_embedding"}
             _write(path / "config.json", kept)
@@ -161,7 +177,7 @@ def refuse_unportable(folder: Path) -> None:
     """
     for kind, path in modules_of(folder):
         config_path = path / "sentence_bert_config.json"
-        config = read_json(config_path) if kind == "Transformer" and config_path.is_file() else {}
+        config = read_object(config_path) if kind == "Transformer" and config_path.is_file() else {}
         special = [
             key
             for key, value in config.items()
@@ -177,8 +193,10 @@ def declared_length(folder: Path) -> int | None:
         return None
     path = transformer_folder(folder)
     config = path / "sentence_bert_config.json"
-    length = read_json(config).get("max_seq_length") if config.is_file() else None
-    return int(length) if length else _tokenizer_length(path)
+    length = read_object(config).get("max_seq_length") if config.is_file() else None
+    if length is not None and (not isinstance(length, int) or length < 1):
+        raise DataError(f"{config}: 'max_seq_length' must be a whole number, found {length!r}")
+    return length or _tokenizer_length(path)
 
 
 def declare_pooling(folder: Path, pooling: str) -> None:
@@ -188,7 +206,7 @@ def declare_pooling(folder: Path, pooling: str) -> None:
         folder: Holds config.json; the files of the modules are added.
         pooling: cls, mean or lasttoken.
     """
-    size = read_json(folder / "config.json").get("hidden_size")
+    size = read_object(folder / "config.json").get("hidden_size")
     if not isinstance(size, int):
         raise DataError(f"{folder / 'config.json'}: no 'hidden_size', so the pooling can't be written")
     kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
@@ -198,10 +216,12 @@ def declare_pooling(folder: Path, pooling: str) -> None:
     ]
     _write(folder / "modules.json", modules)
     for path in list(kinds)[1:]:
-        (folder / path).mkdir()
+        (folder / path).mkdir(exist_ok=True)
     described = {"pooling_mode": pooling, "embedding_dimension": size}
     _write(folder / "1_Pooling/config.json", portable_pooling(described, str(folder)))
-    _write(folder / "config_sentence_transformers.json", {"prompts": {}, "similarity_fn_name": "cosine"})
+    settings = folder / "config_sentence_transformers.json"
+    if not settings.is_file():
+        _write(settings, {"prompts": {}, "similarity_fn_name": "cosine"})
 
 
 def check_length(folder: Path, length: int | None) -> None:
@@ -212,7 +232,7 @@ def check_length(folder: Path, length: int | None) -> None:
     """
     for kind, path in modules_of(folder):
         if length is not None and kind == "Transformer" and (path / "config.json").is_file():
-            positions = read_json(path / "config.json").get("max_position_embeddings")
+            positions = read_object(path / "config.json").get("max_position_embeddings")
             if isinstance(positions, int) and length > positions:
                 raise UsageError(f"max_length={length} is more than the model's {positions} positions")
 
@@ -227,12 +247,15 @@ def portable_pooling(config: dict[str, Any], where: str) -> dict[str, Any]:
     if "pooling_mode" not in config:
         return config
     modes = config["pooling_mode"]
-    modes = [modes] if isinstance(modes, str) else list(modes)
+    modes = [modes] if isinstance(modes, str) else modes
+    size = config.get("word_embedding_dimension") or config.get("embedding_dimension")
+    if not isinstance(modes, list) or not isinstance(size, int):
+        raise DataError(f"{where}: expected 'pooling_mode' and 'embedding_dimension', found {config}")
     unknown = [mode for mode in modes if mode not in _POOLING_MODES]
     if unknown:
         raise DataError(f"{where}: unknown pooling {unknown}; known: {', '.join(_POOLING_MODES)}")
     return {
-        "word_embedding_dimension": config.get("word_embedding_dimension") or config["embedding_dimension"],
+        "word_embedding_dimension": size,
         **{key: mode in modes for mode, key in _POOLING_MODES.items()},
         "include_prompt": config.get("include_prompt", True),
     }
@@ -247,9 +270,9 @@ def _portable_type(name: str) -> str:
 
 def _portable_transformer(path: Path, max_length: int | None, like: Path | None) -> None:
     config_path = path / "sentence_bert_config.json"
-    config = read_json(config_path) if config_path.is_file() else {}
+    config = read_object(config_path) if config_path.is_file() else {}
     before = like / "sentence_bert_config.json" if like else config_path
-    lower = read_json(before).get("do_lower_case", False) if before.is_file() else False
+    lower = read_object(before).get("do_lower_case", False) if before.is_file() else False
     length = max_length or config.get("max_seq_length") or _tokenizer_length(path)
     kept = {key: value for key, value in config.items() if key in _OLD_KEYS}
     _write(config_path, {**kept, "max_seq_length": length, "do_lower_case": lower})
@@ -263,7 +286,7 @@ def _tokenizer_length(path: Path) -> int | None:
         ("config.json", "max_position_embeddings"),
     ):
         if (path / name).is_file():
-            value = read_json(path / name).get(key)
+            value = read_object(path / name).get(key)
             # tokenizers write 1e30 for "no limit"
             if isinstance(value, int | float) and 0 < value < 1e9:
                 limits.append(int(value))

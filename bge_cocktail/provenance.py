@@ -184,6 +184,7 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         The temporary folder to write into, on the same disk.
     """
     refuse_to_replace(path, overwrite)
+    path = path.resolve()  # a link to an empty folder stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
     working = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
     working.mkdir()

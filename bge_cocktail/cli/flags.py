@@ -42,7 +42,8 @@ def flags_from(*models: type[Options]) -> Callable[[Command], Command]:
             kind = str if own_form else _click_type(field.annotation)
             if kind is bool:
                 flag = f"{flag}/--no-{name.replace('_', '-')}"
-            default = "" if field.default is None else f"  [default: {_shown(field.default)}]"
+            value = field.get_default(call_default_factory=True)
+            default = "" if value in (None, []) else f"  [default: {_shown(value)}]"
             description = (field.description or "").rstrip(".")
             option = click.option(
                 flag,

@@ -42,6 +42,8 @@ def command(
     from bge_cocktail.merging.comparing import inspect
 
     found = inspect(models, base, pooling)
+    if overwrite and output is None:
+        raise click.UsageError("--overwrite goes with -o")
     if output is not None:
         _write(found, output, [*([base] if base else []), *models], overwrite)
     show(found.to_json(), "\n\n".join(_tables(found)), output_format)

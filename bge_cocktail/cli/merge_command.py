@@ -72,7 +72,7 @@ def command(
     from bge_cocktail.report.table import text_table
 
     if verify:
-        if models or recipe_file or given_flags(Merging, flags) or weights_for:
+        if models or recipe_file or given_flags(Merging, flags) or weights_for or target or general or dry_run:
             raise UsageError("--verify takes the recipe from the output folder; give only -o FOLDER (and --examples)")
         checked = verify_merge(output, examples=_records(examples), encoding=options_from(Encoding, flags))
         show(checked, "\n".join(f"{name}: {value}" for name, value in checked.items()), output_format)
@@ -86,13 +86,13 @@ def command(
         recipe = read_recipe(recipe_file, given_flags(Merging, flags))
     else:
         recipe = Recipe(tuple(expand(models)), options)
+    _refuse_unused(recipe, examples, target, general)
     if dry_run:
         plan = plan_merge(recipe, output, overwrite=overwrite)
         rows = [[name.replace("_", " "), str(value)] for name, value in plan.items()]
         show(plan, text_table(("plan", ""), rows), output_format)
         return
     encoding = options_from(Encoding, flags)
-    _refuse_unused(recipe, examples, target, general)
     merged = merge(
         recipe,
         output,
@@ -141,6 +141,8 @@ def _draw(target: tuple[Path, ...], general: tuple[Path, ...]) -> Callable[[Any,
     def draw(found: Any, folder: Path) -> None:
         from bge_cocktail.report import draw_front
 
+        if not found.trials or found.trials[0].get("general") is None:
+            return  # an inner merge was searched, not this one
         labels = [", ".join(path.resolve().name for path in paths) for paths in (target, general)]
         draw_front(found.trials, found.weights, folder / "front.png", target=labels[0], general=labels[1])
 

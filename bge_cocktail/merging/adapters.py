@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bge_cocktail.errors import DataError
-from bge_cocktail.layout import read_json
+from bge_cocktail.layout import read_object
 from bge_cocktail.merging.checkpoints import Checkpoint, weight_files
 from bge_cocktail.merging.safetensors_file import read_header
-from bge_cocktail.merging.tensors import Floats, Key, Tensor, count_of
+from bge_cocktail.merging.tensors import FLOATS, Floats, Key, Tensor, count_of
 from bge_cocktail.provenance import hash_path
 
 CONFIG = "adapter_config.json"
@@ -71,8 +71,8 @@ def base_of(folder: Path) -> str:
     Raises:
         DataError: It names none.
     """
-    name = read_json(folder / CONFIG).get("base_model_name_or_path")
-    if not name:
+    name = read_object(folder / CONFIG).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
         raise DataError(f"{folder / CONFIG}: names no base (base_model_name_or_path)")
     return str(name)
 
@@ -83,16 +83,24 @@ def fold_adapter(name: str, folder: Path, base: Checkpoint) -> Checkpoint:
     Raises:
         DataError: The adapter is of another kind than LoRA, or doesn't fit the base.
     """
-    config = read_json(folder / CONFIG)
+    config = read_object(folder / CONFIG)
+    if (folder / "modules.json").is_file():
+        raise DataError(
+            f"{folder}: an adapter beside modules of its own can't be folded in; load it with sentence-transformers, "
+            "merge the adapter there (merge_and_unload) and save the model"
+        )
     if config.get("peft_type") != "LORA" or config.get("use_dora"):
         kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
         raise DataError(f"{folder / CONFIG}: adapters of kind {kind} can't be folded in, only LoRA")
     if not (folder / WEIGHTS).is_file():
         raise DataError(f"{folder / WEIGHTS} is missing (adapters in .bin files: save them as safetensors)")
+    header = read_header(folder / WEIGHTS).tensors
     tensors = dict(base.tensors)
     added: list[Key] = []
     halves: dict[str, dict[str, Floats]] = {}
-    for full, tensor in read_header(folder / WEIGHTS).tensors.items():
+    for full, tensor in header.items():
+        if tensor.dtype not in FLOATS:
+            raise DataError(f"{folder / WEIGHTS}: '{full}' is of type {tensor.dtype}, expected {', '.join(FLOATS)}")
         short = full.removeprefix(PREFIX).replace(".base_layer.", ".")
         if match := PART.fullmatch(short):
             values = np.empty(count_of(tensor), np.float32)
@@ -123,8 +131,16 @@ def fold_adapter(name: str, folder: Path, base: Checkpoint) -> Checkpoint:
     files = dict(base.files)
     first = next(iter(files))
     files[first] += tuple(added)
-    made = {"adapter": hash_path(folder)}
-    return Checkpoint(name, base.folder, files, tensors, base.metadata, base.aliases, parts=(base,), made=made)
+    return replace(
+        base,
+        name=name,
+        files=files,
+        tensors=tensors,
+        sources=(next(iter(header.values())).file,),
+        parts=(base,),
+        made={"adapter": hash_path(folder)},
+        origins=(folder,),
+    )
 
 
 def _find(name: str, base: Checkpoint) -> Key | None:
@@ -143,10 +159,17 @@ def _factors(folder: Path, target: str, pair: dict[str, Floats], config: dict[st
     except KeyError:
         raise DataError(f"{folder / WEIGHTS}: '{target}' has but one of its two matrices") from None
     rank = a.shape[0]
-    alpha = config.get("lora_alpha") or rank
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", target):
-            alpha = value
+    if b.shape[1] != rank or not rank:
+        raise DataError(f"{folder / WEIGHTS}: the matrices of '{target}' are {list(a.shape)} and {list(b.shape)}")
+    try:
+        patterns = (config.get("alpha_pattern") or {}).items()
+        # of several patterns that match, PEFT takes the first
+        found = (value for pattern, value in patterns if re.fullmatch(rf"(.*\.)?({pattern})", target))
+        alpha = float(next(found, config.get("lora_alpha", rank)) or 0)
+    except (AttributeError, TypeError, ValueError, re.error) as error:
+        raise DataError(
+            f"{folder / CONFIG}: 'lora_alpha' or 'alpha_pattern' is not what it should be: {error}"
+        ) from None
     scale = np.float32(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
     if embedding or config.get("fan_in_fan_out"):
         return np.ascontiguousarray(a.T), np.ascontiguousarray(b.T) * scale

@@ -22,11 +22,12 @@ def best_weights(tasting: Tasting, models: int, trials: int, seed: int) -> Found
     Args:
         tasting: Scores merges.
         models: How many.
-        trials: Merges to try.
+        trials: Merges to try; at least those.
         seed: Of the proposals.
     """
     from cmaes import CMA
 
+    trials = max(trials, models + 1)
     tried: list[dict[str, Any]] = []
 
     def score(weights: Sequence[float]) -> float:
@@ -35,8 +36,7 @@ def best_weights(tasting: Tasting, models: int, trials: int, seed: int) -> Found
         return target
 
     for weights in (*np.eye(models).tolist(), [1 / models] * models):
-        if len(tried) < trials:
-            score(weights)
+        score(weights)
     optimiser = CMA(mean=np.zeros(max(models, 2)), sigma=1.0, seed=seed)
     while len(tried) < trials and models > 1:
         asked = [optimiser.ask() for _ in range(min(optimiser.population_size, trials - len(tried)))]

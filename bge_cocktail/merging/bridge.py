@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from bge_cocktail.errors import CocktailError, DataError, MissingExtra, UsageErr
 from bge_cocktail.layout import transformer_folder
 from bge_cocktail.merging.checkpoints import Checkpoint, read_checkpoint
 from bge_cocktail.merging.mergekit_yaml import METHODS
-from bge_cocktail.merging.tensors import FLOATS
+from bge_cocktail.merging.tensors import FLOATS, AsType
 from bge_cocktail.options import Merging
 
 PREFIX = "mergekit:"
@@ -93,7 +94,8 @@ def merge_by_mergekit(
         **({"base_model": str(transformer_folder(base.folder).resolve())} if base else {}),
         **({"parameters": given} if given else {}),
     }
-    recipe, output = scratch / "mergekit.yml", scratch / "mergekit"
+    folder = Path(tempfile.mkdtemp(dir=scratch))
+    recipe, output = folder / "mergekit.yml", folder / "merged"
     recipe.write_text(json.dumps(content))  # JSON is YAML
     command = [mergekit_command(), str(recipe), str(output), "--no-copy-tokenizer", "--random-seed", str(options.seed)]
     done = subprocess.run(
@@ -106,7 +108,8 @@ def merge_by_mergekit(
     tensors = {**first.tensors}
     for key in first.tensors:
         if key in merged.tensors:
-            tensors[key] = merged.tensors[key]
+            # rounded to the type of the first model where it is written
+            tensors[key] = AsType(merged.tensors[key], first.tensors[key].dtype)
         elif first.tensors[key].dtype in FLOATS:
             raise CocktailError(f"mergekit left out tensor '{key[1]}'")
     return replace(first, tensors=tensors, sources=(*first.sources, *merged.sources))

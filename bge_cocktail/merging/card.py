@@ -39,6 +39,8 @@ def model_card(name: str, recipe: Recipe, plan: Plan, found: Found, folder: Path
     ]
     if recipe.options.base is not None:
         lines += ["", f"Task vectors are differences to `{_shown(recipe.options.base)}`."]
+    if found.scale is not None:
+        lines += ["", f"The merged task vector is multiplied by {found.scale:.4f}."]
     if found.note:
         lines += ["", f"Weights: {found.note}."]
     if embeds:
@@ -74,7 +76,8 @@ def _table(recipe: Recipe, found: Found) -> list[str]:
     lines.append("|---|---|" + ("---|" if with_losses else ""))
     for name, weight, loss in zip(recipe.names(), found.weights, losses, strict=True):
         more = f" {'' if loss is None else f'{loss:.4f}'} |" if with_losses else ""
-        lines.append(f"| {_shown(name)} | {weight:.4f} |{more}")
+        escaped = _shown(name).replace("|", "\\|")
+        lines.append(f"| {escaped} | {weight:.4f} |{more}")
     return lines
 
 
@@ -94,7 +97,7 @@ def _usage(name: str, folder: Path) -> list[str]:
         + ("Prompts, which `encode_query` and `encode_document` add:" if prompts else "No prompts."),
     ]
     if prompts:
-        lines += ["", *(f"- {role}: `{text}`" for role, text in prompts.items())]
+        lines += ["", "```json", json.dumps(prompts, indent=2, ensure_ascii=False), "```"]
     return lines
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bge_cocktail.errors import DataError
-from bge_cocktail.layout import modules_of, read_json
+from bge_cocktail.layout import modules_of, read_object
 from bge_cocktail.merging.safetensors_file import read_header
 from bge_cocktail.merging.tensors import FLOATS, Key, Tensor, WeightsFile, count_of
 from bge_cocktail.provenance import hash_path, hash_value
@@ -36,6 +36,8 @@ class Checkpoint:
         sources: The files that are read.
         parts: The models that it is made of, if it isn't simply read: an adapter's base, the models of a merge.
         made: How it is made of them, as JSON.
+        found: The weights of a merge and what led to them, if it is one.
+        origins: The folders that the user named, which no output may replace.
         prompts_of: The folder whose prompts count, if not its own.
         length_of: The folder whose longest text length counts, if not its own.
         tokenizer_of: The folder whose tokenizer counts, if not its own.
@@ -50,6 +52,8 @@ class Checkpoint:
     sources: tuple[WeightsFile, ...] = ()
     parts: tuple[Checkpoint, ...] = ()
     made: Any = None
+    found: Any = None
+    origins: tuple[Path, ...] = ()
     prompts_of: Path | None = None
     length_of: Path | None = None
     tokenizer_of: Path | None = None
@@ -72,8 +76,11 @@ def read_checkpoint(name: str, folder: Path) -> Checkpoint:
     aliases: dict[Key, Key] = {}
     sources: list[WeightsFile] = []
     seen: set[Path] = set()
+    places: set[Path] = set()
     for number, (kind, path) in enumerate(modules):
-        found = weight_files(path)
+        # a module without weights may share the folder of another
+        found = [] if path in places and kind != "Transformer" else weight_files(path)
+        places.add(path)
         seen.update(found)
         if not found and kind == "Transformer":
             raise DataError(
@@ -103,7 +110,7 @@ def read_checkpoint(name: str, folder: Path) -> Checkpoint:
             files[relative] = keys
             metadata.setdefault(relative, {}).update(notes)
     _refuse_strays(folder, seen)
-    return Checkpoint(name, folder, files, tensors, metadata, aliases, tuple(sources))
+    return Checkpoint(name, folder, files, tensors, metadata, aliases, tuple(sources), origins=(folder,))
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -121,14 +128,18 @@ def weight_files(path: Path) -> list[Path]:
             if named:
                 return named
         found = sorted(file for file in path.iterdir() if pattern.fullmatch(file.name))
+        single = [file for file in found if "-of-" not in file.name]
+        if found and not single and len(found) != int(found[0].stem.rpartition("-of-")[2]):
+            raise DataError(
+                f"{path}: {len(found)} shards are here, {found[0].name} speaks of more; is the model whole?"
+            )
         if found:
-            return found
+            return single or found
     return []
 
 
 def _shards_of(index: Path) -> list[Path]:
-    content = read_json(index)
-    places = content.get("weight_map") if isinstance(content, dict) else None
+    places = read_object(index).get("weight_map")
     if not isinstance(places, dict):
         raise DataError(f"{index}: expected an object with 'weight_map'")
     names = sorted({str(name) for name in places.values()})
@@ -142,11 +153,13 @@ def _shards_of(index: Path) -> list[Path]:
 
 def _refuse_strays(folder: Path, seen: set[Path]) -> None:
     """Weights that no module owns would be lost: a Router's routes, a module of another kind."""
-    inside = {file.parent for file in seen}
+    inside = {folder, *(file.parent for file in seen)}
     strays = [
         file.relative_to(folder).as_posix()
-        for file in sorted(folder.rglob("*.safetensors"))
-        if file not in seen and file.parent not in inside and not is_unused(file.relative_to(folder))
+        for file in sorted(folder.rglob("*"))
+        if file.suffix in (".safetensors", ".bin", ".pt", ".pth")
+        and file.parent not in inside
+        and not is_unused(file.relative_to(folder))
     ]
     if strays:
         raise DataError(f"{folder}: no module owns {', '.join(strays)}; such a model (a Router?) can't be merged")

@@ -13,7 +13,7 @@ from bge_cocktail.layout import (
     declared_prompts,
     modules_of,
     portable_pooling,
-    read_json,
+    read_object,
     transformer_folder,
 )
 from bge_cocktail.merging.checkpoints import Checkpoint
@@ -142,6 +142,9 @@ def tensor_differences(first: Checkpoint, other: Checkpoint, options: Merging) -
     """Tensors that only one model has, or that differ in shape or kind of number."""
     lines = []
     for key in sorted(first.tensors.keys() | other.tensors.keys()):
+        # the same two tensors may be tied with either name kept
+        if key not in first.tensors and other.aliases.get(first.aliases.get(key, key)) == key:
+            continue
         one = first.tensors.get(key)
         # a tensor that is tied to another one is that one; one that is tied in the first isn't written
         two = other.tensors.get(key) or other.tensors.get(other.aliases.get(key, key))
@@ -163,7 +166,7 @@ def tensor_differences(first: Checkpoint, other: Checkpoint, options: Merging) -
 
 def pooling_of(path: Path) -> str:
     """How a Pooling module pools, in words."""
-    config = portable_pooling(read_json(path / "config.json"), str(path / "config.json"))
+    config = portable_pooling(read_object(path / "config.json"), str(path / "config.json"))
     modes = [key.removeprefix("pooling_mode_") for key, on in config.items() if key.startswith("pooling_mode") and on]
     return " and ".join(sorted(modes)) + ("" if config.get("include_prompt", True) else " without the prompt")
 
@@ -174,4 +177,4 @@ def _similarity(folder: Path) -> str:
 
 def _config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     path = folder / name
-    return dict(read_json(path)) if path.is_file() else {}
+    return read_object(path) if path.is_file() else {}

@@ -15,7 +15,7 @@ from bge_cocktail.errors import CocktailError, UsageError
 from bge_cocktail.layout import declared_length, modules_of, transformer_folder
 from bge_cocktail.merging.checkpoints import Checkpoint, close
 from bge_cocktail.merging.checks import differences, pooling_of, prompts_of
-from bge_cocktail.merging.group_weights import LAYER
+from bge_cocktail.merging.group_weights import EMBEDDING, LAYER
 from bge_cocktail.merging.opening import open_model
 from bge_cocktail.merging.origin import LEAST_COSINE, sampled_cosine
 from bge_cocktail.merging.plan import floats_of, tensor_of
@@ -27,6 +27,7 @@ from bge_cocktail.progress import progress
 
 # cosines of task vectors within this of 0 say that the two have nothing to do with each other
 NEARLY_SQUARE = 0.05
+NOTHING: Any = ([], np.zeros((0, 1)), {}, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ def _compare(opened: list[Checkpoint]) -> Comparison:
         for row, column in combinations(range(len(opened)), 2)
     }
     kept = [0, *(row for row in range(1, len(opened)) if not against[0, row])]
-    layers, moved, agreement, conflicts = _by_layer([opened[row] for row in kept])
+    layers, moved, agreement, conflicts = _by_layer([opened[row] for row in kept]) if len(kept) > 1 else NOTHING
     pairs = []
     for (row, column), refused in against.items():
         if refused:
@@ -147,7 +148,8 @@ def _compare(opened: list[Checkpoint]) -> Comparison:
         angle = None if place is None else _number(agreement[place][-1])
         opposite = None if place is None else _number(conflicts[place][-1])
         names = (opened[row].name, opened[column].name)
-        pairs.append(Pair(*names, (), cosine, angle, opposite, _verdict(cosine, angle)))
+        verdict = _verdict(cosine, angle) + _to_choose(opened[row], opened[column])
+        pairs.append(Pair(*names, (), cosine, angle, opposite, verdict))
     short = short_names([one.name for one in opened])
     shown = {place: f"{short[kept[place[0] + 1]]} × {short[kept[place[1] + 1]]}" for place in agreement}
     return Comparison(
@@ -167,8 +169,9 @@ def _by_layer(
     """Distances, cosines and sign conflicts by layer, and over all layers in the last column."""
     reference, others = opened[0], opened[1:]
     keys = floats_of(reference)
-    groups = _groups([key[1] for key in keys])
-    layers = list(dict.fromkeys(groups))
+    groups = [_group(key[1]) for key in keys]
+    numbered = sorted({group for group in groups if group.startswith("layer")}, key=lambda group: int(group[6:]))
+    layers = [group for group in ("embeddings", *numbered, "after") if group in groups]
     products = np.zeros((len(layers), len(others), len(others)))
     sizes = np.zeros(len(layers))
     both = np.zeros((len(layers), len(others), len(others)))
@@ -205,13 +208,9 @@ def _by_layer(
     return layers, moved, agreement, conflicts
 
 
-def _groups(names: Sequence[str]) -> list[str]:
-    numbered = [LAYER.search(name) for name in names]
-    last = max((row for row, match in enumerate(numbered) if match), default=-1)
-    return [
-        f"layer {match[1]}" if match else "after" if row > last >= 0 and "embed" not in name else "embeddings"
-        for row, (name, match) in enumerate(zip(names, numbered, strict=True))
-    ]
+def _group(name: str) -> str:
+    match = LAYER.search(name)
+    return f"layer {match[1]}" if match else "embeddings" if EMBEDDING.search(name) else "after"
 
 
 def _verdict(cosine: float | None, agreement: float | None) -> str:
@@ -226,6 +225,13 @@ def _verdict(cosine: float | None, agreement: float | None) -> str:
 
 def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
+
+
+def _to_choose(one: Checkpoint, other: Checkpoint) -> str:
+    """The options without which merge would refuse the pair."""
+    lines = " ".join(differences(one, other, Merging()))
+    flags = [flag for flag in ("--prompts-from", "--length-from") if flag in lines]
+    return f" (with {' and '.join(f'{flag} N' for flag in flags)})" if flags else ""
 
 
 def short_names(names: Sequence[str]) -> list[str]:

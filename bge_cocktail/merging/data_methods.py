@@ -13,7 +13,7 @@ from bge_cocktail.merging.tensors import Floats
 RIDGE = 1e-6
 
 
-@merge_methods("fisher", data="fisher")
+@merge_methods("fisher", data="fisher", normalises="always")
 def fisher(stack: Stack) -> Iterator[Floats]:
     """Mean weighted, number by number, by how much the loss depends on it (arXiv:2111.09832).
 
@@ -33,7 +33,7 @@ def fisher(stack: Stack) -> Iterator[Floats]:
         yield (values[0] - moved).astype(np.float32)
 
 
-@merge_methods("regmean", data="regmean")
+@merge_methods("regmean", data="regmean", normalises="always")
 def regmean(stack: Stack, *, shrinkage: float) -> Iterator[Floats]:
     """The matrix whose outputs are nearest to those of each model, on inputs from the examples (arXiv:2212.09849).
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from bge_cocktail.errors import CocktailError, UsageError
 from bge_cocktail.merging.contrastive import Features, batch_loss, names_of
-from bge_cocktail.merging.group_weights import LAYER
-from bge_cocktail.merging.plan import tensor_of
+from bge_cocktail.merging.group_weights import EMBEDDING, LAYER
+from bge_cocktail.merging.plan import source_of, tensor_of
 from bge_cocktail.merging.tensors import Key, count_of
 from bge_cocktail.merging.weights import Found
 from bge_cocktail.progress import progress
@@ -95,26 +95,30 @@ def _stacks(tasting: ModelTasting, per_layer: bool, scaled: bool) -> tuple[dict[
     import torch
 
     plan = tasting.plan
-    sources = [*plan.checkpoints, *([plan.base] if scaled and plan.base else [])]
     keys = list(tasting.parameters)
-    needed = 4 * len(sources) * sum(count_of(tensor_of(sources[0], key)) for key in keys)
+    sources = {
+        key: [source_of(plan, row, key) for row in range(len(plan.checkpoints))]
+        + ([tensor_of(plan.base, key)] if scaled and plan.base else [])
+        for key in keys
+    }
+    needed = 4 * sum(count_of(one) for tensors in sources.values() for one in tensors)
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > 0.8 * there:
         raise CocktailError(
-            f"{len(sources)} models take {needed / 1e9:.1f} GB, the machine has {there / 1e9:.1f}; merge fewer, "
-            "or find weights with --weights search, which holds one model"
+            f"{len(plan.checkpoints)} models take {needed / 1e9:.1f} GB, the machine has {there / 1e9:.1f}; "
+            "merge fewer, or find weights with --weights search, which holds one model"
         )
     stacks = {}
     for key in keys:
-        rows = np.empty((len(sources), count_of(tensor_of(sources[0], key))), np.float32)
-        for row, source in enumerate(sources):
-            tensor_of(source, key).read(0, rows[row])
+        rows = np.empty((len(sources[key]), count_of(sources[key][0])), np.float32)
+        for row, source in enumerate(sources[key]):
+            source.read(0, rows[row])
         stacks[key] = torch.from_numpy(rows).to(tasting.model.device)
     layers = sorted({int(match[1]) for key in keys if (match := LAYER.search(key[1]))}) if per_layer else []
     groups = {}
     for key in keys:
         match = LAYER.search(key[1])
-        groups[key] = layers.index(int(match[1])) if match and layers else 0 if "embed" in key[1] else -1
+        groups[key] = layers.index(int(match[1])) if match and layers else 0 if EMBEDDING.search(key[1]) else -1
     last = max(len(layers) - 1, 0)
     return stacks, {key: last if group < 0 else group for key, group in groups.items()}
 
@@ -141,7 +145,10 @@ def _best(
     best = int(np.argmin(losses))
     if best == 0:
         return uniform
-    note = f"loss on the examples {losses[0]:.4f} with uniform weights, {losses[best]:.4f} with these"
+    note = (
+        f"loss on the examples in batches of {EXAMPLES_A_STEP}: {losses[0]:.4f} with uniform weights, "
+        f"{losses[best]:.4f} with these" + ("; each layer has its own (run.json)" if choices[best].weights_for else "")
+    )
     return replace(choices[best], trials=trials, note=note)
 
 
@@ -149,7 +156,7 @@ def _loss_on_all(tasting: ModelTasting, found: Found) -> float:
     """The loss that the steps lowered, on all examples."""
     import torch
 
-    tasting.merged(found)
+    tasting.placed(found)
     examples, model = tasting.needed_examples, tasting.model.eval()
     known = positives_by_query(examples)
     starts = range(0, len(examples), EXAMPLES_A_STEP)
@@ -176,6 +183,6 @@ def _by_layer(tasting: ModelTasting, found: np.ndarray) -> dict[str, list[float]
         match = LAYER.search(name)
         if match:
             patterns[f"{name[: match.end()]}*"] = found[layers.index(int(match[1]))].tolist()
-        elif "embed" not in name:
+        elif not EMBEDDING.search(name):
             patterns[name] = found[-1].tolist()
     return patterns

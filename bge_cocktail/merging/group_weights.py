@@ -11,6 +11,8 @@ import numpy as np
 
 from bge_cocktail.errors import UsageError
 
+# what comes before the first layer, in the names of the families that there are
+EMBEDDING = re.compile(r"embed|(^|\.)(shared|wte|wpe)\.")
 LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?|h)\.(\d+)\.")
 
 
@@ -23,14 +25,12 @@ class GroupWeights:
         patterns: By pattern of names; of several that match, the last counts.
         anchors: Weights at the first and the last layer, and between; empty where all layers weigh the same.
         layers: How many layers the models have.
-        after: Names that come after the last layer: they weigh as it does, those before the first as that.
     """
 
     weights: Sequence[float]
     patterns: Mapping[str, Sequence[float]]
     anchors: Sequence[Sequence[float]] = ()
     layers: int = 0
-    after: frozenset[str] = frozenset()
 
     def of(self, name: str) -> Sequence[float]:
         """The weights of a tensor, shape (models,)."""
@@ -39,11 +39,18 @@ class GroupWeights:
             return found[-1]
         if not self.anchors:
             return self.weights
-        match = LAYER.search(name)
-        layer = int(match[1]) if match else (self.layers - 1 if name in self.after else 0)
+        layer = layer_of(name, self.layers)
         place = layer / max(self.layers - 1, 1) * (len(self.anchors) - 1)
         columns = np.asarray(self.anchors, np.float64).T
         return [float(np.interp(place, range(len(self.anchors)), column)) for column in columns]
+
+
+def layer_of(name: str, layers: int) -> int:
+    """The layer that a tensor belongs to; embeddings go with the first, heads and last norms with the last."""
+    match = LAYER.search(name)
+    if match:
+        return int(match[1])
+    return 0 if EMBEDDING.search(name) else max(layers - 1, 0)
 
 
 def group_weights(
@@ -55,7 +62,7 @@ def group_weights(
     """Arrange the weights of all tensors.
 
     Args:
-        names: Of all tensors, in the model's order.
+        names: Of all tensors.
         weights: Where nothing else is said.
         patterns: Weights by pattern of names.
         anchors: Weights from the first layer to the last.
@@ -64,6 +71,8 @@ def group_weights(
         UsageError: A pattern that no tensor matches, or anchors without layers.
     """
     every = list(names)
+    if not every:
+        raise UsageError("no tensor is left to merge: --exclude takes all of them from the first model")
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in every):
             raise UsageError(f"weights for '{pattern}': no tensor has such a name; one is '{every[-1]}'")
@@ -76,6 +85,4 @@ def group_weights(
             if layers
             else "the models have no numbered layers"
         )
-    last = max(row for row, name in enumerate(every) if LAYER.search(name))
-    after = frozenset(name for name in every[last + 1 :] if not LAYER.search(name) and "embed" not in name)
-    return GroupWeights(weights, patterns, anchors, max(layers) + 1, after)
+    return GroupWeights(weights, patterns, anchors, max(layers) + 1)

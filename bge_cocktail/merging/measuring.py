@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -37,12 +38,13 @@ def measure(plan: Plan, tasting: ModelTasting, what: str) -> Plan:
     Returns:
         The merge with its statistics.
     """
+    folder = Path(tempfile.mkdtemp(dir=tasting.scratch))
     gather: Callable[[ModelTasting], Numbers] = {"fisher": squared_gradients, "regmean": input_products}[what]
     measured = []
     with progress(f"measuring for {what}", len(plan.checkpoints)) as advance:
         for row, checkpoint in enumerate(plan.checkpoints):
             tasting.place(row)
-            measured.append(_store(checkpoint.name, gather(tasting), tasting.scratch / f"{what}-{row}.safetensors"))
+            measured.append(_store(checkpoint.name, gather(tasting), folder / f"{row}.safetensors"))
             advance(1)
     return replace(plan, statistics=tuple(measured))
 
@@ -84,7 +86,7 @@ def input_products(tasting: ModelTasting) -> Numbers:
     with _linear_inputs(tasting.model) as (seen, mask), torch.no_grad():
 
         def forward(features: Features) -> torch.Tensor:
-            mask[:] = [features["attention_mask"].bool()]
+            mask[:] = [features["attention_mask"].bool()] if "attention_mask" in features else []
             output: torch.Tensor = tasting.model(features)["sentence_embedding"]
             for name, inputs in seen:
                 key = keys.get(f"{name}.weight")
@@ -145,5 +147,5 @@ def _store(name: str, numbers: Numbers, path: Path) -> Checkpoint:
         for key in rows.values():
             file.write(numbers[key].cpu().numpy().tobytes())
     tensors = read_header(path).tensors
-    source = next(iter(tensors.values())).file
-    return Checkpoint(name, path.parent, {}, {key: tensors[row] for row, key in rows.items()}, sources=(source,))
+    sources = tuple(tensor.file for tensor in list(tensors.values())[:1])
+    return Checkpoint(name, path.parent, {}, {key: tensors[row] for row, key in rows.items()}, sources=sources)

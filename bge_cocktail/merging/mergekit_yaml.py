@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from bge_cocktail.errors import UsageError, nearest
+from bge_cocktail.hub import model_folder
+from bge_cocktail.layout import read_object, transformer_folder
 
 METHODS = {
     "linear": "linear",
@@ -30,7 +32,6 @@ KNOWN = (
 )
 # parameters of ours that go by another name there; mergekit's own defaults where they differ from ours
 NAMES = {"lambda": "scale", "normalize": "normalise", "density": "density", "t": "t", "weight": "weight"}
-IGNORED = ("int8_mask", "rescale")
 
 
 def from_mergekit(text: str, where: str) -> dict[str, Any]:
@@ -54,17 +55,24 @@ def from_mergekit(text: str, where: str) -> dict[str, Any]:
         raise UsageError(f"{where}: broken YAML: {error}") from None
     if not isinstance(content, dict) or "merge_method" not in content:
         raise UsageError(f"{where}: not a recipe of mergekit: it has no 'merge_method'")
+    try:
+        return _translate(content, where)
+    except (TypeError, AttributeError, KeyError, ValueError, IndexError) as error:
+        raise UsageError(f"{where}: not in the form that mergekit takes: {error}") from None
+
+
+def _translate(content: dict[str, Any], where: str) -> dict[str, Any]:
     for name in content:
         if name not in KNOWN:
             raise UsageError(f"{where}: '{name}' has no counterpart here.{nearest(str(name), KNOWN)}")
     method = content["merge_method"]
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise UsageError(
             f"{where}: method '{method}' is not built in; with mergekit installed: --method mergekit:{method}"
             f" (built in: {', '.join(METHODS)})"
         )
     values: dict[str, Any] = {"method": METHODS[method]}
-    values |= _parameters(content.get("parameters") or {}, where)
+    values |= _parameters(content.get("parameters") or {}, method, where)
     base = _name(content["base_model"], where) if content.get("base_model") is not None else None
     models, weights, densities = _models(content, where)
     if method in ("linear", "karcher"):
@@ -97,16 +105,17 @@ def from_mergekit(text: str, where: str) -> dict[str, Any]:
     return values
 
 
-def _parameters(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _parameters(given: Mapping[str, Any], method: str, where: str) -> dict[str, Any]:
     values = {}
     for name, value in given.items():
-        if name in IGNORED:
-            if name == "rescale" and value is False:
-                raise UsageError(f"{where}: rescale: false has no counterpart here")
-            continue
+        if name == "int8_mask" or (name == "rescale" and value is method.startswith("dare")):
+            continue  # what is done here anyway
+        if name == "t" and method != "slerp":
+            raise UsageError(f"{where}: parameter 't' goes with slerp")
         if name not in NAMES:
             raise UsageError(f"{where}: parameter '{name}' has no counterpart here.{nearest(name, NAMES)}")
-        values[NAMES[name]] = value if isinstance(value, bool | list) else _number(value, name, where)
+        as_it_is = (name == "normalize" and isinstance(value, bool)) or isinstance(value, list)
+        values[NAMES[name]] = value if as_it_is else _number(value, name, where)
     return values
 
 
@@ -119,7 +128,7 @@ def _models(content: Mapping[str, Any], where: str) -> tuple[list[str], list[Any
         if not isinstance(entry, dict) or "model" not in entry:
             raise UsageError(f"{where}: each of 'models' needs a 'model'")
         own = entry.get("parameters") or {}
-        for name in own:
+        for name in dict(own):
             if name not in ("weight", "density"):
                 raise UsageError(f"{where}: parameter '{name}' of a single model has no counterpart here")
         models.append(_name(entry["model"], where))
@@ -130,15 +139,30 @@ def _models(content: Mapping[str, Any], where: str) -> tuple[list[str], list[Any
 
 def _whole_slices(slices: Any, where: str) -> list[Any]:
     """The models of a merge that is cut into one slice; models put together of layers are another thing."""
-    if not isinstance(slices, list) or len(slices) != 1 or not isinstance(slices[0], dict):
+    if (
+        not isinstance(slices, list)
+        or len(slices) != 1
+        or not isinstance(slices[0], dict)
+        or set(slices[0]) != {"sources"}
+    ):
         raise UsageError(
             f"{where}: models made of several slices (layers of different models stacked) aren't merged here"
         )
-    sources = slices[0].get("sources") or []
-    ranges = [source.get("layer_range") for source in sources]
-    if any(one != ranges[0] or (one and one[0] != 0) for one in ranges):
-        raise UsageError(f"{where}: slices that take other layers of each model aren't merged here")
-    return list(sources)
+    sources = list(slices[0]["sources"])
+    for source in sources:
+        for name in set(source) - {"model", "layer_range", "parameters"}:
+            raise UsageError(f"{where}: '{name}' of a slice has no counterpart here")
+        if source.get("layer_range") is not None and source["layer_range"] != [0, _layers(source["model"], where)]:
+            raise UsageError(
+                f"{where}: layer_range {source['layer_range']} is a part of the model; only whole ones merge here"
+            )
+    return sources
+
+
+def _layers(model: Any, where: str) -> int | None:
+    """How many layers a model has, by its configuration."""
+    config = read_object(transformer_folder(model_folder(_name(model, where))) / "config.json")
+    return config.get("num_hidden_layers")
 
 
 def _slerp(models: list[str], base: str | None, t: Any, where: str) -> tuple[list[str], list[Any]]:
@@ -156,17 +180,17 @@ def _slerp(models: list[str], base: str | None, t: Any, where: str) -> tuple[lis
 def _put_densities(values: dict[str, Any], densities: list[Any], method: str, where: str) -> None:
     if method not in ("ties", "dare_linear", "dare_ties"):
         return
-    found = {_number(one, "density", where) for one in densities if one is not None}
-    if "density" in values:
-        found |= {values["density"]} if None in densities or not found else set()
+    # mergekit keeps everything of a model for which no density is said
+    shared = values.pop("density", 1.0)
+    found = {_number(shared if one is None else one, "density", where) for one in densities}
     if len(found) > 1:
         raise UsageError(f"{where}: densities that differ between models have no counterpart here: {sorted(found)}")
-    values["density"] = found.pop() if found else 1.0
+    values["density"] = found.pop() if found else shared
 
 
 def _same_length(lists: list[list[Any]]) -> list[list[Any]]:
     longest = max(len(one) for one in lists)
-    if any(len(one) != longest for one in lists):
+    if longest < 2 or any(len(one) != longest for one in lists):
         raise UsageError("lists of weights of different length have no counterpart here")
     return lists
 

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from bge_cocktail.merging.stack import Doubles, Stack
+from bge_cocktail.merging.stack import NOTHING, Doubles, Stack
 from bge_cocktail.merging.tensors import Floats
 from bge_cocktail.registry import Registry
 
 MergeMethod = Callable[..., Iterator[Floats]]
 """Takes a `Stack`, and by keyword those options of `Merging` that its signature names; yields the merged values."""
 merge_methods = Registry[MergeMethod]("merge-methods")
-# traits: base (needs one), normalises (weights are scaled to sum 1 unless --no-normalise), models (exactly so many),
+# traits: base (needs one), normalises (weights are scaled to sum 1 unless --no-normalise; "always"), models (so many),
 # weighted (False: takes no weights), data (which numbers it needs from examples)
 
 KARCHER_STEPS = 100
@@ -39,7 +39,7 @@ def task_arithmetic(stack: Stack, *, scale: float) -> Iterator[Floats]:
     return stack.combine(factors, base=1 - float(factors.sum()))
 
 
-@merge_methods("slerp", models=2)
+@merge_methods("slerp", models=2, normalises="always")
 def slerp(stack: Stack) -> Iterator[Floats]:
     """Along the arc between two models, at the weight of the second (Shoemake, SIGGRAPH 1985).
 
@@ -57,7 +57,7 @@ def slerp(stack: Stack) -> Iterator[Floats]:
     return stack.combine(np.sin([(1 - share) * angle, share * angle]) / np.sin(angle))
 
 
-@merge_methods("karcher")
+@merge_methods("karcher", normalises="always")
 def karcher(stack: Stack) -> Iterator[Floats]:
     """The centre of any number of models on the sphere: slerp for many (Karcher, doi:10.1002/cpa.3160300502).
 
@@ -69,6 +69,9 @@ def karcher(stack: Stack) -> Iterator[Floats]:
     if not norms.all():
         return stack.combine(stack.weights)
     directions = np.clip(gram / np.outer(norms, norms), -1, 1)
+    # opposite models have no centre on the sphere
+    if stack.weights @ directions @ stack.weights < NOTHING:
+        return stack.combine(stack.weights)
     centre = _centre_on_sphere(directions, stack.weights)
     return stack.combine(centre / norms * float(stack.weights @ norms))
 
@@ -90,7 +93,7 @@ def _centre_on_sphere(gram: Doubles, weights: Doubles) -> Doubles:
     return centre
 
 
-@merge_methods("model-stock", base=True, weighted=False)
+@merge_methods("model-stock", base=True, weighted=False, normalises="always")
 def model_stock(stack: Stack) -> Iterator[Floats]:
     """Between the base and the mean of tuned models, the nearer to the mean the more they agree (arXiv:2403.19522).
 

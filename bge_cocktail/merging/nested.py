@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from bge_cocktail.merging.checkpoints import Checkpoint
 from bge_cocktail.merging.plan import Plan
-from bge_cocktail.merging.tensors import FLOATS, Floats, Key
+from bge_cocktail.merging.tensors import Floats, Key
 
 
 @dataclass(slots=True)
@@ -55,7 +56,7 @@ class MergedTensor:
         return self.plan.content(self.key)
 
 
-def as_checkpoint(name: str, plan: Plan) -> Checkpoint:
+def as_checkpoint(name: str, plan: Plan, found: Any = None) -> Checkpoint:
     """The result of a merge, as if it were a model that is read."""
     first = plan.checkpoints[0]
     latest = _Latest()
@@ -71,15 +72,13 @@ def as_checkpoint(name: str, plan: Plan) -> Checkpoint:
         name,
         first.folder,
         first.files,
-        {
-            key: MergedTensor(plan, key, tensor.dtype, tensor.shape, latest) if tensor.dtype in FLOATS else tensor
-            for key, tensor in first.tensors.items()
-        },
+        {key: MergedTensor(plan, key, tensor.dtype, tensor.shape, latest) for key, tensor in first.tensors.items()},
         first.metadata,
         first.aliases,
         parts=(*plan.checkpoints, *([plan.base] if plan.base else [])),
         made={
-            "options": plan.options.model_dump(mode="json", exclude={"weights"}),
+            # without paths: a model is what it holds, wherever it lies
+            "options": plan.options.model_dump(mode="json", exclude={"weights", "base"}),
             # as run.json has it, so that the merge can be done again without seeking weights
             "models": [
                 {"weight": weight, **({"recipe": one.made} if one.made and "models" in one.made else {})}
@@ -88,6 +87,7 @@ def as_checkpoint(name: str, plan: Plan) -> Checkpoint:
             "weights_for": {name: list(weights) for name, weights in plan.weights.patterns.items()},
             "scale": plan.options.scale,
         },
+        found=found,
         prompts_of=chosen["prompts"].prompts_of or chosen["prompts"].folder,
         length_of=chosen["length"].length_of or chosen["length"].folder,
         tokenizer_of=chosen["tokenizer"].tokenizer_of or chosen["tokenizer"].folder,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
-from bge_cocktail.errors import UsageError
+from bge_cocktail.errors import DataError, UsageError
 from bge_cocktail.hub import model_folder
-from bge_cocktail.layout import declare_pooling, read_json
+from bge_cocktail.layout import declare_pooling, read_object
 from bge_cocktail.merging.adapters import base_of, fold_adapter, is_adapter
 from bge_cocktail.merging.checkpoints import Checkpoint, read_checkpoint
+from bge_cocktail.merging.settings import SETTINGS
 
 
 def open_model(name: str, scratch: Path, pooling: str | None = None) -> Checkpoint:
@@ -26,14 +29,17 @@ def open_model(name: str, scratch: Path, pooling: str | None = None) -> Checkpoi
     """
     folder = model_folder(name)
     if is_adapter(folder):
-        return fold_adapter(name, folder, open_model(base_of(folder), scratch, pooling))
+        base = model_folder(base_of(folder))
+        if is_adapter(base):
+            raise DataError(f"{name}: its base {base} is an adapter too; fold that one into its own base first")
+        return fold_adapter(name, folder, open_model(str(base), scratch, pooling))
     if is_plain_encoder(folder):
         if pooling is None:
             raise UsageError(
                 f"{name} is a plain transformers folder (no modules.json), so its pooling is unknown; say it: "
                 "--pooling cls (BGE and what FlagEmbedding trains), mean (E5, MiniLM) or lasttoken (decoders)"
             )
-        folder = _with_pooling(folder, pooling, scratch)
+        return replace(read_checkpoint(name, _with_pooling(folder, pooling, scratch)), origins=(folder,))
     return read_checkpoint(name, folder)
 
 
@@ -41,7 +47,7 @@ def is_plain_encoder(folder: Path) -> bool:
     """Whether a folder is of transformers' own form and has no head: an encoder, whose pooling nothing says."""
     if (folder / "modules.json").is_file() or not (folder / "config.json").is_file():
         return False
-    names = read_json(folder / "config.json").get("architectures") or []
+    names = read_object(folder / "config.json").get("architectures") or []
     return not any("For" in str(name) or "LMHead" in str(name) for name in names)
 
 
@@ -49,6 +55,9 @@ def _with_pooling(folder: Path, pooling: str, scratch: Path) -> Path:
     """The same files in another folder, with the modules declared."""
     view = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=scratch))
     for path in folder.iterdir():
-        (view / path.name).symlink_to(path.resolve())
+        if path.name == SETTINGS:
+            shutil.copyfile(path, view / path.name)
+        elif path.name not in ("1_Pooling", "2_Normalize"):
+            (view / path.name).symlink_to(path.resolve())
     declare_pooling(view, pooling)
     return view

@@ -30,10 +30,11 @@ def sampled_cosine(one: Checkpoint, other: Checkpoint, options: Merging | None =
         if key not in other.tensors and key not in other.aliases:
             continue
         count = count_of(tensor)
-        a, b = np.empty((2, min(SAMPLE, count)), np.float32)
-        first = (count - len(a)) // 2
-        tensor.read(first, a)
-        tensor_of(other, key).read(first, b)
+        sample = np.empty((2, min(SAMPLE, count)), np.float32)
+        first = (count - sample.shape[1]) // 2
+        tensor.read(first, sample[0])
+        tensor_of(other, key).read(first, sample[1])
+        a, b = sample.astype(np.float64)
         products += [float(a @ b), float(a @ a), float(b @ b)]
     size = np.sqrt(products[1] * products[2])
     return float(products[0] / size) if size > 0 else None

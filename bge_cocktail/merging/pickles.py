@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from pathlib import Path
 
 from bge_cocktail.errors import DataError
+from bge_cocktail.merging.safetensors_file import check_name
 from bge_cocktail.merging.tensors import ArrayTensor
+
+# whatever the unpickler meets in a damaged file
+BROKEN = (
+    *(RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError, AssertionError, ArithmeticError),
+    *(pickle.UnpicklingError, struct.error),
+)
 
 
 def read_pickle(path: Path) -> tuple[dict[str, ArrayTensor], dict[str, str]]:
@@ -36,16 +44,21 @@ def read_pickle(path: Path) -> tuple[dict[str, ArrayTensor], dict[str, str]]:
     }
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except (RuntimeError, ValueError, EOFError, KeyError, AttributeError, pickle.UnpicklingError) as error:
+    except BROKEN as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise DataError(f"{path}: not a PyTorch file of tensors alone, or damaged: {reason}") from None
-    if not isinstance(state, dict):
-        raise DataError(f"{path}: expected tensors by name, found {type(state).__name__}")
+    if not isinstance(state, dict) or not state:
+        raise DataError(f"{path}: expected tensors by name, found {type(state).__name__ if state else 'nothing'}")
     tensors: dict[str, ArrayTensor] = {}
     tied: dict[str, str] = {}
     owners: dict[object, str] = {}
     for name, tensor in state.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.dtype not in dtypes:
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise DataError(f"{path}: {error}") from None
+        plain = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not plain or tensor.dtype not in dtypes:
             kind = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
             raise DataError(f"{path}: '{name}' is {kind}; this can be merged: {', '.join(dtypes.values())}")
         place = (tensor.data_ptr(), tensor.shape, tensor.stride())
@@ -53,7 +66,7 @@ def read_pickle(path: Path) -> tuple[dict[str, ArrayTensor], dict[str, str]]:
             tied[name] = owners[place]
             continue
         owners[place] = name
-        flat = tensor.detach().contiguous().flatten()
+        flat = tensor.detach().resolve_neg().contiguous().flatten()
         values = flat.view(torch.uint16) if tensor.dtype == torch.bfloat16 else flat
         tensors[name] = ArrayTensor(values.numpy(), dtypes[tensor.dtype], tuple(tensor.shape))
     return tensors, tied

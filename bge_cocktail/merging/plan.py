@@ -36,20 +36,19 @@ class Plan:
     options: Merging
     weights: GroupWeights
     statistics: tuple[Checkpoint, ...] = ()
-    seeds: dict[int, int] = field(default_factory=dict, repr=False)
+    seeds: tuple[int, ...] = ()
     buffers: dict[int, Floats] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.seeds) == len(self.checkpoints):  # the same models with other weights
             return
-        self.seeds.clear()
         names: list[str] = [fingerprint(checkpoint) for checkpoint in self.checkpoints]
         # what a few numbers don't tell apart is told apart by all of them
         names = [
             hash_of(checkpoint) if names.count(name) > 1 else name
             for checkpoint, name in zip(self.checkpoints, names, strict=True)
         ]
-        self.seeds.update({row: int(name[:16], 16) for row, name in enumerate(names)})
+        object.__setattr__(self, "seeds", tuple(int(name[:16], 16) for name in names))
 
     def tiles(self, key: Key) -> Iterator[Floats]:
         """The merged numbers of a tensor of a floating type, tile by tile.
@@ -145,6 +144,11 @@ def is_excluded(key: Key, options: Merging) -> bool:
     return any(fnmatchcase(key[1], pattern) for pattern in options.exclude)
 
 
+def source_of(plan: Plan, row: int, key: Key) -> Tensor:
+    """The tensor that a model brings into a merge: its own, or the first model's where that is taken as it is."""
+    return plan.tensor(0 if plan.is_excluded(key) else row, key)
+
+
 def normalises(options: Merging) -> bool:
     """Whether weights are scaled to sum 1."""
     if options.normalise is not None:
@@ -177,7 +181,9 @@ def check_method(options: Merging, models: Sequence[Any]) -> None:
         raise UsageError(f"{method} merges exactly {wanted} models, got {len(models)}")
     if merge_methods.trait(method, "base") and options.base is None:
         raise UsageError(f"{method} adds up what tuning changed: name the model that was tuned with --base")
-    if options.base is not None and not merge_methods.trait(method, "base") and options.weights != "gradient":
+    if options.normalise is False and merge_methods.trait(method, "normalises") == "always":
+        raise UsageError(f"{method} has a meaning only with weights of sum 1; leave out --no-normalise")
+    if options.base is not None and not merge_methods.trait(method, "base"):
         with_base = [name for name in merge_methods if merge_methods.trait(name, "base")]
         raise UsageError(f"{method} needs no base; --base goes with {', '.join(with_base)}")
     if merge_methods.trait(method, "weighted", True) is False and (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from bge_cocktail.merging.origin import warn_of_other_origins
 from bge_cocktail.merging.plan import Plan, check_method, is_excluded, normalises, takes, with_weights
 from bge_cocktail.merging.recipe import Recipe
 from bge_cocktail.merging.tasting import ModelTasting, Score
-from bge_cocktail.merging.weights import Found, find_weights, given_weights, weightings
+from bge_cocktail.merging.weights import Found, check_weights, data_of, find_weights, given_weights, weightings
 from bge_cocktail.merging.writing import written_keys
 from bge_cocktail.options import Encoding, Merging
 from bge_cocktail.records import Record
@@ -72,12 +73,15 @@ def prepare(
     """
     options = recipe.options
     _check_options(options)
+    check_weights(options)
     if is_bridged(options.method):
         bridged_method(options.method)
         mergekit_command()
     else:
         check_method(options, recipe.models)
     check_numbers(options, len(recipe.models))
+    if find and recorded is None:
+        _need_data(options, kitchen)
     _refuse_too_few(recipe)
     inner = [one.get("recipe") for one in recorded["models"]] if recorded else [None] * len(recipe.models)
     checkpoints = tuple(
@@ -92,18 +96,25 @@ def prepare(
         return _bridged(checkpoints, base, options, kitchen, check, find)
     plan = Plan(checkpoints, base, options, _user_weights(checkpoints[0], options, len(checkpoints)))
     check(plan)
+    for pattern in options.exclude:
+        if not any(fnmatchcase(name, pattern) for one in checkpoints for _, name in one.tensors):
+            raise UsageError(f"--exclude '{pattern}': no tensor has such a name")
+    if find:
+        plan = _measured(plan, kitchen)
     if recorded is not None:
         found = Found(
             [one["weight"] for one in recorded["models"]],
             weights_for=recorded.get("weights_for", {}),
             scale=recorded.get("scale"),
         )
-        return _measured(with_weights(plan, found.weights, found.weights_for, found.scale), kitchen), found
+        return with_weights(plan, found.weights, found.weights_for, found.scale), found
     if not find and isinstance(options.weights, str) and options.weights not in ("uniform", "ema"):
         return plan, Found(())
     found = find_weights(recipe.names(), options, _tasting(plan, kitchen), normalise=normalises(options))
-    plan = with_weights(plan, found.weights, found.weights_for, found.scale)
-    return (_measured(plan, kitchen) if find else plan), found
+    if options.layer_weights:
+        lists = " to ".join(str(list(weights)) for weights in options.layer_weights)
+        found = replace(found, note=f"by layer, from first to last: {lists}")
+    return with_weights(plan, found.weights, found.weights_for, found.scale), found
 
 
 def _bridged(
@@ -117,6 +128,9 @@ def _bridged(
     """A merge that mergekit does: the first model with mergekit's weights, to be written as it is."""
     if isinstance(options.weights, str) and options.weights != "uniform":
         raise UsageError(f"weights '{options.weights}' are not found for {options.method}; give numbers")
+    for name in ("share", "weights_for", "layer_weights", "exclude"):
+        if name in options.model_fields_set:
+            raise UsageError(f"--{name.replace('_', '-')} doesn't go with {options.method}")
     count = len(checkpoints)
     given = [1.0] * count if isinstance(options.weights, str) else options.weights
     weights = given_weights(given, count, normalise=False)
@@ -158,10 +172,34 @@ def _open(
         plan, found = prepare(model, kitchen, find=find, recorded=recorded)
         if not found.weights:
             plan = with_weights(plan, [1 / len(model.models)] * len(model.models), {}, None)
-        return as_checkpoint(model.name, plan)
+        if model.options.dtype != "same":
+            raise UsageError(
+                f"recipe '{model.name}': dtype does nothing inside another recipe, which reads it unrounded"
+            )
+        return as_checkpoint(model.name, plan, found)
     checkpoint = open_model(model, kitchen.scratch, options.pooling)
     kitchen.opened.append(checkpoint)
     return checkpoint
+
+
+def _need_data(options: Merging, kitchen: Kitchen) -> None:
+    """Refuse weights or a method whose data isn't there, before anything is embedded.
+
+    Raises:
+        UsageError: With the flags that give it.
+    """
+    looks = data_of(options)
+    if "general" in looks and kitchen.score is None:
+        raise UsageError(f"weights '{options.weights}' need --target and --general tasks")
+    what = f"method {options.method} needs" if looks_itself(options) else f"weights '{options.weights}' need"
+    if "examples" in looks and not kitchen.examples and ("target" not in looks or kitchen.score is None):
+        more = " (or --target tasks)" if "target" in looks else ""
+        raise UsageError(f"{what} examples: a file of records with --examples{more}")
+
+
+def looks_itself(options: Merging) -> bool:
+    """Whether the method itself looks at examples."""
+    return options.method in merge_methods and bool(merge_methods.trait(options.method, "data"))
 
 
 def _refuse_too_few(recipe: Recipe) -> None:
@@ -205,6 +243,12 @@ def _check_options(options: Merging) -> None:
                     chosen.add(option)
     if is_bridged(options.method):
         chosen |= {"scale", "density"}
+    looks = set(data_of(options))
+    for name in ("negatives", "loss_temperature", "like_lm_cocktail"):
+        if name in options.model_fields_set and "examples" not in looks:
+            raise UsageError(f"--{name.replace('_', '-')} does nothing here; it goes with what looks at --examples")
+    if options.like_lm_cocktail and options.weights not in ("cocktail", "relative"):
+        raise UsageError("--like-lm-cocktail goes with --weights cocktail or relative")
     for name in sorted(options.model_fields_set):
         if name in users and name not in chosen and name not in ("normalise", "seed"):
             raise UsageError(f"--{name.replace('_', '-')} does nothing here; it goes with {', '.join(users[name])}")

@@ -75,6 +75,17 @@ def header_bytes(tensors: list[tuple[str, str, tuple[int, ...]]], metadata: dict
     return len(text).to_bytes(8, "little") + text
 
 
+def check_name(name: object) -> None:
+    """Refuse a name that is none: no text, a path, a reserved word, what can't be written again.
+
+    Raises:
+        ValueError: It is such a name.
+    """
+    if not isinstance(name, str) or not name or name.startswith(("/", "__")) or "\0" in name or ".." in name.split("/"):
+        raise ValueError(f"{name!r} is no name of a tensor")
+    name.encode()  # a lone surrogate is an error here
+
+
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
@@ -87,11 +98,10 @@ def _tensor(file: WeightsFile, name: str, entry: Any, data: int) -> FileTensor:
     shape = tuple(entry["shape"])
     whole = all(isinstance(number, int) and not isinstance(number, bool) for number in (start, end, *shape))
     if not whole or min(start, *shape, 0) < 0 or len(shape) > 64:
-        raise ValueError(f"'{name}' has offsets {start} to {end} and shape {list(shape)}")
+        raise ValueError(f"{name!r} has offsets {start} to {end} and shape {list(shape)}")
     if entry["dtype"] not in ITEM_BYTES:
         raise ValueError(f"'{name}' is of type {entry['dtype']}; this can be merged: {', '.join(ITEM_BYTES)}")
     if end - start != math.prod(shape) * ITEM_BYTES[entry["dtype"]]:
         raise ValueError(f"'{name}' has offsets {start} to {end} for shape {list(shape)} of {entry['dtype']}")
-    if not name or name.startswith("/") or "\0" in name or ".." in name.split("/"):
-        raise ValueError(f"'{name}' is no name of a tensor")
+    check_name(name)
     return FileTensor(file, entry["dtype"], shape, data + start)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from bge_cocktail.layout import TOKENIZER_FILES, declared_length, read_json, transformer_folder
+from bge_cocktail.layout import TOKENIZER_FILES, declared_length, read_object, transformer_folder
 from bge_cocktail.provenance import write_json
 
 SETTINGS = "config_sentence_transformers.json"
@@ -14,8 +14,8 @@ LENGTH = "sentence_bert_config.json"
 
 def take_prompts(folder: Path, source: Path) -> None:
     """Give a model the prompts of another, and which of them is the default."""
-    theirs = read_json(source / SETTINGS) if (source / SETTINGS).is_file() else {}
-    mine = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    theirs = read_object(source / SETTINGS) if (source / SETTINGS).is_file() else {}
+    mine = read_object(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
     prompts = {name: theirs.get(name) for name in ("prompts", "default_prompt_name")}
     write_json(folder / SETTINGS, {**mine, **prompts, "prompts": prompts["prompts"] or {}})
 
@@ -23,7 +23,7 @@ def take_prompts(folder: Path, source: Path) -> None:
 def take_length(folder: Path, source: Path) -> None:
     """Give a model the longest text length of another."""
     path = transformer_folder(folder) / LENGTH
-    mine = read_json(path) if path.is_file() else {}
+    mine = read_object(path) if path.is_file() else {}
     write_json(path, {**mine, "max_seq_length": declared_length(source)})
 
 

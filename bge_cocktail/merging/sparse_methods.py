@@ -44,7 +44,7 @@ def dare_linear(stack: Stack, *, density: float, scale: float, seed: int) -> Ite
     trim = _random_trim(stack, density, seed)
     for number, (base, vectors) in enumerate(_task_vectors(stack)):
         trim(number, vectors)
-        yield (base + scale * (stack.weights @ vectors)).astype(np.float32)
+        yield _added(base, scale * (stack.weights @ vectors))
 
 
 @merge_methods("dare-ties", base=True, normalises=False)
@@ -78,7 +78,12 @@ def _by_sign(stack: Stack, trim: Trim, scale: float, normalise: bool) -> Iterato
         if normalise:
             shares = np.abs(weights) @ agree
             merged /= np.where(shares > 0, shares, 1)
-        yield (base + scale * merged).astype(np.float32)
+        yield _added(base, scale * merged)
+
+
+def _added(base: Doubles, change: Doubles) -> Floats:
+    """The base with a change; where there is none it stays bit for bit, signed zeros too."""
+    return np.where(change == 0, base, base + change).astype(np.float32)
 
 
 def _random_trim(stack: Stack, density: float, seed: int) -> Trim:

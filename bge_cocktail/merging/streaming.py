@@ -12,12 +12,14 @@ from typing import Any
 
 from bge_cocktail.errors import UsageError
 from bge_cocktail.merging.card import model_card
-from bge_cocktail.merging.checkpoints import close, hash_of
+from bge_cocktail.merging.checkpoints import Checkpoint, close, hash_of
+from bge_cocktail.merging.origin import sampled_cosine
 from bge_cocktail.merging.plan import Plan
 from bge_cocktail.merging.preparing import Kitchen, prepare
 from bge_cocktail.merging.recipe import Recipe, expand, to_toml
 from bge_cocktail.merging.stack import TILE
 from bge_cocktail.merging.tasting import Score
+from bge_cocktail.merging.tensors import ITEM_BYTES, count_of
 from bge_cocktail.merging.weights import Found
 from bge_cocktail.merging.writing import output_bytes, write_model
 from bge_cocktail.options import Encoding, Merging
@@ -110,18 +112,22 @@ def plan_merge(recipe: Recipe, output: Path, *, overwrite: bool = False) -> dict
     """
     with open_kitchen((), None, None) as kitchen:
         plan, found = prepare(recipe, kitchen, lambda plan: _check_output(plan, output, overwrite), find=False)
-        read = sum(file.path.stat().st_size for one in plan.checkpoints for file in one.sources)
+        every = [*plan.checkpoints, *([plan.base] if plan.base else [])]
+        read = sum(count_of(tensor) * ITEM_BYTES[tensor.dtype] for one in every for tensor in one.tensors.values())
         size = output_bytes(plan.checkpoints[0], plan.options)
         rows = len(plan.checkpoints) + (plan.base is not None)
         return {
             "models": ", ".join(recipe.names()),
+            **({"base": recipe.options.base} if recipe.options.base is not None else {}),
             "method": plan.options.method,
             "weights": list(found.weights) if found.weights else f"'{plan.options.weights}', found when merging",
+            "checks": _checks(plan),
             "tensors": len(plan.checkpoints[0].tensors),
             "megabytes_read": round(read / 1e6, 1),
             "megabytes_written": round(size / 1e6, 1),
             "buffer_megabytes": round(4 * TILE * (rows + 2) / 1e6, 1),
             "seconds_about": round(_seconds(plan, read, size), 1),
+            **({} if found.weights else {"seconds_more": "to find weights; that depends on examples and tasks"}),
             "output": str(output),
         }
 
@@ -157,10 +163,15 @@ def open_kitchen(examples: Sequence[Record], encoding: Encoding | None, score: S
 
 
 def _check_output(plan: Plan, output: Path, overwrite: bool) -> None:
-    sources = [file.path.resolve().parent for one in _every(plan) for file in one.sources]
-    folders = [one.folder.resolve() for one in _every(plan)]
-    refuse_to_replace(output, overwrite, [*folders, *sources])
+    refuse_to_replace(output, overwrite, [folder.resolve() for one in _every(plan) for folder in one.origins])
     require_space(output.parent, output_bytes(plan.checkpoints[0], plan.options))
+
+
+def _checks(plan: Plan) -> str:
+    first = plan.checkpoints[0]
+    cosines = [sampled_cosine(first, other, plan.options) for other in plan.checkpoints[1:]]
+    found = ", ".join(f"{cosine:.3f}" for cosine in cosines if cosine is not None)
+    return "same form, tokenizer, modules, prompts, length" + (f"; cosine to the first: {found}" if found else "")
 
 
 def _every(plan: Plan) -> list[Any]:
@@ -177,7 +188,7 @@ def _describe(
     recipe: Recipe, plan: Plan, found: Found, more_inputs: Mapping[str, str], seconds: float
 ) -> dict[str, Any]:
     described: list[dict[str, Any]] = [
-        {"model": name, "weight": weight, **({"recipe": one.made} if isinstance(model, Recipe) else {})}
+        {"model": name, "weight": weight, **({"recipe": one.made, **_seen(one)} if isinstance(model, Recipe) else {})}
         for name, model, weight, one in zip(recipe.names(), recipe.models, found.weights, plan.checkpoints, strict=True)
     ]
     for one, value in zip(described[len(described) - len(found.losses) :], found.losses, strict=True):
@@ -197,10 +208,35 @@ def _describe(
     )
 
 
+def _seen(inner: Checkpoint) -> dict[str, Any]:
+    """What the search for an inner merge's weights saw."""
+    found: Found | None = inner.found
+    if found is None:
+        return {}
+    more = {"losses": list(found.losses), "trials": list(found.trials), "note": found.note}
+    return {name: value for name, value in more.items() if value}
+
+
 def input_hashes(recipe: Recipe, plan: Plan) -> dict[str, str]:
     """What the models of a merge hold, by name."""
-    inputs = {name: hash_of(one) for name, one in zip(recipe.names(), plan.checkpoints, strict=True)}
-    return {**inputs, **({f"base {plan.base.name}": hash_of(plan.base)} if plan.base is not None else {})}
+    inputs: dict[str, str] = {}
+    for name, one in zip(recipe.names(), plan.checkpoints, strict=True):
+        _put(inputs, name, hash_of(one))
+    if plan.base is not None:
+        _put(inputs, f"base {plan.base.name}", hash_of(plan.base))
+    for one in _every(plan):  # what inner merges are made of
+        if one not in plan.checkpoints and one is not plan.base:
+            _put(inputs, one.name, hash_of(one))
+    return inputs
+
+
+def _put(inputs: dict[str, str], name: str, value: str) -> None:
+    """Add an input; others of the same name and another content get a number."""
+    number, known = 1, name
+    while inputs.get(known, value) != value:
+        number += 1
+        known = f"{name} ({number})"
+    inputs[known] = value
 
 
 def _seconds(plan: Plan, read: int, written: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,14 +14,14 @@ import numpy as np
 
 from bge_cocktail.encoding import CachedEncoder, Encoder, LoadedEncoder, load_encoder
 from bge_cocktail.errors import UsageError
-from bge_cocktail.layout import prompt_for
+from bge_cocktail.layout import declared_length, prompt_for
 from bge_cocktail.merging.checkpoints import Checkpoint, hash_of
 from bge_cocktail.merging.group_weights import GroupWeights
-from bge_cocktail.merging.plan import Plan, tensor_of, with_weights
+from bge_cocktail.merging.plan import Plan, source_of, with_weights
 from bge_cocktail.merging.stack import TILE
-from bge_cocktail.merging.tensors import FLOATS, Floats, Key, count_of
+from bge_cocktail.merging.tensors import FLOATS, Floats, Key, Tensor, count_of
 from bge_cocktail.merging.weights import Found
-from bge_cocktail.options import Encoding
+from bge_cocktail.options import Encoding, Merging
 from bge_cocktail.records import Record
 
 if TYPE_CHECKING:
@@ -88,7 +88,10 @@ class ModelTasting:
             UsageError: None were given.
         """
         if not self.examples:
-            raise UsageError(f"weights '{self.plan.options.weights}' need examples: a file of records with --examples")
+            options = self.plan.options
+            what = f"method {options.method}" if isinstance(options.weights, list) else f"weights '{options.weights}'"
+            what = f"method {options.method}" if options.weights == "uniform" else what
+            raise UsageError(f"{what} needs examples: a file of records with --examples")
         return self.examples
 
     @cached_property
@@ -100,8 +103,7 @@ class ModelTasting:
             from bge_cocktail.merging.writing import write_model
 
             folder = Path(tempfile.mkdtemp(dir=self.scratch))
-            alone = replace(self.plan, checkpoints=(first,), base=None, weights=GroupWeights([1.0], {}), statistics=())
-            write_model(replace(alone, options=alone.options.model_copy(update={"method": "linear"})), folder)
+            write_model(Plan((first,), None, Merging(), GroupWeights([1.0], {})), folder)
         model = load_encoder(folder, device=self.encoding.device, max_length=self.encoding.max_length)
         if folder != first.folder:
             shutil.rmtree(folder)
@@ -111,22 +113,23 @@ class ModelTasting:
         """One of the models; it is loaded only if a text isn't in the cache of embeddings."""
         checkpoint = self.plan.checkpoints[row]
 
-        known = CachedEncoder(checkpoint.folder, self.encoding, load=lambda: self.place(row))
+        known = CachedEncoder(checkpoint.prompts_of or checkpoint.folder, self.encoding, load=lambda: self.place(row))
         known.hash = hash_of(checkpoint)
         return known
 
     def merged(self, found: Found) -> Encoder:
         """The merge with such weights; one of the models where all the weight is its."""
-        weights, plain = list(found.weights), self.plan.base is None and not self.plan.options.exclude
-        if (
-            plain
-            and not found.weights_for
-            and not self.plan.weights.patterns
-            and sorted(weights)[-1] == 1 == sum(weights)
-        ):
+        weights = list(found.weights)
+        # its embeddings may be in the cache
+        if self._is_plain(found) and sorted(weights)[-1] == 1 == sum(weights):
             return self.encoder(weights.index(1))
+        return self.placed(found)
+
+    def placed(self, found: Found) -> LoadedEncoder:
+        """The merge with such weights in the loaded model, with the prompts and length that would be written."""
         plan = with_weights(self.plan, found.weights, found.weights_for, found.scale)
         model = self._with((key, plan.tiles(key)) for key in self.parameters)
+        self._set_length(self.plan.checkpoints[(self.plan.options.length_from or 1) - 1])
         first = self.plan.checkpoints[(self.plan.options.prompts_from or 1) - 1]
         prompts = [
             prompt_for(first.prompts_of or first.folder, role) if chosen is None else chosen
@@ -151,8 +154,20 @@ class ModelTasting:
 
     def place(self, row: int) -> SentenceTransformer:
         """Put the weights of one of the models into the loaded one."""
-        checkpoint = self.plan.checkpoints[row]
-        return self._with((key, _tiles(checkpoint, key)) for key in self.parameters)
+        self._set_length(self.plan.checkpoints[row])
+        return self._with((key, _tiles(source_of(self.plan, row, key))) for key in self.parameters)
+
+    def _is_plain(self, found: Found) -> bool:
+        """Whether a merge with all the weight on one model is that model, in everything."""
+        plan, options = self.plan, self.plan.options
+        chosen = (options.prompts_from, options.length_from, options.tokenizer_from)
+        weights = not found.weights_for and not plan.weights.patterns and not plan.weights.anchors
+        return plan.base is None and weights and not options.exclude and chosen == (None, None, None)
+
+    def _set_length(self, checkpoint: Checkpoint) -> None:
+        length = declared_length(checkpoint.length_of or checkpoint.folder)
+        if self.encoding.max_length is None and length is not None:
+            self.model.max_seq_length = length
 
     def _with(self, tensors: Iterable[tuple[Key, Iterable[Floats]]]) -> SentenceTransformer:
         import torch
@@ -201,8 +216,7 @@ def _starts(name: str) -> list[int]:
     return [0, *dots[:-1]]
 
 
-def _tiles(checkpoint: Checkpoint, key: Key) -> Iterator[Floats]:
-    tensor = tensor_of(checkpoint, key)
+def _tiles(tensor: Tensor) -> Iterator[Floats]:
     count = count_of(tensor)
     for first in range(0, count, TILE):
         values = np.empty(min(TILE, count - first), np.float32)

@@ -144,6 +144,8 @@ class FileTensor:
     def read(self, first: int, out: Floats) -> None:
         """See `Tensor`."""
         width = ITEM_BYTES[self.dtype]
+        if first + len(out) > math.prod(self.shape):
+            raise IndexError(f"values {first} to {first + len(out)} of a tensor of shape {self.shape}")
         if self.dtype == "F32":
             self.file.read(self.start + first * width, out.data.cast("B"))
         else:
@@ -183,6 +185,32 @@ class ArrayTensor:
     def content(self) -> bytes:
         """See `Tensor`."""
         return self.values.tobytes()
+
+
+@dataclass(frozen=True, slots=True)
+class AsType:
+    """A tensor that is written in another type than it is read in.
+
+    Attributes:
+        tensor: What is read.
+        dtype: The type that it counts as.
+    """
+
+    tensor: Tensor
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See `Tensor`."""
+        return self.tensor.shape
+
+    def read(self, first: int, out: Floats) -> None:
+        """See `Tensor`."""
+        self.tensor.read(first, out)
+
+    def content(self) -> bytes:
+        """See `Tensor`."""
+        return self.tensor.content()
 
 
 def widen(raw: NDArray[np.uint16], dtype: str, out: Floats) -> None:

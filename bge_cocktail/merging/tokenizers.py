@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bge_cocktail.errors import DataError
-from bge_cocktail.layout import read_json
+from bge_cocktail.layout import read_object
 from bge_cocktail.provenance import hash_file, hash_value
 
 # of tokenizer.json, what decides which numbers a text becomes; padding and truncation are set anew by whoever loads it
@@ -35,10 +35,18 @@ def tokenizer_differences(one: Path, other: Path) -> list[str]:
         words = _vocabulary_differences(vocabulary(one), vocabulary(other))
         # a vocabulary is told in a better way
         return [line for line in lines if not words or ("model" not in line and "added" not in line)] + words
+    with_files = [
+        any((folder / name).is_file() for name in ("tokenizer.json", *VOCABULARIES)) for folder in (one, other)
+    ]
+    if with_files[0] != with_files[1]:
+        return [f"tokenizer: {(one, other)[with_files.index(False)]} has none"]
+    lines = []
     if any(path.is_file() for path in fast):
         known = [vocabulary(folder) for folder in (one, other)]
-        return _vocabulary_differences(*known) if all(known) else []
-    lines = []
+        lower = [_lowers(folder) for folder in (one, other)]
+        if None not in lower and lower[0] != lower[1]:
+            lines.append(f"tokenizer: lowercase {lower[0]} against {lower[1]}")
+        return lines + (_vocabulary_differences(*known) if all(known) else [])
     for name in VOCABULARIES:
         files = [folder / name for folder in (one, other)]
         if all(file.is_file() for file in files) and hash_file(files[0]) != hash_file(files[1]):
@@ -72,7 +80,7 @@ def vocabulary(folder: Path) -> dict[str, int]:
         if words.is_file():
             return {word.rstrip("\n"): row for row, word in enumerate(words.open(encoding="utf-8"))}
         return (
-            {str(word): int(row) for word, row in read_json(folder / "vocab.json").items()}
+            {str(word): int(row) for word, row in read_object(folder / "vocab.json").items()}
             if (folder / "vocab.json").is_file()
             else {}
         )
@@ -103,13 +111,23 @@ def _vocabulary_differences(one: dict[str, int], other: dict[str, int]) -> list[
     ]
 
 
+def _lowers(folder: Path) -> bool | None:
+    """Whether texts are lowercased first; None where nothing says it."""
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        normaliser = _parts(path).get("normalizer")
+        return bool(normaliser.get("lowercase")) if isinstance(normaliser, dict) and "lowercase" in normaliser else None
+    lower = _settings(folder).get("do_lower_case")
+    return None if lower is None else bool(lower)
+
+
 def _parts(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+    content = read_object(path)
+    if not isinstance(content.get("model"), dict):
         raise DataError(f"{path}: not a tokenizer as the library writes it")
     return {part: content.get(part) for part in PARTS}
 
 
 def _settings(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer_config.json"
-    return dict(read_json(path)) if path.is_file() else {}
+    return read_object(path) if path.is_file() else {}

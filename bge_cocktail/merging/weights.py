@@ -219,8 +219,6 @@ def find_weights(names: Sequence[str], options: Merging, tasting: Tasting, *, no
         raise UsageError("--share needs a first model and others, and weights of sum 1")
     if isinstance(options.weights, str):
         weighting = weightings[options.weights]
-        if options.share is not None and weightings.trait(options.weights, "shared"):
-            raise UsageError(f"--share doesn't go with weights '{options.weights}', which weigh all models at once")
         found = weighting(tasting, rows, **{name: getattr(options, name) for name in takes(weighting)})
         if options.weights == "uniform" and not normalise:
             found = Found([1.0] * len(rows))
@@ -234,6 +232,24 @@ def find_weights(names: Sequence[str], options: Merging, tasting: Tasting, *, no
 
 def _even(rows: Sequence[int], chosen: Sequence[int]) -> list[float]:
     return [1 / len(chosen) if row in chosen else 0.0 for row in rows]
+
+
+def check_weights(options: Merging) -> None:
+    """Refuse weights that are unknown, or that other options leave without effect.
+
+    Raises:
+        UsageError: With the reason.
+    """
+    if isinstance(options.weights, str):
+        weightings[options.weights]  # an unknown name is an error that lists the known
+        if options.share is not None and weightings.trait(options.weights, "shared"):
+            raise UsageError(f"--share doesn't go with weights '{options.weights}', which weigh all models at once")
+    if options.layer_weights is not None and (options.weights != "uniform" or options.share is not None):
+        raise UsageError("--layer-weights say the weights of all layers; leave out --weights and --share")
+    if options.tokenizer_from not in (None, 1) and "examples" in data_of(options):
+        raise UsageError(
+            "--tokenizer-from doesn't go with weights or methods that look at examples; put that model first"
+        )
 
 
 def data_of(options: Merging) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bge_cocktail.errors import DataError
-from bge_cocktail.layout import make_portable, read_json, transformer_folder
+from bge_cocktail.layout import make_portable, read_object, transformer_folder
 from bge_cocktail.merging.checkpoints import Checkpoint, is_unused
 from bge_cocktail.merging.plan import Plan
 from bge_cocktail.merging.safetensors_file import header_bytes
@@ -18,7 +18,7 @@ from bge_cocktail.merging.tensors import FLOATS, ITEM_BYTES, Key, Tensor, count_
 from bge_cocktail.options import Merging
 from bge_cocktail.provenance import NOT_THE_MODEL, write_json
 
-LARGEST_FLOAT16 = 65504
+LARGEST = {"F16": 65504.0, "BF16": 3.3895e38}
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 WEIGHTS = (".safetensors", ".bin", ".onnx", ".pt", ".pth", ".h5", ".msgpack", ".ot", ".gguf")
 
@@ -35,8 +35,7 @@ def write_model(plan: Plan, folder: Path, advance: Callable[[int], None] = lambd
         DataError: NaN or infinite values, or such as the type of the output can't hold.
     """
     first = plan.checkpoints[0]
-    _copy_other_files(first, folder)
-    _settle(plan, folder)
+    write_settings(plan, folder)
     for file in first.files:
         path = folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,6 +43,14 @@ def write_model(plan: Plan, folder: Path, advance: Callable[[int], None] = lambd
             for content in contents(plan, file):
                 stream.write(content)
                 advance(len(content))
+
+
+def write_settings(plan: Plan, folder: Path) -> None:
+    """Write all that is no weight: configuration, tokenizer, modules, prompts, the index of shards."""
+    first = plan.checkpoints[0]
+    _copy_other_files(first, folder)
+    _settle(plan, folder)
+    _write_indexes(plan, folder)
     if (folder / "modules.json").is_file():
         make_portable(folder)
 
@@ -59,8 +66,11 @@ def contents(plan: Plan, file: str) -> Iterator[bytes | memoryview]:
             yield plan.content(key)
             continue
         for tile in plan.tiles(key):
-            if dtype == "F16" and np.abs(tile).max(initial=0) > LARGEST_FLOAT16:
-                raise DataError(f"tensor '{key[1]}' holds values beyond float16 (65504); use bfloat16 or float32")
+            if dtype != "F32" and np.abs(tile).max(initial=0) > LARGEST[dtype]:
+                name = "float16" if dtype == "F16" else "bfloat16"
+                raise DataError(
+                    f"tensor '{key[1]}' holds values beyond {name} ({LARGEST[dtype]:g}); use a wider --dtype"
+                )
             yield to_bytes(tile, dtype)
 
 
@@ -88,15 +98,20 @@ def _copy_other_files(first: Checkpoint, new: Path) -> None:
             shutil.copyfile(path, new / relative)
         elif path.is_dir() and (first.folder / "modules.json").is_file() and not is_unused(relative):
             (new / relative).mkdir(parents=True, exist_ok=True)
-    for file in first.files:
-        place = Path(file).parent
-        index = first.folder / place / "model.safetensors.index.json"
-        # an index of shards is copied only where the shards are written under the same names
-        if index.is_file() and set(read_json(index).get("weight_map", {}).values()) <= {
-            Path(one).name for one in first.files
-        }:
+
+
+def _write_indexes(plan: Plan, new: Path) -> None:
+    """The index of shards, where a module has several."""
+    first = plan.checkpoints[0]
+    for place in {Path(file).parent: None for file in first.files}:
+        shards = {file: keys for file, keys in first.files.items() if Path(file).parent == place}
+        if len(shards) > 1:
+            places = {name: Path(file).name for file, keys in shards.items() for _, name in keys}
+            tensors = [first.tensors[key] for keys in shards.values() for key in keys]
+            size = sum(count_of(one) * ITEM_BYTES[out_dtype(one, plan.options)] for one in tensors)
             (new / place).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(index, new / place / index.name)
+            index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
+            write_json(new / place / "model.safetensors.index.json", index)
 
 
 def _settle(plan: Plan, new: Path) -> None:
@@ -114,7 +129,7 @@ def _settle(plan: Plan, new: Path) -> None:
         take_length(new, source)
     if (source := tokenizer.tokenizer_of or tokenizer.folder) != first.folder:
         take_tokenizer(new, source)
-    if options.dtype != "same":
-        path = transformer_folder(new) / "config.json"
-        config = read_json(path)
+    path = transformer_folder(new) / "config.json"
+    if options.dtype != "same" and path.is_file():
+        config = read_object(path)
         write_json(path, {**config, "torch_dtype" if "torch_dtype" in config else "dtype": options.dtype})

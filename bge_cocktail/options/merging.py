@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from bge_cocktail.options.base import Names, Numbers, Options
 
@@ -71,8 +71,8 @@ class Merging(Options):
     negatives: int = Field(7, ge=0, description="negatives taken of each example (LM-Cocktail's: 7)")
     like_lm_cocktail: bool = Field(
         False,
-        description="the loss exactly as LM_Cocktail 0.0.4 computes it: CLS pooling, no prompts, texts of up to 512 "
-        "tokens, other positives of a query count as negatives",
+        description="the loss exactly as LM_Cocktail 0.0.4 computes it: CLS pooling, no prompts, the tokenizer's own "
+        "longest text, other positives of a query count as negatives",
     )
     steps: int = Field(50, ge=1, description="gradient steps (weights gradient)")
     rate: float = Field(0.1, gt=0, description="learning rate of those steps (Adam on the logits of the weights)")
@@ -88,7 +88,8 @@ class Merging(Options):
     seed: int = Field(13, ge=0, description="seeds what is drawn: dropped numbers, batches, trials")
     exclude: Names = Field(
         default_factory=list,
-        description="patterns of tensor names that are neither compared nor merged, but taken from the first model",
+        description="patterns of tensor names, with commas between, that are neither compared nor merged but taken "
+        "from the first model",
     )
     prompts_from: int | None = Field(None, ge=1, description="take the prompts of the model of this number")
     length_from: int | None = Field(None, ge=1, description="take the longest text length of the model of this number")
@@ -99,3 +100,10 @@ class Merging(Options):
     dtype: Literal["same", "float32", "float16", "bfloat16"] = Field(
         "same", description="type of the merged numbers; 'same' as the first model's"
     )
+
+    @model_validator(mode="after")
+    def _shares_are_shares(self) -> Merging:
+        wrong = [share for share in self.shares if not 0 <= share <= 1]
+        if wrong:
+            raise ValueError(f"shares are between 0 and 1, got {wrong}")
+        return self

@@ -29,15 +29,23 @@ def draw_front(
 
     figure, axes = pyplot.subplots(figsize=(7.2, 4.6), dpi=150, layout="constrained")
     front = sorted((trial["target"], trial["general"]) for trial in trials if trial.get("on_front"))
-    axes.axhline(trials[0]["general"], color=MUTED, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
-    axes.plot(*zip(*front, strict=True), color=BLUE, linewidth=2, zorder=2, label="front")
+    axes.axhline(
+        trials[0]["general"],
+        color=MUTED,
+        linewidth=1,
+        linestyle=(0, (4, 4)),
+        zorder=1,
+        label="general score of the base",
+    )
+    axes.plot(*zip(*front, strict=True), color=BLUE, linewidth=2, marker="o", markersize=3, zorder=2, label="front")
     rest = [(trial["target"], trial["general"]) for trial in trials if not trial.get("on_front")]
     if rest:
         axes.scatter(*zip(*rest, strict=True), s=26, color=MUTED, zorder=3, label="tried")
     axes.scatter(*zip(*front, strict=True), s=34, color="white", edgecolors=BLUE, linewidths=1.6, zorder=4)
     kept = next(trial for trial in trials if list(trial["weights"]) == list(chosen))
     axes.scatter([kept["target"]], [kept["general"]], s=90, color=ORANGE, zorder=5, label="chosen")
-    for label, trial, side in (("base", trials[0], -14), (_shown(chosen), kept, 10)):
+    name = _shown(chosen) if kept is not trials[0] else f"base, {_shown(chosen)}"
+    for label, trial, side in (("base" if kept is not trials[0] else "", trials[0], -14), (name, kept, 10)):
         axes.annotate(
             label,
             (trial["target"], trial["general"]),
