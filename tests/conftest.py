@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -237,6 +238,22 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
         timeout=120,
         check=False,
     )
+
+
+def cpu_seconds(*arguments: str, repeats: int = 2) -> float:
+    """User and system time of a Python command, the least of some runs."""
+    code = (
+        "import resource, subprocess, sys\n"
+        f"subprocess.run([sys.executable, *{arguments!r}], stdout=subprocess.DEVNULL, check=True)\n"
+        "used = resource.getrusage(resource.RUSAGE_CHILDREN); print(used.ru_utime + used.ru_stime)"
+    )
+    return min(float(python(code).stdout) for _ in range(repeats))
+
+
+@functools.cache
+def slowness() -> float:
+    """How much slower than an idle machine this one is now: importing torch takes about 2 CPU seconds there."""
+    return max(1.0, cpu_seconds("-c", "import torch") / 2)
 
 
 def leftovers(folder: Path) -> list[str]:
