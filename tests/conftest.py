@@ -252,8 +252,8 @@ def cpu_seconds(*arguments: str, repeats: int = 2) -> float:
 
 @functools.cache
 def slowness() -> float:
-    """How much slower than an idle machine this one is now: importing torch takes about 2 CPU seconds there."""
-    return max(1.0, cpu_seconds("-c", "import torch") / 2)
+    """How much slower than an idle machine this one is now: importing torch takes about 1.5 CPU seconds there."""
+    return max(1.0, cpu_seconds("-c", "import torch") / 1.5)
 
 
 def leftovers(folder: Path) -> list[str]:
