@@ -283,8 +283,7 @@ def test_descent_lowers_the_loss(good_and_bad: list[Path], tmp_path: Path, per_l
 def test_self_positioning_finds_a_length_too(tiny: Path, nudged: list[Path], tmp_path: Path) -> None:
     options = Merging(method="task-arithmetic", base=str(tiny), weights="self-positioning", steps=10, rate=0.3)
     merged = merge(nudged, tmp_path / "out", options, examples=EXAMPLES)
-    assert merged.found.scale is not None
-    assert merged.found.scale != pytest.approx(1)
+    assert merged.found.scale not in (None, pytest.approx(1))
     before, after = map(float, re.findall(r"(\d\.\d+) with", merged.found.note))
     assert after < before
     with pytest.raises(UsageError, match="--method task-arithmetic"):
