@@ -32,8 +32,7 @@ def model_card(name: str, recipe: Recipe, plan: Plan, found: Found, folder: Path
     count = len(recipe.models)
     made = f"A merge of {count} models" if count > 1 else "A model"
     lines += [
-        f"{made}, made with bge-cocktail {__version__} "
-        f"by the method `{recipe.options.method}`.",
+        f"{made}, made with bge-cocktail {__version__} by the method `{recipe.options.method}`.",
         "",
         *_table(recipe, found),
     ]

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bge_cocktail.provenance import new_file
-from bge_cocktail.report.tradeoff import BLUE, INK, MUTED, ORANGE
+from bge_cocktail.report.tradeoff import BLUE, INK, MUTED, ORANGE, finish
 
 
 def draw_front(
@@ -57,16 +56,9 @@ def draw_front(
             zorder=6,
         )
     axes.margins(0.12)
-    axes.set_xlabel(f"target: {target}  →  better", color=INK)
-    axes.set_ylabel(f"general: {general}  →  better", color=INK)
-    axes.set_title("Merges that were tried", loc="left", fontsize=11, color=INK, fontweight="bold")
     axes.legend(frameon=False, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e6e9ed", linewidth=0.8)
-    axes.set_axisbelow(True)
-    with new_file(path) as working:
-        figure.savefig(working, format="png")
-    pyplot.close(figure)
+    labels = {"target": f"target: {target}", "general": f"general: {general}"}
+    finish(figure, axes, path, **labels, title="Merges that were tried")
 
 
 def _shown(weights: Sequence[float]) -> str:

@@ -56,6 +56,13 @@ def draw_tradeoff(
     middle, height = (min(generals) + max(generals)) / 2, max(max(generals) - min(generals), SMALLEST_HEIGHT)
     axes.set_ylim(middle - 0.75 * height, middle + 0.75 * height)
     _label_points(axes, points, chosen)
+    finish(figure, axes, path, target=target, general=general, title=title)
+
+
+def finish(figure: Any, axes: Any, path: Path, *, target: str, general: str, title: str) -> None:
+    """Give a picture of target against general scores its frame, and write it as a PNG."""
+    from matplotlib import pyplot
+
     axes.set_xlabel(f"{target}  →  better", color=INK)
     axes.set_ylabel(f"{general}  →  better", color=INK)
     axes.set_title(title, loc="left", fontsize=11, color=INK, fontweight="bold")
