@@ -330,3 +330,51 @@ def test_a_plain_encoder_must_say_how_it_pools(tiny: Path, tmp_path: Path) -> No
     merge([tiny, plain], tmp_path / "both", Merging(pooling="mean", length_from=1))
     with pytest.raises(DataError, match=r"pooling: mean_tokens against cls_token"):
         merge([tiny, plain], tmp_path / "bad", Merging(pooling="cls", length_from=1))
+
+
+@given(st.lists(st.integers(0, 20_000), max_size=8), st.sampled_from([4096, 8192]))
+def test_what_is_written_past_the_cache_is_what_was_given(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], block: int
+) -> None:
+    """Whatever the sizes of the parts and of the file; blocks are small here, so that many are filled."""
+    from bge_cocktail.merging import block_writer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(block_writer, "BLOCK", block)
+        path = tmp_path_factory.mktemp("blocks") / "file"
+        writer = block_writer.BlockWriter(path)
+        parts = [np.random.default_rng(length).bytes(length) for length in lengths]
+        for part in parts:
+            writer.write(part)
+        writer.close()
+    assert path.read_bytes() == b"".join(parts)
+
+
+@pytest.mark.parametrize("where", ["open", "write"])
+def test_a_file_system_without_direct_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    import errno
+    import os
+
+    from bge_cocktail.merging.block_writer import _DIRECT, BlockWriter
+
+    real_open, real_write, refused = os.open, os.write, []
+
+    def no_direct_open(path: Any, flags: int, mode: int = 0o777) -> int:
+        if flags & _DIRECT:
+            refused.append(path)
+            raise OSError(errno.EINVAL, "no direct files here")
+        return real_open(path, flags, mode)
+
+    def no_direct_write(file: int, content: Any) -> int:
+        if not refused:
+            refused.append(file)
+            raise OSError(errno.EINVAL, "no direct writes here")
+        return real_write(file, content)
+
+    monkeypatch.setattr(os, where, no_direct_open if where == "open" else no_direct_write)
+    writer = BlockWriter(tmp_path / "file")
+    writer.write(b"abc")
+    writer.close()
+    monkeypatch.undo()
+    assert refused
+    assert (tmp_path / "file").read_bytes() == b"abc"

@@ -10,6 +10,7 @@ import numpy as np
 
 from bge_cocktail.errors import DataError
 from bge_cocktail.layout import make_portable, read_object, transformer_folder
+from bge_cocktail.merging.block_writer import BlockWriter
 from bge_cocktail.merging.checkpoints import Checkpoint, is_unused
 from bge_cocktail.merging.plan import Plan
 from bge_cocktail.merging.safetensors_file import header_bytes
@@ -39,10 +40,15 @@ def write_model(plan: Plan, folder: Path, advance: Callable[[int], None] = lambd
     for file in first.files:
         path = folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb", buffering=0) as stream:
+        writer = BlockWriter(path)
+        try:
             for content in contents(plan, file):
-                stream.write(content)
+                writer.write(content)
                 advance(len(content))
+        except BaseException:
+            writer.abandon()
+            raise
+        writer.close()
 
 
 def write_settings(plan: Plan, folder: Path) -> None:
