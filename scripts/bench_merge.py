@@ -135,6 +135,10 @@ def make_minilm(folder: Path, seed: int) -> Path:
     return folder
 
 
+class PeerFailedError(Exception):
+    """A peer can't do what it was asked for."""
+
+
 def measure(command: list[str], output: Path | None, repeats: int) -> Measured:
     """CPU seconds (the least) and peak memory (the most) of a command; its output is removed after each run."""
     times, peaks = [], []
@@ -146,7 +150,7 @@ def measure(command: list[str], output: Path | None, repeats: int) -> Measured:
         os.sync()  # what was written before is not written on this command's time
         done = subprocess.run([sys.executable, "-S", "-c", RUN, *command], capture_output=True, text=True, check=False)
         if done.returncode:
-            sys.exit(f"{' '.join(command)[:200]} failed:\n{done.stderr[-2000:]}")
+            raise PeerFailedError(f"{' '.join(command)[:200]} failed:\n{done.stderr[-2000:]}")
         seconds, peak = done.stdout.split()[-2:]
         times.append(float(seconds))
         peaks.append(float(peak))
@@ -177,7 +181,11 @@ class Bench:
         path, output = self.folder / "recipe.yml", self.folder / "theirs"
         path.write_text(json.dumps({"dtype": "float32", **recipe}))
         command = [self.mergekit, str(path), str(output), "--no-copy-tokenizer", "--allow-crimes"]
-        return measure(command, output, 1)
+        try:
+            return measure(command, output, 1)
+        except PeerFailedError as error:
+            print(error, file=sys.stderr)
+            return None
 
     def by_lm_cocktail(self, models: list[Path]) -> Measured | None:
         """LM_Cocktail's mix_models, imports and all."""
@@ -326,21 +334,22 @@ def bench_many(bench: Bench, models: list[Path], size: str) -> None:
 
 
 def write_readme(figures: list[dict[str, Any]]) -> None:
-    """Put the figures into README, between its markers."""
-    lines = [
-        "| whole command, CPU seconds unless said | ours | peer | ratio | target | met |",
-        "|---|---|---|---|---|---|",
-    ]
+    """Put the figures into README, between its markers; rows of other parts stay."""
+    path = ROOT / "README.md"
+    before, _, rest = path.read_text(encoding="utf-8").partition("<!-- bench merge -->")
+    old, _, after = rest.partition("<!-- /bench merge -->")
+    rows = {line.split("|")[1].strip(): line for line in old.splitlines()[2:] if line.count("|") > 3}
+    rows = {name: line for name, line in rows.items() if name and not name.startswith(("whole command", "---"))}
     for figure in figures:
         ours, peer, ratio = (figure[name] for name in ("ours", "peer", "ratio"))
         shown = ["-" if value is None else f"{value:g}" for value in (ours, peer, ratio)]
-        lines.append(
-            f"| {figure['name']} | {' | '.join(shown)} | {figure['target']:g} | {'yes' if figure['met'] else 'no'} |"
-        )
-    path = ROOT / "README.md"
-    before, _, rest = path.read_text(encoding="utf-8").partition("<!-- bench merge -->")
-    after = rest.partition("<!-- /bench merge -->")[2]
-    block = "<!-- bench merge -->\n" + "\n".join(lines) + "\n<!-- /bench merge -->"
+        met = "yes" if figure["met"] else "no"
+        rows[figure["name"]] = f"| {figure['name']} | {' | '.join(shown)} | {figure['target']:g} | {met} |"
+    head = [
+        "| whole command, CPU seconds unless said | ours | peer | ratio | target | met |",
+        "|---|---|---|---|---|---|",
+    ]
+    block = "\n".join(["<!-- bench merge -->", *head, *rows.values(), "<!-- /bench merge -->"])
     path.write_text(before + block + after, encoding="utf-8")
 
 
@@ -373,7 +382,8 @@ def main() -> None:
     if arguments.readme:
         write_readme([figure for figure in bench.figures if figure["met"] is not None])
     missed = [figure["name"] for figure in bench.figures if figure["met"] is False]
-    first = next(figure for figure in bench.figures if "against" in figure["name"])
+    against = [figure for figure in bench.figures if figure["ratio"] is not None]
+    first = (against or bench.figures)[0]
     last = {
         "name": "merge",
         "ours": first["ours"],
