@@ -92,7 +92,7 @@ def _from_hub(name: str) -> Path:
             f"'{name}' is not in the local hub cache and HF_HUB_OFFLINE is set; unset it, or download the model "
             f"on a machine with a network (hf download {name}) and give its folder"
         )
-    if not _hub_answers():
+    if not hub_answers():
         raise DataError(
             f"'{name}' is no folder here, is not in the local hub cache, and the hub doesn't answer within "
             f"{NETWORK_SECONDS:.0f} s; give a model folder, or download it on a machine with a network "
@@ -110,7 +110,7 @@ def _from_hub(name: str) -> Path:
         raise DataError(f"the hub did not give '{name}': {error}") from None
 
 
-def _hub_answers() -> bool:
+def hub_answers() -> bool:
     """Whether the hub answers at all; in a thread, because looking up its address can hang on its own."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session

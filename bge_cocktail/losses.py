@@ -55,8 +55,8 @@ def batch_relevance(
 
     Returns:
         The documents, and an array of shape (queries, documents): the record's weight at its positive, 0 at
-        negatives (its own and those of the others in the batch), -1 at documents that are another positive of the
-        query and so don't count for it.
+        negatives (its own and, unless it says otherwise, those of the others in the batch), -1 at documents that
+        don't count for it, because they are another positive of the query.
     """
     documents: dict[str, int] = {}
     for record in records:
@@ -65,6 +65,9 @@ def batch_relevance(
     keys = [normalise(text) for text in documents]
     relevance = np.zeros((len(records), len(documents)), np.float32)
     for row, record in enumerate(records):
+        if not record.in_batch_negatives:
+            relevance[row] = LEFT_OUT
+            relevance[row, [documents[text] for text in record.neg[:negatives]]] = 0
         positives = {normalise(text) for text in record.pos}
         if known_positives is not None:
             positives |= known_positives.get(normalise(record.query), set())
@@ -82,6 +85,7 @@ def _one_positive_each(record: Record) -> list[Record]:
             record.neg,
             prompt=record.prompt,
             weight=record.weight,
+            in_batch_negatives=record.in_batch_negatives,
         )
         for positive in dict.fromkeys(record.pos)
     ]

@@ -1,17 +1,81 @@
-"""Exact nearest documents with FAISS."""
+"""Nearest documents with FAISS: exact, in blocks that fit in memory, or by an index whose recall is measured."""
 
 from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bge_cocktail.cache import Embeddings
+from bge_cocktail.errors import CocktailError
+from bge_cocktail.progress import progress
 
-BLOCK = 1024
+IndexKind = Literal["exact", "ivf", "hnsw"]
+# bytes of documents that are searched at once
+BLOCK_BYTES = 256 << 20
+# bytes of embeddings from which they are kept in a file instead of memory
+MEMORY_BYTES = 1 << 30
+TEXTS_AT_ONCE = 20_000
+RECALL_SAMPLE = 200
+HNSW_LINKS = 32
 
 
-def top_k(queries: Embeddings, documents: Embeddings, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The k most similar documents of each query, by inner product.
+class StoredEmbeddings:
+    """Embeddings in a file, read a block at a time, so that they need not fit in memory.
+
+    Args:
+        path: A file of float32 rows and nothing else.
+        dimensions: Of each row.
+        count: How many rows, the first ones; without it, all.
+    """
+
+    def __init__(self, path: Path, dimensions: int, count: int | None = None) -> None:
+        self.path = path
+        self.shape = (path.stat().st_size // (4 * dimensions) if count is None else count, dimensions)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def rows(self, start: int, stop: int) -> Embeddings:
+        """Rows from start to stop, shape (stop - start, dimensions)."""
+        count = max(0, min(stop, len(self)) - start) * self.shape[1]
+        found: Embeddings = np.fromfile(self.path, np.float32, count, offset=4 * start * self.shape[1])
+        return found.reshape(-1, self.shape[1])
+
+    def take(self, rows: NDArray[np.int64]) -> Embeddings:
+        """Some rows, shape (rows, dimensions)."""
+        # mapped anew each time: pages that were touched go when the map goes
+        mapped = np.memmap(self.path, np.float32, "r", shape=self.shape)
+        found: Embeddings = np.asarray(mapped[rows])
+        return found
+
+
+Documents = Embeddings | StoredEmbeddings
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """What a search gives.
+
+    Attributes:
+        similarities: From high to low, shape (queries, k).
+        rows: Of the documents, shape (queries, k); -1 where an index found fewer.
+        recall: Share of the exact nearest that were found, on a sample of the queries; 1 for an exact search.
+    """
+
+    similarities: NDArray[np.float32]
+    rows: NDArray[np.int64]
+    recall: float = 1.0
+
+
+def top_k(queries: Embeddings, documents: Documents, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The k most similar documents of each query, by inner product, exactly.
 
     Args:
         queries: Shape (queries, dimensions).
@@ -24,13 +88,150 @@ def top_k(queries: Embeddings, documents: Embeddings, k: int) -> tuple[NDArray[n
     """
     import faiss
 
-    index = faiss.IndexFlatIP(documents.shape[1])
-    index.add(np.ascontiguousarray(documents, np.float32))
+    queries = np.ascontiguousarray(queries, np.float32)
     k = min(k, len(documents))
-    similarities = np.empty((len(queries), k), np.float32)
-    rows = np.empty((len(queries), k), np.int64)
-    for start in range(0, len(queries), BLOCK):
-        block = np.ascontiguousarray(queries[start : start + BLOCK], np.float32)
-        similarities[start : start + BLOCK], rows[start : start + BLOCK] = index.search(block, k)
-    order = np.lexsort((rows, -similarities), axis=1)
-    return np.take_along_axis(similarities, order, 1), np.take_along_axis(rows, order, 1)
+    size = max(1, BLOCK_BYTES // (4 * documents.shape[1]))
+    best: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None
+    with progress("searching", len(documents)) as advance:
+        for start in range(0, len(documents), size):
+            block = rows_of(documents, start, start + size)
+            found, rows = faiss.knn(queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+            rows = rows.astype(np.int64) + start
+            if best is not None:
+                found, rows = np.concatenate([best[0], found], axis=1), np.concatenate([best[1], rows], axis=1)
+            order = np.lexsort((rows, -found), axis=1)[:, :k]
+            best = np.take_along_axis(found, order, 1), np.take_along_axis(rows, order, 1)
+            advance(len(block))
+    if best is None:
+        return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+    return best
+
+
+def search(
+    queries: Embeddings, documents: Documents, k: int, *, index: IndexKind = "exact", min_recall: float = 0.95
+) -> Nearest:
+    """The k most similar documents of each query, exactly or by an index.
+
+    The index is widened (IVF: more lists probed, HNSW: a longer search) until it finds `min_recall` of the exact
+    nearest documents of a sample of the queries.
+
+    Args:
+        queries: Shape (queries, dimensions).
+        documents: Shape (documents, dimensions).
+        k: How many.
+        index: ``exact``, ``ivf`` (inverted lists) or ``hnsw`` (a graph; Malkov and Yashunin, arXiv:1603.09320).
+        min_recall: Of an index, on the sample.
+
+    Raises:
+        CocktailError: No width reaches that recall.
+    """
+    if index == "exact" or len(documents) <= k:
+        return Nearest(*top_k(queries, documents, k))
+    queries = np.ascontiguousarray(queries, np.float32)
+    sample = queries[:: max(1, len(queries) // RECALL_SAMPLE)]
+    exact = top_k(sample, documents, k)[1]
+    built, widths, widen = _ivf(documents) if index == "ivf" else _hnsw(documents)
+    recall = 0.0
+    for width in widths:
+        widen(width)
+        rows = built.search(sample, k)[1]
+        recall = float(np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(exact, rows, strict=True)]))
+        if recall >= min_recall:
+            similarities, rows = built.search(queries, k)
+            return Nearest(similarities, rows, recall)
+    raise CocktailError(f"the index '{index}' finds {recall:.3f} of the nearest documents at most; use an exact search")
+
+
+def rows_of(documents: Documents, start: int, stop: int) -> Embeddings:
+    """Rows from start to stop, from memory or from a file."""
+    if isinstance(documents, StoredEmbeddings):
+        return documents.rows(start, stop)
+    return np.ascontiguousarray(documents[start:stop], np.float32)
+
+
+def first_rows(documents: Documents, count: int) -> Documents:
+    """The first rows, without copying them."""
+    if isinstance(documents, StoredEmbeddings):
+        return StoredEmbeddings(documents.path, documents.shape[1], count)
+    return documents[:count]
+
+
+def take(documents: Documents, rows: NDArray[np.int64]) -> Embeddings:
+    """Some rows, from memory or from a file; shape (..., dimensions) for rows of shape (...)."""
+    if isinstance(documents, StoredEmbeddings):
+        return documents.take(rows.ravel()).reshape(*rows.shape, documents.shape[1])
+    return documents[rows]
+
+
+class Embedded:
+    """Texts embedded in blocks: in memory, or from 1 GB on in a file that goes when this is closed.
+
+    Args:
+        embed: Texts to embeddings.
+        texts: What is embedded.
+    """
+
+    def __init__(self, embed: Callable[[Sequence[str]], Embeddings], texts: Sequence[str]) -> None:
+        self._file: Path | None = None
+        first = embed(texts[:TEXTS_AT_ONCE])
+        if len(texts) * first.shape[1] * 4 <= MEMORY_BYTES:
+            rest = embed(texts[TEXTS_AT_ONCE:]) if len(texts) > TEXTS_AT_ONCE else first[:0]
+            self.rows: Documents = np.concatenate([first, rest]) if len(rest) else first
+            return
+        descriptor, name = tempfile.mkstemp(prefix="embeddings-")
+        self._file = Path(name)
+        with os.fdopen(descriptor, "wb") as file:
+            for block in self._blocks(embed, texts, first):
+                file.write(np.ascontiguousarray(block, np.float32).data)
+        self.rows = StoredEmbeddings(self._file, first.shape[1])
+
+    def __enter__(self) -> Documents:
+        return self.rows
+
+    def __exit__(self, *_error: object) -> None:
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+
+    @staticmethod
+    def _blocks(
+        embed: Callable[[Sequence[str]], Embeddings], texts: Sequence[str], first: Embeddings
+    ) -> Iterator[Embeddings]:
+        yield first
+        for start in range(TEXTS_AT_ONCE, len(texts), TEXTS_AT_ONCE):
+            yield embed(texts[start : start + TEXTS_AT_ONCE])
+
+
+def _ivf(documents: Documents) -> tuple[Any, list[int], Callable[[int], None]]:
+    import faiss
+
+    lists = int(min(4 * len(documents) ** 0.5, max(1, len(documents) // 39)))  # FAISS trains on 39 points a list
+    quantizer = faiss.IndexFlatIP(documents.shape[1])
+    built = faiss.IndexIVFFlat(quantizer, documents.shape[1], lists, faiss.METRIC_INNER_PRODUCT)
+    step = max(1, len(documents) // (lists * 64))
+    built.train(take(documents, np.arange(0, len(documents), step)))
+    _fill(built, documents)
+    widths = sorted({min(lists, 1 << power) for power in range(3, 30)})
+
+    def widen(width: int) -> None:
+        built.nprobe = width
+
+    return built, widths, widen
+
+
+def _hnsw(documents: Documents) -> tuple[Any, list[int], Callable[[int], None]]:
+    import faiss
+
+    built = faiss.IndexHNSWFlat(documents.shape[1], HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+    built.hnsw.efConstruction = 120
+    _fill(built, documents)
+
+    def widen(width: int) -> None:
+        built.hnsw.efSearch = width
+
+    return built, [1 << power for power in range(6, 13)], widen
+
+
+def _fill(built: Any, documents: Documents) -> None:
+    size = max(1, BLOCK_BYTES // (4 * documents.shape[1]))
+    for start in range(0, len(documents), size):
+        built.add(rows_of(documents, start, start + size))

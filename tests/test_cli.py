@@ -92,7 +92,7 @@ def test_a_corpus_of_lines(cli: Cli, tiny: Path, beir: Path, tmp_path: Path) -> 
         (["train", "{beir}", "-m", "{tiny}", "-o", "{out}", "--learning-rate", "-1"], 2, "--learning-rate"),
         (["train", "{beir}", "-m", "{tiny}", "-o", "{out}", "--batch-size", "99"], 2, "larger than the data"),
         (["train", "{beir}", "-m", "{tiny}", "-o", "{out}", "--precision", "fp16", "--device", "cpu"], 2, "fp16 needs"),
-        (["train", "{labelled}", "-m", "{tiny}", "-o", "{out}"], 1, "holds no records"),
+        (["train", "{labelled}", "-m", "{tiny}", "-o", "{out}"], 1, "holds labelled texts, no records"),
         (["merge", "{tiny}", "-o", "{out}"], 2, "at least two models"),
         (["merge", "{tiny}", "{tiny}", "-o", "{out}", "--weights", "1,x"], 2, "--weights"),
         (["merge", "{tiny}", "{tiny}", "-o", "{out}", "--weights", "cocktail"], 2, "--examples"),

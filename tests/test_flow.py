@@ -200,7 +200,7 @@ def test_prompts_of_encode_are_trained_and_judged_with(run_file: Path, tmp_path:
         ("[train]\nepocs = 3", r"run.toml:2: unknown name 'train.epocs'. Did you mean 'epochs'\?"),
         ("[train]\n\nepochs = 'three'", r"run.toml:3: train.epochs: .*number.* \(got 'three'\)"),
         ("[train]\nlearning_rate = 7", r"run.toml:2: train.learning_rate: .*less than 1 \(got 7"),
-        ("[mine]\nchoice = 'best'", r"run.toml:2: mine.choice: .*'top' or 'random' \(got 'best'\)"),
+        ("[mine]\nindex = 'best'", r"run.toml:2: mine.index: .*'exact', 'ivf' or 'hnsw' \(got 'best'\)"),
         ("[merge]\nshares = [0.5, 2]", r"run.toml:1: merge: shares are between 0 and 1"),
         ("base = ", r"run.toml: broken TOML: .*line 1"),
         ("base = 'x'", r"'data' is missing"),

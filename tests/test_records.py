@@ -153,7 +153,7 @@ def test_qrels_in_another_encoding(beir: Path, tmp_path: Path) -> None:
     (folder / "qrels/test.tsv").write_bytes(b"\xef\xbb\xbf" + content)
     assert read_beir(folder) == read_beir(beir)
     (folder / "qrels/test.tsv").write_bytes(content + "q0\tdé\t1\n".encode("latin-1"))
-    with pytest.raises(DataError, match="test.tsv: not UTF-8 at byte"):
+    with pytest.raises(DataError, match="test.tsv:27: not UTF-8 at byte 4 of the line"):
         read_beir(folder)
 
 

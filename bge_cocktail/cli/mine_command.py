@@ -19,12 +19,18 @@ from bge_cocktail.cli.flags import (
 )
 from bge_cocktail.options import Encoding, Mining
 
+AUDIT_FILE = "audit.json"
+
 
 @click.command("mine")
 @click.argument("data", type=PATH)
 @click.option("-m", "--model", required=True, help="Encoder that ranks the documents: a folder or a hub name.")
 @click.option("--corpus", type=PATH, help="Documents to mine from: JSON Lines with 'text', or a BEIR folder.")
-@click.option("--split", default="train", show_default=True, help="Split of a BEIR folder.")
+@click.option("--split", default="train", show_default=True, help="Split of a folder.")
+@click.option(
+    "--qrels", type=PATH, multiple=True, help="A BEIR folder whose judgements tell false negatives. Repeatable."
+)
+@click.option("--audit", type=click.IntRange(min=0), default=0, help="Show the decisions for so many queries.")
 @output_flag
 @overwrite_flag
 @format_flag
@@ -34,6 +40,8 @@ def command(
     model: str,
     corpus: Path | None,
     split: str,
+    qrels: tuple[Path, ...],
+    audit: int,
     output: Path,
     overwrite: bool,
     output_format: str,
@@ -41,10 +49,12 @@ def command(
 ) -> None:
     """Find hard negatives for records.
 
-    DATA is a file of records (JSON Lines with query and pos) or a BEIR folder, whose corpus is then mined.
+    DATA is a file of records (JSON Lines with query and pos), a folder that `prepare` wrote, or a BEIR folder; the
+    corpus of a folder is then mined.
     """
     from bge_cocktail.encoding import CachedEncoder
-    from bge_cocktail.mining import mine
+    from bge_cocktail.hub import model_folder
+    from bge_cocktail.mining import false_negatives, load_teacher, mine
     from bge_cocktail.provenance import (
         RUN_FILE,
         describe_run,
@@ -53,28 +63,52 @@ def command(
         refuse_to_replace,
         write_json,
     )
-    from bge_cocktail.records import read_corpus, read_records, write_records
+    from bge_cocktail.records import corpus_of, read_corpus, read_judgements, read_records, write_records
     from bge_cocktail.records.beir import is_beir
+    from bge_cocktail.report.audit import audit_text
     from bge_cocktail.report.table import text_table
 
     mining = options_from(Mining, flags)
     encoding = options_from(Encoding, flags)
-    refuse_to_replace(output, overwrite, [data, model, *([corpus] if corpus else [])])
+    refuse_to_replace(output, overwrite, [data, model, *([corpus] if corpus else []), *mining.also])
     started = time.monotonic()
     records = read_records(data, split=split)
-    source = corpus or (data if is_beir(data) else None)
+    source = corpus or corpus_of(data)
     encoder = CachedEncoder(model, encoding)
-    mined = mine(records, encoder, mining, corpus=read_corpus(source) if source else None)
+    also = {name: CachedEncoder(name, encoding) for name in mining.also}
+    mined = mine(
+        records,
+        encoder,
+        mining,
+        corpus=read_corpus(source) if source else None,
+        also=also,
+        teacher=load_teacher(mining.teacher, device=encoding.device) if mining.teacher else None,
+        audit=audit,
+    )
+    judged = qrels or ((data,) if audit and is_beir(data) else ())
+    wrong = false_negatives(mined.records, [one for path in judged for one in read_judgements(path)])
     summary = {
         "records": len(mined.records),
         "negatives": sum(len(record.neg) for record in mined.records),
         "records_short_of_negatives": mined.short,
+        **({"random_negatives": mined.padded} if mining.pad else {}),
+        **(
+            {f"recall_of_{name}": round(recall, 4) for name, recall in mined.recalls.items()}
+            if mining.index != "exact"
+            else {}
+        ),
+        **({"judged_negatives": wrong.negatives, "judged_relevant": wrong.relevant} if judged else {}),
         "texts_embedded": encoder.embedded,
         "dropped": mined.dropped,
     }
     with new_folder(output, overwrite=overwrite) as new:
         write_records(mined.records, new / "records.jsonl")
+        if audit:
+            write_json(new / AUDIT_FILE, [one.to_json() for one in mined.audits])
         inputs = {model: encoder.hash, str(data): hash_path(data)}
+        inputs |= {name: one.hash for name, one in also.items()}
+        if mining.teacher:
+            inputs[mining.teacher] = hash_path(model_folder(mining.teacher))
         if corpus:
             inputs[str(corpus)] = hash_path(corpus)
         options = {
@@ -86,4 +120,9 @@ def command(
         write_json(new / RUN_FILE, describe_run("mine", options=options, inputs=inputs, seconds=seconds, **summary))
     rows = [(name.replace("_", " "), str(value)) for name, value in summary.items() if name != "dropped"]
     rows += [(f"dropped: {reason}", str(count)) for reason, count in mined.dropped.items()]
-    show({"output": str(output), **summary}, text_table(("mined", "count"), rows), output_format)
+    tables = [text_table(("mined", "count"), rows), *map(audit_text, mined.audits)]
+    if judged:
+        share = f"{wrong.relevant} of {wrong.negatives} negatives are judged relevant: {wrong.rate:.2%}"
+        tables.append(f"{share} (judgements are never complete: at least so many are false)")
+    shown = {"output": str(output), **summary, "audit": [one.to_json() for one in mined.audits]}
+    show(shown, "\n\n".join(tables), output_format)

@@ -5,6 +5,7 @@ Command-line flags and the sections of a run file are both made from these model
 
 from bge_cocktail.options.base import NAMED_PROMPTS, Options, checked, field_names
 from bge_cocktail.options.merging import Merging
+from bge_cocktail.options.preparing import Preparing
 from bge_cocktail.options.runfile import Cocktails, Data, RunFile
 from bge_cocktail.options.steps import Encoding, Evaluating, Mining, Training
 
@@ -17,6 +18,7 @@ __all__ = [
     "Merging",
     "Mining",
     "Options",
+    "Preparing",
     "RunFile",
     "Training",
     "checked",

@@ -48,6 +48,9 @@ class RunFile(Options):
 
     base: str = Field("BAAI/bge-small-en-v1.5", description="the model to tune: a folder or a hub name")
     output: Path = Field(Path("runs/run"), description="folder of the run")
+    rounds: int = Field(
+        1, ge=1, le=5, description="times that negatives are mined, each time with the model tuned on those before"
+    )
     data: Data
     encode: Encoding = Encoding()
     mine: Mining = Mining()

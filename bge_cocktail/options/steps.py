@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from bge_cocktail.options.base import PROMPT_HELP, Integers, Limit, Options, Prompt
+from bge_cocktail.options.base import PROMPT_HELP, Integers, Limit, Names, Options, Prompt
 
 
 class Encoding(Options):
@@ -51,7 +51,47 @@ class Mining(Options):
     max_similarity: float | None = Field(
         None, ge=-1, le=1, description="keep only documents at most this similar to the query"
     )
-    choice: Literal["top", "random"] = Field("top", description="take the hardest that remain, or a draw")
+    min_similarity: float | None = Field(
+        None, ge=-1, le=1, description="keep only documents at least this similar to the query"
+    )
+    duplicate_similarity: Limit = Field(
+        0.98,
+        gt=0,
+        le=1,
+        description="leave out documents this similar to a positive, which are most likely relevant too; none turns "
+        "it off",
+    )
+    candidates: Names = Field(
+        ["dense"],
+        description="where candidates come from, with commas between: dense, bm25; see: bge-cocktail list "
+        "candidate-sources",
+    )
+    also: Names = Field(
+        default_factory=list, description="more encoders whose candidates are taken too, with commas between"
+    )
+    index: Literal["exact", "ivf", "hnsw"] = Field(
+        "exact", description="how embeddings are searched: exactly, or by an index that is faster on large corpora"
+    )
+    min_recall: float = Field(
+        0.95, gt=0, le=1, description="share of the nearest documents that an index must find (measured)"
+    )
+    choice: str = Field(
+        "top",
+        description="which of the candidates left: top, random, stratified, softmax",
+    )
+    choice_temperature: float = Field(0.05, gt=0, description="softmax draws with odds exp(similarity / this)")
+    teacher: str | None = Field(
+        None, description="a cross-encoder (folder or hub name) that judges candidates and whose scores are written"
+    )
+    teacher_margin: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="keep only documents that the teacher scores at most (1 - this) of the lowest positive's",
+    )
+    teacher_max: float | None = Field(None, description="keep only documents that the teacher scores at most this")
+    teacher_depth: int = Field(30, ge=1, description="candidates of each query that the teacher judges, the first ones")
+    pad: bool = Field(False, description="fill up with random documents where there are too few (marked and counted)")
     keep_negatives: bool = Field(True, description="keep the negatives that a record already has")
     seed: int = Field(13, ge=0, description="seeds the draw")
 

@@ -1,7 +1,7 @@
 """Training records, BEIR folders and labelled texts: reading, checking, writing."""
 
-from bge_cocktail.records.beir import Judged, judge_records, read_beir, read_corpus
-from bge_cocktail.records.files import read_records, records_from_beir, write_records
+from bge_cocktail.records.beir import Judged, corpus_of, judge_records, read_beir, read_corpus, read_judgements
+from bge_cocktail.records.files import read_records, write_records
 from bge_cocktail.records.labelled import Labelled, read_labelled
 from bge_cocktail.records.record import Record, normalise, positives_by_query
 
@@ -9,13 +9,14 @@ __all__ = [
     "Judged",
     "Labelled",
     "Record",
+    "corpus_of",
     "judge_records",
     "normalise",
     "positives_by_query",
     "read_beir",
     "read_corpus",
+    "read_judgements",
     "read_labelled",
     "read_records",
-    "records_from_beir",
     "write_records",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,10 @@ import numpy as np
 
 from bge_cocktail.errors import DataError, nearest
 from bge_cocktail.records.lines import read_lines, required_text
+from bge_cocktail.records.opening import Rejects, text_lines
 from bge_cocktail.records.record import Record, normalise
+
+CORPUS_FILE = "corpus.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,22 +34,24 @@ class Judged:
 
 def is_beir(path: Path) -> bool:
     """Whether a folder has the form of a BEIR data set."""
-    return (path / "corpus.jsonl").is_file() and (path / "qrels").is_dir()
+    return (path / CORPUS_FILE).is_file() and (path / "qrels").is_dir()
 
 
-def read_beir(path: Path, split: str = "test") -> Judged:
+def read_beir(path: Path, split: str = "test", rejects: Rejects | None = None) -> Judged:
     """Read one split of a BEIR folder.
 
     Args:
         path: Folder with corpus.jsonl, queries.jsonl and qrels/<split>.tsv.
         split: Which judgements to read.
+        rejects: Takes bad lines; without it, the first ends the reading.
 
     Raises:
         DataError: A file is missing or broken, an id is repeated, or the judgements name an unknown id.
     """
-    corpus = _read_texts(path / "corpus.jsonl", with_title=True)
-    queries = _read_texts(path / "queries.jsonl", with_title=False)
-    qrels = _read_qrels(path / "qrels" / f"{split}.tsv", corpus, queries)
+    rejects = rejects or Rejects()
+    corpus = _read_texts(path / CORPUS_FILE, rejects, with_title=True)
+    queries = _read_texts(path / "queries.jsonl", rejects, with_title=False)
+    qrels = _read_qrels(path / "qrels" / f"{split}.tsv", corpus, queries, rejects)
     return Judged(corpus, {query: queries[query] for query in qrels}, qrels)
 
 
@@ -57,8 +62,24 @@ def read_corpus(path: Path) -> list[str]:
         DataError: With file and line of what is wrong.
     """
     if path.is_dir():
-        return list(_read_texts(path / "corpus.jsonl", with_title=True).values())
+        return list(_read_texts(path / CORPUS_FILE, Rejects(), with_title=True).values())
     return [_document(value, where) for where, value in read_lines(path)]
+
+
+def corpus_of(path: Path) -> Path | None:
+    """The folder itself if it holds a corpus (a BEIR folder, or one that `prepare` wrote), else None."""
+    return path if (path / CORPUS_FILE).is_file() else None
+
+
+def read_judgements(path: Path) -> list[Judged]:
+    """All splits of a BEIR folder.
+
+    Raises:
+        DataError: It is none, or something in it is wrong.
+    """
+    if not is_beir(path):
+        raise DataError(f"{path} holds no judgements: expected a BEIR folder ({CORPUS_FILE}, queries.jsonl, qrels/)")
+    return [read_beir(path, file.stem) for file in sorted((path / "qrels").glob("*.tsv"))]
 
 
 def judge_records(records: Iterable[Record]) -> Judged:
@@ -102,16 +123,37 @@ def sample_judged(judged: Judged, *, queries: int, documents: int, seed: int) ->
     )
 
 
-def _read_texts(path: Path, *, with_title: bool) -> dict[str, str]:
+def _read_texts(path: Path, rejects: Rejects, *, with_title: bool) -> dict[str, str]:
     texts: dict[str, str] = {}
-    for where, value in read_lines(path):
-        name = required_text(value, "_id", where)
-        if name in texts:
-            raise DataError(f"{where}: the id '{name}' stands here a second time")
-        texts[name] = _document(value, where) if with_title else required_text(value, "text", where)
+    for where, name, value in _with_ids(path, rejects, texts):
+        try:
+            texts[name] = _document(value, where) if with_title else required_text(value, "text", where)
+        except DataError as error:
+            rejects.add(error, where, value)
     if not texts:
         raise DataError(f"{path} is empty")
     return texts
+
+
+def read_documents(path: Path, rejects: Rejects) -> Iterator[tuple[str, str]]:
+    """Id and text of each document of a corpus file, one at a time; ids are not compared with each other."""
+    for where, name, value in _with_ids(path, rejects, {}):
+        try:
+            yield name, _document(value, where)
+        except DataError as error:
+            rejects.add(error, where, value)
+
+
+def _with_ids(path: Path, rejects: Rejects, known: Mapping[str, str]) -> Iterator[tuple[str, str, Any]]:
+    for where, value in read_lines(path, rejects):
+        try:
+            name = required_text(value, "_id", where)
+            if name in known:
+                raise DataError(f"{where}: the id '{name}' stands here a second time")
+        except DataError as error:
+            rejects.add(error, where, value)
+            continue
+        yield where, name, value
 
 
 def _document(value: Any, where: str) -> str:
@@ -122,32 +164,40 @@ def _document(value: Any, where: str) -> str:
     return f"{title} {required_text(value, 'text', where, may_be_empty=bool(title.strip()))}".strip()
 
 
-def _read_qrels(path: Path, corpus: Mapping[str, str], queries: Mapping[str, str]) -> dict[str, dict[str, int]]:
+def _read_qrels(
+    path: Path, corpus: Mapping[str, str], queries: Mapping[str, str], rejects: Rejects
+) -> dict[str, dict[str, int]]:
     if not path.is_file():
         splits = sorted(file.stem for file in path.parent.glob("*.tsv"))
         raise DataError(f"{path}: no such split.{nearest(path.stem, splits)}")
     qrels: dict[str, dict[str, int]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {error.start}") from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in text_lines(path, rejects):
+        cells = line.rstrip("\r\n").split("\t")
+        if not line.strip() or (number == 1 and cells[0] in ("query-id", "query_id", "qid")):
+            continue
         where = f"{path}:{number}"
-        cells = line.rstrip("\n").split("\t")
-        if number == 1 and cells[0] in ("query-id", "query_id", "qid"):
-            continue
-        if not line.strip():
-            continue
-        if len(cells) != 3:
-            raise DataError(f"{where}: expected query-id, corpus-id and score between tabs, got {line[:60]!r}")
-        query, document, grade = cells
-        for name, kind, known in ((query, "query", queries), (document, "document", corpus)):
-            if name not in known:
-                raise DataError(f"{where}: unknown {kind} id '{name}'")
         try:
-            qrels.setdefault(query, {})[document] = int(grade)
-        except ValueError:
-            raise DataError(f"{where}: the score must be a whole number, got {grade!r}") from None
+            query, document, grade = _judgement(cells, where, corpus, queries)
+        except DataError as error:
+            rejects.add(error, where, line)
+            continue
+        qrels.setdefault(query, {})[document] = grade
     if not qrels:
         raise DataError(f"{path} holds no judgements")
     return qrels
+
+
+def _judgement(
+    cells: list[str], where: str, corpus: Mapping[str, str], queries: Mapping[str, str]
+) -> tuple[str, str, int]:
+    if len(cells) != 3:
+        shown = "\t".join(cells)[:60]
+        raise DataError(f"{where}: expected query-id, corpus-id and score between tabs, got {shown!r}")
+    query, document, grade = cells
+    for name, kind, known in ((query, "query", queries), (document, "document", corpus)):
+        if name not in known:
+            raise DataError(f"{where}: unknown {kind} id '{name}'")
+    try:
+        return query, document, int(grade)
+    except ValueError:
+        raise DataError(f"{where}: the score must be a whole number, got {grade!r}") from None

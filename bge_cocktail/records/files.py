@@ -2,66 +2,65 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
+import orjson
+
 from bge_cocktail.errors import DataError
 from bge_cocktail.provenance import new_file
-from bge_cocktail.records.beir import Judged, is_beir, read_beir
-from bge_cocktail.records.lines import read_lines
-from bge_cocktail.records.record import Record, normalise, parse_record
+from bge_cocktail.records.beir import is_beir
+from bge_cocktail.records.examples import RecordExample
+from bge_cocktail.records.record import Record
+from bge_cocktail.records.sources import read_examples
 
 RECORDS_FILE = "records.jsonl"
 
 
-def read_records(path: str | Path, *, split: str = "train") -> list[Record]:
+def read_records(path: str | Path, *, split: str = "train", columns: str = "") -> list[Record]:
     """Read training records.
 
     Args:
-        path: A JSON Lines file, a folder that `mine` wrote, or a BEIR folder.
-        split: Which judgements of a BEIR folder become records.
+        path: A file (JSON Lines, CSV, TSV, Parquet; plain, gzip or zstd), a folder that `prepare` or `mine` wrote, a
+            BEIR folder, or a data set of the hub.
+        split: Which split of a folder or data set.
+        columns: Which column is what (``query=question,pos=answer``); without it, told from the names.
 
     Raises:
         DataError: With file and line of the first thing that is wrong.
     """
-    path = Path(path)
-    if path.is_dir():
-        if is_beir(path):
-            records = records_from_beir(read_beir(path, split))
-            if not records:
-                raise DataError(f"{path / 'qrels' / split}.tsv: no query has a relevant document (a score above 0)")
-            return records
-        if not (path / RECORDS_FILE).is_file():
+    source = Path(path)
+    if source.is_dir() and not is_beir(source):
+        if (source / RECORDS_FILE).is_file():
+            source = source / RECORDS_FILE
+        elif not any(source.glob(f"{split}.*")):
             raise DataError(
-                f"{path} holds no records: expected {RECORDS_FILE}, or a BEIR folder "
+                f"{path} holds no records: expected {RECORDS_FILE} or {split}.jsonl, or a BEIR folder "
                 "(corpus.jsonl, queries.jsonl, qrels/)"
             )
-        path = path / RECORDS_FILE
-    records = [parse_record(value, where) for where, value in read_lines(path)]
-    if not records:
-        raise DataError(f"{path} holds no records")
+    records = []
+    for example in read_examples(str(source if source.exists() else path), split=split, columns=columns):
+        if not isinstance(example, RecordExample):
+            raise DataError(
+                f"{path} holds {'labelled texts' if len(example.own_texts()) == 1 else 'pairs of texts'}, no records; "
+                f"make records from them: bge-cocktail prepare {path} -o FOLDER"
+            )
+        records.append(example.record)
     return records
 
 
 def write_records(records: Iterable[Record], path: str | Path) -> None:
     """Write records as JSON Lines, whole or not at all."""
-    with new_file(Path(path)) as working, working.open("w", encoding="utf-8") as file:
+    with new_file(Path(path)) as working, working.open("wb") as file:
         for record in records:
-            file.write(json.dumps(record.to_json(), ensure_ascii=False) + "\n")
+            file.write(json_line(record.to_json()))
 
 
-def records_from_beir(judged: Judged) -> list[Record]:
-    """One record for each query that has a relevant document.
+def json_line(value: object) -> bytes:
+    """A value as one line of JSON in UTF-8, numbers of any size too."""
+    try:
+        return orjson.dumps(value, default=str, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:
+        import json
 
-    Documents judged as not relevant (grade 0 or less) become negatives, unless their text equals a positive's.
-    """
-    records = []
-    for query, grades in judged.qrels.items():
-        pos = [judged.corpus[document] for document, grade in grades.items() if grade > 0]
-        neg = [judged.corpus[document] for document, grade in grades.items() if grade <= 0]
-        if pos:
-            positives = {normalise(text) for text in pos}
-            neg = [text for text in neg if normalise(text) not in positives]
-            records.append(Record(judged.queries[query], tuple(pos), tuple(neg), id=query))
-    return records
+        return (json.dumps(value, default=str, ensure_ascii=False) + "\n").encode()

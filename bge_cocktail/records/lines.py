@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from bge_cocktail.errors import DataError
+from bge_cocktail.records.opening import Rejects, byte_lines
 from bge_cocktail.records.record import is_broken
 
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
 
-def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
+
+def read_lines(path: Path, rejects: Rejects | None = None) -> Iterator[tuple[str, Any]]:
     """The JSON value of each line that isn't blank, with its place.
+
+    Args:
+        path: A plain, gzip or zstd file.
+        rejects: Takes bad lines; without it, the first one ends the reading.
 
     Yields:
         ``(file:line, value)``
@@ -20,26 +30,43 @@ def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
     Raises:
         DataError: No such file, not UTF-8, or a line that isn't JSON.
     """
+    rejects = rejects or Rejects()
+    for number, line in byte_lines(path):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            value = load_json(line, where)
+        except DataError as error:
+            rejects.add(error, where, line)
+            continue
+        yield where, value
+
+
+def load_json(line: bytes, where: str) -> Any:
+    """The JSON value of a line, whole numbers of any size.
+
+    Raises:
+        DataError: It isn't UTF-8 or isn't JSON.
+    """
     try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    with file:
-        for number, line in enumerate(file, start=1):
-            where = f"{path}:{number}"
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if not line.strip():
-                continue
-            try:
-                # numbers such as NaN are no JSON, though Python would read them
-                yield where, json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
-            except UnicodeDecodeError as error:
-                raise DataError(f"{where}: not UTF-8 at byte {error.start} of the line") from None
-            except json.JSONDecodeError as error:
-                raise DataError(f"{where}: broken JSON at column {error.colno}: {error.msg}") from None
-            except ValueError as error:
-                raise DataError(f"{where}: broken JSON: {error}") from None
+        # orjson makes floats of whole numbers beyond 64 bits
+        if not _LONG_NUMBER.search(line):
+            return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        pass  # most of it is wrong, and the slow reader can say why
+    try:
+        # numbers such as NaN are no JSON, though Python would read them
+        return json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 at byte {error.start} of the line") from None
+    except json.JSONDecodeError as error:
+        cut = "" if line.endswith(b"\n") else " (the file ends in the middle of the line)"
+        raise DataError(f"{where}: broken JSON at column {error.colno}: {error.msg}{cut}") from None
+    except RecursionError:
+        raise DataError(f"{where}: broken JSON: nested too deep") from None
+    except ValueError as error:
+        raise DataError(f"{where}: broken JSON: {error}") from None
 
 
 def required_text(value: Any, name: str, where: str, *, may_be_empty: bool = False) -> str:

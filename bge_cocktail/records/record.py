@@ -10,7 +10,11 @@ from typing import Any
 
 from bge_cocktail.errors import DataError, nearest
 
-FIELDS = ("query", "pos", "neg", "pos_scores", "neg_scores", "prompt", "weight", "task", "id")
+FIELDS = ("query", "pos", "neg", "pos_scores", "neg_scores", "prompt", "weight", "task", "id", "in_batch_negatives")
+
+
+_FIELDS = frozenset(FIELDS)
+_PLAIN = frozenset({"query", "pos", "neg"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,8 @@ class Record:
         weight: Multiplies the record's loss.
         task: The data set that it belongs to.
         id: Its name.
+        in_batch_negatives: Whether the other documents of a training batch are negatives of the query; not so where
+            they may be of the query's own class (FlagEmbedding's ``no_in_batch_neg``).
         extra: Keys of the source that mean nothing here (``type``, ``category``), kept as they were.
     """
 
@@ -39,6 +45,7 @@ class Record:
     weight: float = 1.0
     task: str | None = None
     id: str | None = None
+    in_batch_negatives: bool = True
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -53,6 +60,8 @@ class Record:
                 value[name] = getattr(self, name)
         if self.weight != 1.0:
             value["weight"] = self.weight
+        if not self.in_batch_negatives:
+            value["in_batch_negatives"] = False
         return {**value, **self.extra}
 
 
@@ -92,7 +101,8 @@ def parse_record(value: object, where: str) -> Record:
     """
     if not isinstance(value, dict):
         raise DataError(f"{where}: expected a JSON object with 'query' and 'pos', got {_show(value)}")
-    extra = {key: content for key, content in value.items() if key not in FIELDS}
+    plain = value.keys() <= _PLAIN
+    extra = {} if plain else {key: content for key, content in value.items() if key not in _FIELDS}
     for required in ("query", "pos"):
         if required not in value:
             suspect = next((key for key in extra if required in nearest(key, FIELDS)), None)
@@ -103,19 +113,23 @@ def parse_record(value: object, where: str) -> Record:
     neg = _texts(value["neg"], where, "neg") if value.get("neg") is not None else ()
     if not pos:
         raise DataError(f"{where}: 'pos' is empty; every record needs a positive")
-    positives = {normalise(text) for text in pos}
-    for text in neg:
-        if normalise(text) in positives:
-            raise DataError(f"{where}: a negative equals a positive: {_show(text)}")
+    if neg:
+        positives = {normalise(text) for text in pos}
+        for text in neg:
+            if normalise(text) in positives:
+                raise DataError(f"{where}: a negative equals a positive: {_show(text)}")
+    if plain:
+        return Record(query, pos, neg)
     weight = value.get("weight", 1.0)
     if not _is_number(weight) or weight < 0:
         raise DataError(f"{where}: 'weight' must be a number of at least 0, got {_show(weight)}")
-    optional = {}
-    for name in ("prompt", "task", "id"):
-        content = value.get(name)
-        if content is not None and not isinstance(content, str):
+    optional = {name: value[name] for name in ("prompt", "task", "id") if value.get(name) is not None}
+    for name, content in optional.items():
+        if not isinstance(content, str):
             raise DataError(f"{where}: '{name}' must be a text, got {_show(content)}")
-        optional[name] = content
+    in_batch = value.get("in_batch_negatives", True)
+    if not isinstance(in_batch, bool):
+        raise DataError(f"{where}: 'in_batch_negatives' must be true or false, got {_show(in_batch)}")
     return Record(
         query=query,
         pos=pos,
@@ -123,6 +137,7 @@ def parse_record(value: object, where: str) -> Record:
         pos_scores=_scores(value.get("pos_scores"), len(pos), where, "pos"),
         neg_scores=_scores(value.get("neg_scores"), len(neg), where, "neg"),
         weight=float(weight),
+        in_batch_negatives=in_batch,
         extra=extra,
         **optional,
     )
@@ -131,7 +146,7 @@ def parse_record(value: object, where: str) -> Record:
 def _text(value: object, where: str, name: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{where}: '{name}' must be a text, got {_show(value)}")
-    if not value.strip():
+    if not value or value.isspace():
         raise DataError(f"{where}: '{name}' is empty")
     if is_broken(value):
         raise DataError(f"{where}: '{name}' holds half of a character (a lone surrogate): {_show(value)}")
@@ -141,7 +156,10 @@ def _text(value: object, where: str, name: str) -> str:
 def _texts(value: object, where: str, name: str) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise DataError(f"{where}: '{name}' must be a list of texts, got {_show(value)}")
-    return tuple(_text(text, where, f"{name}[{index}]") for index, text in enumerate(value))
+    for index, text in enumerate(value):
+        if not isinstance(text, str) or not text or text.isspace() or is_broken(text):
+            _text(text, where, f"{name}[{index}]")
+    return tuple(value)
 
 
 def _scores(value: object, count: int, where: str, name: str) -> tuple[float, ...]:

@@ -9,9 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from bge_cocktail.encoding import CachedEncoder
 from bge_cocktail.errors import UsageError
 from bge_cocktail.evaluation import (
     ModelScores,
@@ -21,10 +18,11 @@ from bge_cocktail.evaluation import (
     read_evaluation,
     write_evaluation,
 )
+from bge_cocktail.flow.mining_step import mine_step, mining_key
 from bge_cocktail.hub import model_folder, sentence_transformers_folder
 from bge_cocktail.losses import training_rows
 from bge_cocktail.merging import check_alike, merge, read_checkpoint
-from bge_cocktail.mining import mine
+from bge_cocktail.mining import check_mining
 from bge_cocktail.options import RunFile, Training
 from bge_cocktail.outcome import Outcome
 from bge_cocktail.provenance import (
@@ -39,7 +37,7 @@ from bge_cocktail.provenance import (
     step_key,
     write_json,
 )
-from bge_cocktail.records import Record, read_records, write_records
+from bge_cocktail.records import Record, read_records
 from bge_cocktail.rundata import RunData
 from bge_cocktail.runfile import read_run_file
 from bge_cocktail.tasks import check_task
@@ -85,7 +83,12 @@ class Flow:
         self.check()
         self.folder.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
-        self.mine()
+        model: str | Path = self.options.base
+        for number in range(1, self.options.rounds):
+            self.mine(f"rounds/{number}/mined", model)
+            records = read_records(self.folder / f"rounds/{number}/mined")
+            model = self.tune(f"rounds/{number}/tuned", records)
+        self.mine("mined", model)
         tuned = self.tune("tuned", self.records)
         slices = self.options.merge.slices
         variants = [self.tune(f"variants/slice-{number + 1}", self.records[number::slices]) for number in range(slices)]
@@ -117,15 +120,32 @@ class Flow:
         """The steps and whether each is done, as far as that can be known before the ones that come first."""
         self.check()
         slices = self.options.merge.slices
-        mined = self._is_done("mined", self._mining_key)
+        mined, rounds = self._rounds_done()
         parts = {"tuned": slice(None), **{f"variants/slice-{n + 1}": slice(n, None, slices) for n in range(slices)}}
         trained = [
             (f"train {name}", mined and self._is_done(name, self._training_key(self.records[part])))
             for name, part in parts.items()
         ]
-        steps = [(name, "done" if done else "to do") for name, done in [("mine", mined), *trained]]
+        steps = [(name, "done" if done else "to do") for name, done in [*rounds, ("mine", mined), *trained]]
         later = "checked when reached" if all(done for _, done in trained) else "to do"
         return steps + [(name, later) for name in ("merge", "evaluate", "trade-off")]
+
+    def _rounds_done(self) -> tuple[bool, list[tuple[str, bool]]]:
+        """Whether the last mining is done, and each step of the rounds before it."""
+        steps: list[tuple[str, bool]] = []
+        model: Path = self.base
+        done = True
+        for number in range(1, self.options.rounds + 1):
+            last = number == self.options.rounds
+            name = "mined" if last else f"rounds/{number}/mined"
+            done = done and self._is_done(name, mining_key(self.options, self.data, model))
+            if not last:
+                steps.append((f"round {number}: mine", done))
+                tuned = f"rounds/{number}/tuned"
+                done = done and self._is_done(tuned, self._training_key(read_records(self.folder / name)))
+                steps.append((f"round {number}: train", done))
+                model = self.folder / tuned
+        return done, steps
 
     def check(self) -> None:
         """Look for what would stop a later step, before hours of an earlier one.
@@ -138,6 +158,7 @@ class Flow:
         check_alike([read_checkpoint(*one) for one in folders.items()], AS_TUNED)
         refuse_nested(self.folder, [path for path in (self.base, self.options.data.train) if path.exists()])
         check_training(self.base, self.training)
+        check_mining(self.options.mine)
         slices = max(1, self.options.merge.slices)
         rows = min(len(training_rows(self.data.records[number::slices])) for number in range(slices))
         if rows < self.training.batch_size:
@@ -147,38 +168,12 @@ class Flow:
         for task in self.tasks:
             check_task(task, self.options.evaluate.split)
 
-    def mine(self) -> None:
+    def mine(self, name: str, model: str | Path) -> None:
         """Hard negatives for the train records, and for dev records as examples for cocktail weights."""
-        output = self.folder / "mined"
-        if self._is_done("mined", self._mining_key):
-            self._skip("mine")
-            return
-        started = time.monotonic()
-        log.info("mine: %d records", len(self.data.records))
-        encoder = CachedEncoder(self.options.base, self.options.encode)
-        mined = mine(self.data.records, encoder, self.options.mine, corpus=self.data.corpus)
-        examples: list[Record] = []
-        if self.data.dev_records:
-            every = self.data.dev_records
-            drawn = np.random.default_rng(self.options.mine.seed).permutation(len(every))
-            chosen = [every[row] for row in sorted(drawn[: self.options.merge.examples].tolist())]
-            corpus = self.data.corpus or [text for record in self.data.records for text in (*record.pos, *record.neg)]
-            known = [*self.data.records, *self.data.dev_records]
-            examples = mine(chosen, encoder, self.options.mine, corpus=corpus, known_positives=known).records
-        with new_folder(output, overwrite=True) as new:
-            write_records(mined.records, new / "records.jsonl")
-            write_records(examples, new / "examples.jsonl")
-            description = describe_run(
-                "mine",
-                options={"mine": self.options.mine.model_dump(mode="json")},
-                inputs={self.options.base: hash_path(self.base), "data": self.data.hash},
-                seconds=time.monotonic() - started,
-                dropped=mined.dropped,
-                records_short_of_negatives=mined.short,
-            )
-            write_json(new / RUN_FILE, {**description, "key": self._mining_key})
-        dropped = ", ".join(f"{count} {reason}" for reason, count in mined.dropped.items()) or "nothing"
-        log.info("mine: dropped %s; %d records short of negatives", dropped, mined.short)
+        if self._is_done(name, mining_key(self.options, self.data, model_folder(model))):
+            self._skip(name.replace("mined", "mine"))
+        else:
+            mine_step(self.options, self.data, model, self.folder / name)
 
     def tune(self, name: str, records: list[Record]) -> Path:
         """A tuned model."""
@@ -270,15 +265,6 @@ class Flow:
         tasks = [f"{task.role} {task.kind} {task.name}" for task in self.tasks]
         evaluate = self.options.evaluate.model_dump(mode="json")
         return {"tasks": tasks, "evaluate": evaluate, "encode": self.options.encode.what_counts()}
-
-    @cached_property
-    def _mining_key(self) -> str:
-        what = {
-            "mine": self.options.mine.model_dump(mode="json"),
-            "encode": self.options.encode.what_counts(),
-            "examples": self.options.merge.examples,
-        }
-        return step_key("mine", what, {"base": hash_path(self.base), "data": self.data.hash})
 
     def _training_key(self, records: list[Record]) -> str:
         return training_key(self.base, records, self.training, self.data.dev)

@@ -1,0 +1,87 @@
+"""``bge-cocktail prepare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+
+from bge_cocktail.cli.flags import (
+    flags_from,
+    format_flag,
+    options_from,
+    output_flag,
+    overwrite_flag,
+    show,
+)
+from bge_cocktail.options import Encoding, Preparing
+
+
+@click.command("prepare")
+@click.argument("sources", nargs=-1, required=True)
+@click.option("-m", "--model", help="Encoder for tokens, semantic duplicates and difficulty: a folder or a hub name.")
+@click.option("--split", default="train", show_default=True, help="Split of a folder or data set.")
+@click.option("--config", help="Configuration of a data set of the hub.")
+@click.option(
+    "--columns",
+    default="",
+    help="Which column is what: query=question,pos=answer,neg=a+b; or text and label; ...",
+)
+@click.option("--labels", default="", help="Names for labels: 0=negative,1=positive.")
+@click.option("--scale", type=float, help="What similarity scores and ratings are divided by, to lie between 0 and 1.")
+@click.option(
+    "--against",
+    multiple=True,
+    help="A test set that must not stand in train (of a folder: its test split).",
+)
+@output_flag
+@overwrite_flag
+@format_flag
+@flags_from(Preparing, Encoding)
+def command(
+    sources: tuple[str, ...],
+    model: str | None,
+    split: str,
+    config: str | None,
+    columns: str,
+    labels: str,
+    scale: float | None,
+    against: tuple[str, ...],
+    output: Path,
+    overwrite: bool,
+    output_format: str,
+    **flags: Any,
+) -> None:
+    """Clean, de-duplicate, split and check data.
+
+    SOURCES are files (JSON Lines, CSV, TSV, Parquet; plain, gzip or zstd), folders of such files named by split, BEIR
+    folders, known data sets by their short name (sst2, mnli, imdb, stsb, qqp, quora, msmarco, nli, banking77, ag_news,
+    dureader, t2ranking), or data sets of the hub (owner/name).
+    """
+    from bge_cocktail.preparing import Source, prepare
+    from bge_cocktail.report.data import data_page, data_text
+
+    preparing, encoding = options_from(Preparing, flags), options_from(Encoding, flags)
+    one = Source("", split, config, columns, _pairs(labels), scale)
+    report = prepare(
+        [Source(**{**vars(one), "name": name}) for name in sources],
+        output,
+        preparing,
+        against=[Source(**{**vars(one), "name": name, "split": "test"}) for name in against],
+        model=model,
+        encoding=encoding,
+        overwrite=overwrite,
+        page=lambda found: data_page(found, f"Data of {', '.join(Path(name).name for name in sources)}"),
+    )
+    show({"output": str(output), **report}, f"{data_text(report)}\n\nwritten: {output}", output_format)
+
+
+def _pairs(text: str) -> dict[str, str] | None:
+    pairs = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        number, sign, name = part.partition("=")
+        if not sign or not name:
+            raise click.UsageError(f"labels are said as value=name, with commas between (0=negative), got '{part}'")
+        pairs[number.strip()] = name.strip()
+    return pairs or None

@@ -1,0 +1,142 @@
+"""Where candidates come from: embeddings, words, or several sources together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_cocktail.cache import Embeddings
+from bge_cocktail.encoding import Encoder, encode_queries_of
+from bge_cocktail.options import Mining
+from bge_cocktail.records import Record
+from bge_cocktail.registry import Registry
+from bge_cocktail.search import Documents, Embedded, Nearest, first_rows, search
+
+# where words aren't spaced, pairs of characters stand for words
+_WORDS = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|\w+")
+_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+BM25_BLOCK = 2000
+
+
+@dataclass(frozen=True)
+class Sought:
+    """What candidates are sought for, and among what.
+
+    Attributes:
+        records: Whose queries are asked.
+        documents: The texts to mine from.
+        queries: The main encoder's embeddings, shape (records, dimensions).
+        embeddings: Of the documents (and of further texts after them), by the main encoder.
+    """
+
+    records: Sequence[Record]
+    documents: Sequence[str]
+    queries: Embeddings
+    embeddings: Documents
+
+
+Source = Callable[[Sought, Mining], Nearest]
+candidate_sources: Registry[Source] = Registry("candidate-sources")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The candidates of every record, from all sources.
+
+    Attributes:
+        rows: Of the documents, shape (records, width); -1 where there is none.
+        ranks: The best rank that any source gave, from 1, shape (records, width).
+        sources: Which source gave it that rank, as an index into `names`, shape (records, width).
+        names: Of the sources.
+        recalls: Of each source's search.
+    """
+
+    rows: NDArray[np.int64]
+    ranks: NDArray[np.int64]
+    sources: NDArray[np.int8]
+    names: tuple[str, ...]
+    recalls: tuple[float, ...]
+
+
+@candidate_sources("dense")
+def dense(sought: Sought, options: Mining) -> Nearest:
+    """Documents whose embeddings are nearest to the query's, by the main encoder (FAISS)."""
+    # further texts (positives outside the corpus) lie after the documents
+    documents = first_rows(sought.embeddings, len(sought.documents))
+    return search(sought.queries, documents, options.depth, index=options.index, min_recall=options.min_recall)
+
+
+@candidate_sources("bm25")
+def bm25(sought: Sought, options: Mining) -> Nearest:
+    """Documents that share words with the query (BM25 by bm25s; arXiv:2407.03618)."""
+    import bm25s
+
+    retriever = bm25s.BM25()
+    retriever.index([words_of(text) for text in sought.documents], show_progress=False)
+    depth = min(options.depth, len(sought.documents))
+    similarities, rows = [], []
+    for start in range(0, len(sought.records), BM25_BLOCK):
+        queries = [words_of(record.query) for record in sought.records[start : start + BM25_BLOCK]]
+        found, scores = retriever.retrieve(queries, k=depth, show_progress=False, n_threads=1)
+        # a document without any of the words is no candidate
+        rows.append(np.where(scores > 0, found, -1).astype(np.int64))
+        similarities.append(scores.astype(np.float32))
+    return Nearest(np.concatenate(similarities), np.concatenate(rows))
+
+
+def by_encoder(encoder: Encoder) -> Source:
+    """A source: the nearest documents by another encoder."""
+
+    def source(sought: Sought, options: Mining) -> Nearest:
+        queries = encode_queries_of(sought.records, encoder)
+        with Embedded(encoder.encode_document, sought.documents) as documents:
+            return search(queries, documents, options.depth, index=options.index, min_recall=options.min_recall)
+
+    return source
+
+
+def find_candidates(sought: Sought, options: Mining, also: dict[str, Encoder]) -> Candidates:
+    """Candidates of all chosen sources: by rank in turns, each document once.
+
+    Args:
+        sought: Records and documents.
+        options: Which sources, to which depth.
+        also: More encoders that give candidates, by name.
+    """
+    sources = {name: candidate_sources[name] for name in options.candidates}
+    sources |= {name: by_encoder(encoder) for name, encoder in also.items()}
+    found = [source(sought, options) for source in sources.values()]
+    recalls = tuple(one.recall for one in found)
+    if len(found) == 1:
+        rows = found[0].rows
+        ranks = np.broadcast_to(np.arange(1, rows.shape[1] + 1), rows.shape)
+        return Candidates(rows, ranks, np.zeros(rows.shape, np.int8), tuple(sources), recalls)
+    width = max(one.rows.shape[1] for one in found)
+    count = len(sought.records)
+    rows = np.full((count, width, len(found)), -1, np.int64)
+    for number, one in enumerate(found):
+        rows[:, : one.rows.shape[1], number] = one.rows
+    flat = rows.reshape(count, -1)
+    # a later place of the same document is no candidate of its own
+    order = np.argsort(flat, axis=1, kind="stable")
+    ordered = np.take_along_axis(flat, order, 1)
+    again = np.zeros(flat.shape, bool)
+    np.put_along_axis(again, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], 1)
+    ranks = np.broadcast_to(np.arange(flat.shape[1]) // len(found) + 1, flat.shape)
+    origin = np.broadcast_to((np.arange(flat.shape[1]) % len(found)).astype(np.int8), flat.shape)
+    return Candidates(np.where(again, -1, flat), ranks, origin, tuple(sources), recalls)
+
+
+def words_of(text: str) -> list[str]:
+    """Words in lower case; of scripts without spaces between words, pairs of neighbouring characters."""
+    words: list[str] = []
+    for word in _WORDS.findall(text.lower()):
+        if _UNSPACED.match(word) and len(word) > 1:
+            words += [word[start : start + 2] for start in range(len(word) - 1)]
+        else:
+            words.append(word)
+    return words

@@ -1,0 +1,152 @@
+"""Varied copies of train records (EDA: Wei and Zou, arXiv:1901.11196)."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from bge_cocktail.options import Preparing
+from bge_cocktail.preparing.wordnet import Thesaurus, thesauri
+from bge_cocktail.records import Record, normalise
+from bge_cocktail.registry import Registry
+
+Words = list[str]
+Vary = Callable[[Words, int, np.random.Generator, Thesaurus], Words]
+"""The words of a text and how many shall change in; other words out (the same ones if it can't)."""
+augmentations: Registry[Vary] = Registry("augmentations")
+# a run of letters and digits is a word; where words aren't spaced (Chinese, Japanese, Thai), a character is
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+(?:['’\-][^\W{_UNSPACED}]+)*|[^\w\s]+")
+_WORD = re.compile(r"\w")
+CHUNKS = 3
+LEAST_SHUFFLED = 30
+
+
+@augmentations("synonym", thesaurus=True)
+def synonym(words: Words, count: int, generator: np.random.Generator, thesaurus: Thesaurus) -> Words:
+    """Some words replaced by a synonym."""
+    words = list(words)
+    known = [row for row, word in enumerate(words) if thesaurus(word.lower())]
+    for row in generator.permutation(len(known))[:count].tolist():
+        place = known[row]
+        words[place] = _as_written(words[place], _draw(thesaurus(words[place].lower()), generator))
+    return words
+
+
+@augmentations("insert", thesaurus=True)
+def insert(words: Words, count: int, generator: np.random.Generator, thesaurus: Thesaurus) -> Words:
+    """Synonyms of some words put in at random places."""
+    words = list(words)
+    known = [word for word in words if thesaurus(word.lower())]
+    for row in generator.permutation(len(known))[:count].tolist():
+        words.insert(int(generator.integers(len(words) + 1)), _draw(thesaurus(known[row].lower()), generator))
+    return words
+
+
+@augmentations("delete")
+def delete(words: Words, count: int, generator: np.random.Generator, _thesaurus: Thesaurus) -> Words:
+    """Some words left out, never all."""
+    places = [row for row, word in enumerate(words) if _WORD.search(word)]
+    gone = {places[row] for row in generator.permutation(len(places))[: min(count, len(places) - 1)].tolist()}
+    return [word for row, word in enumerate(words) if row not in gone]
+
+
+@augmentations("swap")
+def swap(words: Words, count: int, generator: np.random.Generator, _thesaurus: Thesaurus) -> Words:
+    """Some pairs of words exchanged."""
+    words = list(words)
+    places = [row for row, word in enumerate(words) if _WORD.search(word)]
+    for _ in range(count if len(places) > 1 else 0):
+        one, other = (places[row] for row in generator.choice(len(places), 2, replace=False).tolist())
+        words[one], words[other] = words[other], words[one]
+    return words
+
+
+@augmentations("shuffle")
+def shuffle(words: Words, _count: int, generator: np.random.Generator, _thesaurus: Thesaurus) -> Words:
+    """A text of 30 words or more cut into three parts, which change places (FlagEmbedding's shuffle_ratio)."""
+    if len(words) < LEAST_SHUFFLED:
+        return words
+    size = -(-len(words) // CHUNKS)
+    parts = [words[start : start + size] for start in range(0, len(words), size)]
+    order = generator.permutation(len(parts)).tolist()
+    return [word for row in order for word in parts[row]]
+
+
+def augment(records: Iterable[Record], options: Preparing, counted: Counter[str]) -> Iterator[Record]:
+    """Every record, and after some of them a varied copy, marked by ``"augmented": NAME``.
+
+    A copy's query is varied; of `shuffle` and `delete`, its positives too. Where no synonym is known (another
+    language than the thesaurus's), the copy is made by the next chosen variation that can.
+
+    Args:
+        records: Train records.
+        options: Which variations, for which share, of how many words; the seed.
+        counted: Counts copies by variation, and what could not be varied.
+    """
+    if not options.augment:
+        yield from records
+        return
+    vary = {name: augmentations[name] for name in options.augment}
+    needs = any(augmentations.trait(name, "thesaurus") for name in vary)
+    thesaurus: Thesaurus = thesauri[options.thesaurus](options) if needs else lambda _word: []
+    names = list(vary)
+    generator = np.random.default_rng(options.seed)
+    for record in records:
+        yield record
+        if generator.random() >= options.augment_share:
+            continue
+        first = int(generator.integers(len(names)))
+        for name in names[first:] + names[:first]:
+            copy = _varied(record, name, vary[name], options.word_share, generator, thesaurus)
+            if copy is not None:
+                counted[f"copies by {name}"] += 1
+                yield copy
+                break
+            why = "no synonym known" if augmentations.trait(name, "thesaurus") else "too few words"
+            counted[f"not varied by {name}: {why}"] += 1
+
+
+def _varied(
+    record: Record, name: str, vary: Vary, share: float, generator: np.random.Generator, thesaurus: Thesaurus
+) -> Record | None:
+    def varied(text: str) -> str:
+        words = _TOKEN.findall(text)
+        count = max(1, round(share * len(words)))
+        changed = vary(words, count, generator, thesaurus)
+        return text if changed == words else _joined(changed)
+
+    query = varied(record.query)
+    pos = tuple(varied(text) for text in record.pos) if name in ("shuffle", "delete") else record.pos
+    if normalise(query) == normalise(record.query) and pos == record.pos:
+        return None
+    positives = {normalise(text) for text in pos}
+    if positives & {normalise(text) for text in record.neg}:
+        return None
+    name_of_copy = None if record.id is None else f"{record.id}+{name}"
+    return replace(record, query=query, pos=pos, id=name_of_copy, extra={**record.extra, "augmented": name})
+
+
+def _joined(words: Words) -> str:
+    """Words with spaces between, but none before closing punctuation or inside unspaced scripts."""
+    text = ""
+    for word in words:
+        tight = not text or re.match(rf"[{_UNSPACED}]|[.,;:!?%)\]}}»”。，、；：！？）」』]", word)
+        if text and re.search(rf"[{_UNSPACED}(\[{{«“（「『]$", text):
+            tight = True
+        text += word if tight else " " + word
+    return text
+
+
+def _as_written(before: str, after: str) -> str:
+    return after.capitalize() if before[:1].isupper() and not before.isupper() else after
+
+
+def _draw(words: list[str], generator: np.random.Generator) -> str:
+    return words[int(generator.integers(len(words)))]

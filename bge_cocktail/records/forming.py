@@ -1,0 +1,120 @@
+"""From labelled texts and pairs to training records."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from bge_cocktail.records.examples import LabelledText, TextPair
+from bge_cocktail.records.record import Record, normalise
+
+POSITIVE_LABELS = ("entailment",)
+NEGATIVE_LABELS = ("contradiction",)
+
+
+def records_from_labels(
+    examples: Sequence[LabelledText], *, negatives: int, seed: int, dropped: Counter[str]
+) -> list[Record]:
+    """A record for each text: a text of the same label as its positive, texts of other labels as negatives.
+
+    The batch's other documents say nothing about a text's class (they may share it), so the records are marked
+    not to use them (FlagEmbedding's ``no_in_batch_neg``).
+
+    Args:
+        examples: Labelled texts.
+        negatives: Texts of other labels for each record, drawn evenly over those labels.
+        seed: Seeds the draws.
+        dropped: Counts texts that are alone with their label.
+    """
+    by_label: dict[str, list[str]] = {}
+    for example in examples:
+        by_label.setdefault(example.label, []).append(example.text)
+    labels = sorted(by_label)
+    generator = np.random.default_rng(seed)
+    records = []
+    for example in examples:
+        same, key = by_label[example.label], normalise(example.text)
+        positive = _draw_other(same, {key}, generator)
+        if positive is None:
+            dropped[f"the only text of its label, so without a positive ('{example.label}')"] += 1
+            continue
+        taken = {key, normalise(positive)}
+        others = [label for label in labels if label != example.label]
+        neg: list[str] = []
+        for number in range(negatives if others else 0):
+            if number % len(others) == 0:
+                order = generator.permutation(len(others)).tolist()
+            text = _draw_other(by_label[others[order[number % len(others)]]], taken, generator)
+            if text is not None:
+                neg.append(text)
+                taken.add(normalise(text))
+        extra = {**example.extra, "label": example.label}
+        records.append(Record(example.text, (positive,), tuple(neg), in_batch_negatives=False, extra=extra))
+    return records
+
+
+def records_from_pairs(
+    examples: Iterable[TextPair],
+    *,
+    positive_from: float,
+    negative_below: float,
+    dropped: Counter[str],
+) -> list[Record]:
+    """A record for each first text: its positives and negatives by label (inference) or by score.
+
+    Args:
+        examples: Pairs with labels (entailment is a positive, contradiction a negative) or with scores.
+        positive_from: Scores of at least this are positives; the scores go into ``pos_scores``.
+        negative_below: Scores below this are negatives; what lies between is neither.
+        dropped: Counts pairs that are neither and first texts without a positive.
+    """
+    groups: dict[str, list[TextPair]] = {}
+    for example in examples:
+        groups.setdefault(normalise(example.first), []).append(example)
+    records = []
+    for pairs in groups.values():
+        roles = [_role(pair, positive_from, negative_below) for pair in pairs]
+        dropped["neither a positive nor a negative, by label or score"] += roles.count("")
+        positives = {normalise(pair.second): pair for pair, role in zip(pairs, roles, strict=True) if role == "pos"}
+        negatives = {normalise(pair.second): pair for pair, role in zip(pairs, roles, strict=True) if role == "neg"}
+        if both := positives.keys() & negatives.keys():
+            dropped["a negative that is also a positive of the same text"] += len(both)
+            negatives = {key: pair for key, pair in negatives.items() if key not in both}
+        if not positives:
+            dropped["pairs of a text that has no positive"] += len(pairs) - roles.count("")
+            continue
+        record = Record(
+            pairs[0].first,
+            tuple(pair.second for pair in positives.values()),
+            tuple(pair.second for pair in negatives.values()),
+            pos_scores=tuple(pair.score for pair in positives.values() if pair.score is not None),
+            neg_scores=tuple(pair.score for pair in negatives.values() if pair.score is not None),
+            extra={name: value for name, value in pairs[0].extra.items() if name != "weight"},
+        )
+        records.append(replace(record, weight=_weight(positives.values())))
+    return records
+
+
+def _role(pair: TextPair, positive_from: float, negative_below: float) -> str:
+    if pair.score is None:
+        return "pos" if pair.label in POSITIVE_LABELS else "neg" if pair.label in NEGATIVE_LABELS else ""
+    return "pos" if pair.score >= positive_from else "neg" if pair.score < negative_below else ""
+
+
+def _weight(pairs: Iterable[TextPair]) -> float:
+    weights: list[Any] = [pair.extra.get("weight", 1.0) for pair in pairs]
+    return float(np.mean(weights))
+
+
+def _draw_other(texts: Sequence[str], without: set[str], generator: np.random.Generator) -> str | None:
+    """A text that isn't among those, or None; a few draws find one, unless nearly all are excluded."""
+    for _ in range(8):
+        text = texts[int(generator.integers(len(texts)))]
+        if normalise(text) not in without:
+            return text
+    left = [text for text in texts if normalise(text) not in without]
+    return left[int(generator.integers(len(left)))] if left else None

@@ -1,0 +1,210 @@
+"""Where data come from: files of any form, BEIR folders, prepared folders, data sets of the hub."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from bge_cocktail.errors import DataError, nearest
+from bge_cocktail.hub import hub_answers
+from bge_cocktail.records.beir import is_beir, read_beir
+from bge_cocktail.records.columns import Columns, complete, guess_roles, parse_columns
+from bge_cocktail.records.examples import Example, RecordExample
+from bge_cocktail.records.lines import read_lines
+from bge_cocktail.records.opening import Rejects
+from bge_cocktail.records.presets import PRESETS
+from bge_cocktail.records.record import Record, normalise, parse_record
+from bge_cocktail.records.tables import read_parquet, read_table
+
+Rows = Iterator[tuple[str, Any]]
+KINDS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
+NO_IN_BATCH = "no_in_batch_neg"
+
+
+def read_examples(
+    source: str,
+    *,
+    split: str = "train",
+    config: str | None = None,
+    columns: str = "",
+    labels: dict[str, str] | None = None,
+    scale: float | None = None,
+    rejects: Rejects | None = None,
+) -> Iterator[Example]:
+    """The examples of a source, one at a time.
+
+    Args:
+        source: A file (JSON Lines, CSV, TSV, Parquet; plain, gzip or zstd), a folder of such files named by split, a
+            BEIR folder, a short name of a known data set (``sst2``), or a data set of the hub.
+        split: Which part of a folder or data set.
+        config: Which configuration of a data set of the hub.
+        columns: Which column is what (``query=question,pos=answer``); without it, told from the names.
+        labels: Names for labels.
+        scale: What scores are divided by.
+        rejects: Takes bad rows; without it, the first ends the reading.
+
+    Raises:
+        DataError: With the place of what is wrong.
+        UsageError: The columns are said wrongly.
+    """
+    rejects = rejects or Rejects()
+    path = Path(source).expanduser()
+    roles = parse_columns(columns)
+    if path.is_dir() and is_beir(path):
+        yield from map(RecordExample, records_from_beir_folder(path, split, rejects))
+        return
+    if path.exists():
+        file = file_of_split(path, split)
+        no_in_batch = NO_IN_BATCH in file.name or any(NO_IN_BATCH in parent.name for parent in file.parents)
+        rows = rows_of_file(file, rejects)
+    else:
+        preset = PRESETS.get(source.lower())
+        if preset:
+            config, split = config or preset.config, preset.splits.get(split, split)
+            roles, labels = roles or parse_columns(preset.columns), labels or preset.labels
+            scale = scale or preset.scale
+        rows = rows_of_hub(preset.name if preset else source, config, split)
+        no_in_batch = False
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"{source} holds no rows")
+    rows = chain([first], rows)
+    if not roles and isinstance(first[1], dict) and "query" in first[1] and isinstance(first[1].get("pos"), list):
+        parse: Any = lambda row, where: RecordExample(parse_record(row, where))  # noqa: E731
+    else:
+        names = list(first[1]) if isinstance(first[1], dict) else []
+        chosen = complete(roles, names, first[0]) if roles else guess_roles(names, first[0])
+        for role, wanted in roles.items():
+            missing = [column for column in wanted if column not in names]
+            if missing and role != "neg" and names:
+                raise DataError(f"{first[0]}: no column '{missing[0]}' ({role}).{nearest(missing[0], names)}")
+        chosen.update({role: wanted for role, wanted in roles.items() if role not in chosen})
+        parse = Columns(chosen, labels or {}, scale or 1.0).example
+    for where, row in rows:
+        try:
+            example = parse(row, where)
+        except DataError as error:
+            rejects.add(error, where, row)
+            continue
+        if no_in_batch and isinstance(example, RecordExample):
+            example = RecordExample(replace(example.record, in_batch_negatives=False))
+        yield example
+
+
+def records_from_beir_folder(path: Path, split: str, rejects: Rejects) -> list[Record]:
+    """One record for each query of a BEIR folder that has a relevant document.
+
+    Documents judged as not relevant (grade 0 or less) become negatives, unless their text equals a positive's.
+    """
+    judged = read_beir(path, split, rejects)
+    records = []
+    for query, grades in judged.qrels.items():
+        pos = [judged.corpus[document] for document, grade in grades.items() if grade > 0]
+        neg = [judged.corpus[document] for document, grade in grades.items() if grade <= 0]
+        if pos:
+            positives = {normalise(text) for text in pos}
+            neg = [text for text in neg if normalise(text) not in positives]
+            records.append(Record(judged.queries[query], tuple(pos), tuple(neg), id=query))
+    if not records:
+        raise DataError(f"{path / 'qrels' / split}.tsv: no query has a relevant document (a score above 0)")
+    return records
+
+
+def file_of_split(path: Path, split: str) -> Path:
+    """The file to read: the path itself, or the one of a folder that is named by the split.
+
+    Raises:
+        DataError: The folder holds none, or several.
+    """
+    if not path.is_dir():
+        return path
+    found = sorted(file for file in path.iterdir() if file.is_file() and kind_of(file))
+    chosen = [file for file in found if file.name.split(".")[0] == split]
+    if len(chosen) == 1:
+        return chosen[0]
+    if len(chosen) > 1:
+        raise DataError(f"{path} holds several files of the split '{split}': {', '.join(one.name for one in chosen)}")
+    splits = sorted({file.name.split(".")[0] for file in found})
+    raise DataError(f"{path} holds no file of the split '{split}'.{nearest(split, splits)}")
+
+
+def splits_of(source: str, config: str | None = None) -> list[str]:
+    """The names of the splits that a folder or a data set has.
+
+    Raises:
+        DataError: A single file, which has none, or a data set that can't be had.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        files = (path / "qrels").glob("*.tsv") if is_beir(path) else filter(kind_of, path.iterdir())
+        return sorted({file.name.split(".")[0] for file in files})
+    if path.exists():
+        raise DataError(f"{source} is one file, which has no splits of its own; name a folder with train.jsonl, ...")
+    preset = PRESETS.get(source.lower())
+    name, config = (preset.name, config or preset.config) if preset else (source, config)
+    _require_hub(name)
+    from datasets import get_dataset_split_names
+
+    try:
+        names = list(get_dataset_split_names(name, config))
+    except (ValueError, OSError) as error:
+        raise DataError(f"the hub did not give the splits of '{name}' (config {config}): {error}") from None
+    own = {theirs: ours for ours, theirs in preset.splits.items()} if preset else {"validation": "dev"}
+    return sorted(own.get(one, one) for one in names)
+
+
+def kind_of(path: Path) -> str:
+    """``.jsonl``, ``.csv``, ``.tsv`` or ``.parquet``, whatever compresses it; empty for other files."""
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in (".gz", ".zst", ".zstd")]
+    kind = suffixes[-1] if suffixes else ""
+    return {".json": ".jsonl", ".ndjson": ".jsonl"}.get(kind, kind) if kind in KINDS else ""
+
+
+def rows_of_file(path: Path, rejects: Rejects) -> Rows:
+    """The rows of a file, by its kind.
+
+    Raises:
+        DataError: Another kind of file, or a broken one.
+    """
+    kind = kind_of(path)
+    if kind == ".jsonl":
+        return read_lines(path, rejects)
+    if kind in (".csv", ".tsv"):
+        return read_table(path, "\t" if kind == ".tsv" else ",", rejects)
+    if kind == ".parquet":
+        return read_parquet(path)
+    raise DataError(f"{path}: unknown kind of file; allowed: {', '.join(KINDS)}, each also with .gz or .zst")
+
+
+def rows_of_hub(name: str, config: str | None, split: str) -> Rows:
+    """The rows of a data set of the hub, streamed.
+
+    Raises:
+        DataError: No data set of that name, configuration or split, or the hub is out of reach.
+    """
+    _require_hub(name)
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(name, config, split=split, streaming=True)
+        for number, row in enumerate(rows, start=1):
+            yield f"{name}:{split}:row {number}", row
+    except (ValueError, OSError) as error:
+        raise DataError(f"the hub did not give '{name}' (config {config}, split {split}): {error}") from None
+
+
+def _require_hub(name: str) -> None:
+    if kind_of(Path(name)) or name.count("/") != 1 or name.startswith((".", "/", "~")) or " " in name:
+        hint = nearest(name, PRESETS) if "/" not in name and not kind_of(Path(name)) else ""
+        raise DataError(f"{name}: no such file or folder, and no name of a data set (owner/name).{hint}")
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise DataError(f"'{name}' is a data set of the hub and HF_HUB_OFFLINE is set; unset it, or give a file")
+    if not hub_answers():
+        raise DataError(
+            f"'{name}' is no file or folder here, and the hub doesn't answer; download the data set on a machine with "
+            f"a network (hf download --repo-type dataset {name}) and give its file"
+        )
