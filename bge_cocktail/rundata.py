@@ -6,8 +6,7 @@ from functools import cached_property
 
 from bge_cocktail.options import Data
 from bge_cocktail.provenance import hash_path, hash_value
-from bge_cocktail.records import Judged, Record, judge_records, read_beir, read_corpus, read_records
-from bge_cocktail.records.beir import is_beir
+from bge_cocktail.records import Judged, Record, corpus_of, read_corpus, read_judged, read_records
 
 
 class RunData:
@@ -23,8 +22,9 @@ class RunData:
 
     @cached_property
     def corpus(self) -> list[str] | None:
-        """The documents to mine from, if `train` is a BEIR folder."""
-        return read_corpus(self._options.train) if is_beir(self._options.train) else None
+        """The documents to mine from, if `train` is a folder that holds a corpus."""
+        corpus = corpus_of(self._options.train)
+        return read_corpus(corpus) if corpus else None
 
     @cached_property
     def dev_records(self) -> list[Record]:
@@ -37,7 +37,7 @@ class RunData:
         path = self._options.dev
         if path is None:
             return None
-        return read_beir(path, "dev") if is_beir(path) else judge_records(self.dev_records)
+        return read_judged(path, "dev")
 
     @cached_property
     def hash(self) -> str:

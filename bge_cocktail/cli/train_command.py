@@ -41,19 +41,16 @@ def command(
 ) -> None:
     """Tune an encoder on records with a contrastive loss.
 
-    DATA is a file of records, a folder that `mine` wrote, or a BEIR folder (its train split).
+    DATA is a file of records, a folder that `mine` or `prepare` wrote, or a BEIR folder (its train split).
     """
     from bge_cocktail.provenance import RUN_FILE, refuse_to_replace
-    from bge_cocktail.records import judge_records, read_beir, read_records
-    from bge_cocktail.records.beir import is_beir
+    from bge_cocktail.records import read_judged, read_records
     from bge_cocktail.report.table import text_table
 
     options = options_from(Training, flags)
     refuse_to_replace(output, overwrite, [data, model, *([dev] if dev else [])])
     records = read_records(data)
-    judged = None
-    if dev is not None:
-        judged = read_beir(dev, "dev") if is_beir(dev) else judge_records(read_records(dev))
+    judged = read_judged(dev, "dev") if dev is not None else None
 
     from bge_cocktail.training import train
 

@@ -61,7 +61,7 @@ class Census:
             found[f"{role}_tokens"] = _spread(lengths)
             if self._limit:
                 cut = float(np.mean(np.frombuffer(lengths, np.uint32) > self._limit))
-                found[f"{role}_share_cut_at_{self._limit}_tokens"] = round(cut, 4)
+                found[f"{role}_cut"] = {"limit": self._limit, "share": round(cut, 4)}
         if "query" in self._chars:
             found["without_negatives"] = self._without_negatives
             found["mean_weight"] = round(self._weights / max(1, self.examples), 4)

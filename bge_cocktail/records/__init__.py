@@ -2,6 +2,7 @@
 
 from bge_cocktail.records.beir import Judged, corpus_of, judge_records, read_beir, read_corpus, read_judgements
 from bge_cocktail.records.files import read_records, write_records
+from bge_cocktail.records.judged import holds_records, read_judged
 from bge_cocktail.records.labelled import Labelled, read_labelled
 from bge_cocktail.records.record import Record, normalise, positives_by_query
 
@@ -10,11 +11,13 @@ __all__ = [
     "Labelled",
     "Record",
     "corpus_of",
+    "holds_records",
     "judge_records",
     "normalise",
     "positives_by_query",
     "read_beir",
     "read_corpus",
+    "read_judged",
     "read_judgements",
     "read_labelled",
     "read_records",

@@ -82,18 +82,29 @@ def read_judgements(path: Path) -> list[Judged]:
     return [read_beir(path, file.stem) for file in sorted((path / "qrels").glob("*.tsv"))]
 
 
-def judge_records(records: Iterable[Record]) -> Judged:
-    """Records as a retrieval task: every text of theirs is a document, the positives are relevant."""
-    documents: dict[str, str] = {}
+def judge_records(records: Iterable[Record], corpus: Mapping[str, str] | None = None) -> Judged:
+    """Records as a retrieval task: every text of theirs is a document, the positives are relevant.
+
+    Args:
+        records: Queries with positives and negatives.
+        corpus: More documents, by id; a positive that is one of them counts as that one.
+    """
+    documents = dict(corpus or {})
+    name_of: dict[str, str] = {}
+    for name, text in documents.items():
+        name_of.setdefault(normalise(text), name)
     queries: dict[str, str] = {}
     qrels: dict[str, dict[str, int]] = {}
     for record in records:
         query = queries.setdefault(normalise(record.query), record.query)
         for text in (*record.pos, *record.neg):
-            documents.setdefault(text, f"d{len(documents)}")
+            key = normalise(text) if corpus else text
+            if key not in name_of:
+                name_of[key] = f"record-document-{len(documents)}" if corpus else f"d{len(documents)}"
+                documents[name_of[key]] = text
         grades = qrels.setdefault(normalise(query), {})
-        grades.update({documents[text]: 1 for text in record.pos})
-    return Judged({name: text for text, name in documents.items()}, queries, qrels)
+        grades.update({name_of[normalise(text) if corpus else text]: 1 for text in record.pos})
+    return Judged(documents, queries, qrels)
 
 
 def sample_judged(judged: Judged, *, queries: int, documents: int, seed: int) -> Judged:

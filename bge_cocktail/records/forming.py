@@ -45,13 +45,18 @@ def records_from_labels(
         taken = {key, normalise(positive)}
         others = [label for label in labels if label != example.label]
         neg: list[str] = []
-        for number in range(negatives if others else 0):
-            if number % len(others) == 0:
-                order = generator.permutation(len(others)).tolist()
-            text = _draw_other(by_label[others[order[number % len(others)]]], taken, generator)
-            if text is not None:
-                neg.append(text)
-                taken.add(normalise(text))
+        while others and len(neg) < negatives:
+            used_up = []
+            for place in generator.permutation(len(others)).tolist():
+                if len(neg) == negatives:
+                    break
+                text = _draw_other(by_label[others[place]], taken, generator)
+                if text is None:
+                    used_up.append(others[place])
+                else:
+                    neg.append(text)
+                    taken.add(normalise(text))
+            others = [label for label in others if label not in used_up]
         extra = {**example.extra, "label": example.label}
         records.append(Record(example.text, (positive,), tuple(neg), in_batch_negatives=False, extra=extra))
     return records

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
@@ -68,15 +71,14 @@ def byte_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                         raise DataError(f"{path}: the file is UTF-16; save it as UTF-8")
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 yield number, line
-        except (EOFError, OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise DataError(f"{path}: the compressed file is damaged or cut off after line {number}: {error}") from None
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise _damaged(path, number, error) from None
+        except DataError:
+            raise
         except Exception as error:
-            # zlib and zstandard have errors of their own that share no base
-            if type(error).__module__.split(".")[0] not in ("zlib", "zstandard"):
+            if not isinstance(error, _zstd().ZstdError):
                 raise
-            raise DataError(f"{path}: the compressed file is damaged or cut off after line {number}: {error}") from None
+            raise _damaged(path, number, error) from None
 
 
 def text_lines(path: Path, rejects: Rejects) -> Iterator[tuple[int, str]]:
@@ -89,10 +91,20 @@ def text_lines(path: Path, rejects: Rejects) -> Iterator[tuple[int, str]]:
             rejects.add(DataError(f"{where}: not UTF-8 at byte {error.start} of the line"), where, line)
 
 
+def _damaged(path: Path, number: int, error: Exception) -> DataError:
+    return DataError(f"{path}: the compressed file is damaged or cut off after line {number}: {error}")
+
+
+def _zstd() -> Any:
+    """Python 3.14's own module, or its backport."""
+    try:
+        return import_module("compression.zstd")
+    except ImportError:
+        return import_module("backports.zstd")
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    import gzip
-
     try:
         with path.open("rb") as raw:
             start = raw.read(4)
@@ -101,12 +113,8 @@ def _opened(path: Path) -> Iterator[Any]:
                 with gzip.open(raw) as unzipped:
                     yield unzipped
             elif start == _ZSTD:
-                import io
-
-                import zstandard
-
-                with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as reader:
-                    yield io.BufferedReader(reader, 1 << 20)
+                with _zstd().open(raw) as unzipped:
+                    yield unzipped
             else:
                 yield raw
     except FileNotFoundError:

@@ -96,8 +96,8 @@ def _lengths(splits: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
             role, _, unit = key.rpartition("_")
             if unit not in ("chars", "tokens"):
                 continue
-            cut = next((value for other, value in one.items() if other.startswith(f"{role}_share_cut")), None)
-            shown = "-" if unit == "chars" or cut is None else f"{cut:.1%}"
+            cut = one.get(f"{role}_cut")
+            shown = "-" if unit == "chars" or cut is None else f"{cut['share']:.1%}"
             numbers = [f"{spread[which]:g}" for which in ("texts", "mean", "median", "p95", "most")]
             rows.append([name, f"{role} in {'characters' if unit == 'chars' else unit}", *numbers, shown])
     return rows

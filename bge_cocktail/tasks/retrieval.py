@@ -10,8 +10,8 @@ import numpy as np
 from bge_cocktail.encoding import Encoder
 from bge_cocktail.errors import DataError
 from bge_cocktail.options import Evaluating
-from bge_cocktail.records import normalise
-from bge_cocktail.records.beir import Judged, read_beir
+from bge_cocktail.records import normalise, read_judged
+from bge_cocktail.records.beir import Judged
 from bge_cocktail.search import top_k
 from bge_cocktail.statistics import bootstrap_interval
 from bge_cocktail.tasks.score import Role, Score, tasks
@@ -22,8 +22,8 @@ TIE_MARGIN = 50
 
 @tasks("retrieval")
 def retrieval(encoder: Encoder, path: Path, name: str, role: Role, options: Evaluating) -> list[Score]:
-    """Exact search over a BEIR folder: nDCG@10, recall, MRR@10, MAP."""
-    judged = read_beir(path, options.split)
+    """Exact search over a corpus (a BEIR folder, or one that `prepare` wrote): nDCG@10, recall, MRR@10, MAP."""
+    judged = read_judged(path, options.split)
     values = judge(encoder, judged, options.depth, options.recall_at)
     scores = []
     for metric, per_query in values.items():

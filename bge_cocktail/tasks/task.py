@@ -9,7 +9,8 @@ from pathlib import Path
 from bge_cocktail.encoding import Encoder
 from bge_cocktail.errors import DataError
 from bge_cocktail.options import Evaluating
-from bge_cocktail.records.beir import is_beir, read_beir
+from bge_cocktail.records import holds_records, read_judged
+from bge_cocktail.records.beir import is_beir
 from bge_cocktail.records.labelled import is_labelled
 from bge_cocktail.tasks import retrieval  # noqa: F401  (it registers itself)
 from bge_cocktail.tasks.classification import read_split
@@ -37,21 +38,22 @@ def open_task(path: str | Path, role: Role) -> Task:
     """Recognise a task by the files in its folder.
 
     Args:
-        path: A BEIR folder (retrieval), or a folder of train.jsonl and test.jsonl with text and label.
+        path: A BEIR folder or a folder that `prepare` wrote (retrieval), or a folder of train.jsonl and test.jsonl with
+            text and label.
         role: target or general.
 
     Raises:
         DataError: The folder is neither.
     """
     path = Path(path)
-    if is_beir(path):
+    if is_beir(path) or (path.is_dir() and holds_records(path)):
         kind = "retrieval"
     elif is_labelled(path):
         kind = "classification"
     else:
         raise DataError(
-            f"{path} is no task: expected a BEIR folder (corpus.jsonl, queries.jsonl, qrels/) "
-            "or labelled texts (train.jsonl, test.jsonl)"
+            f"{path} is no task: expected a BEIR folder (corpus.jsonl, queries.jsonl, qrels/), "
+            "records (test.jsonl) or labelled texts (train.jsonl, test.jsonl)"
         )
     return Task(path.resolve().name, kind, role, path)
 
@@ -63,7 +65,7 @@ def check_task(task: Task, split: str) -> None:
         DataError: With file and line of what is wrong.
     """
     if task.kind == "retrieval":
-        read_beir(task.path, split)
+        read_judged(task.path, split)
     elif task.kind == "classification":
         read_split(task.path, split)
 
