@@ -109,7 +109,7 @@ def augment(records: Iterable[Record], options: Preparing, counted: Counter[str]
                 counted[f"copies by {name}"] += 1
                 yield copy
                 break
-            why = "no synonym known" if augmentations.trait(name, "thesaurus") else "too few words"
+            why = "no synonym known" if augmentations.trait(name, "thesaurus") else "nothing changed"
             counted[f"not varied by {name}: {why}"] += 1
 
 

@@ -1,0 +1,369 @@
+"""Mining beyond the nearest documents: sources, indexes, filters, choices, a teacher, padding, the audit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+from conftest import WORDS, write_lines
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_mining import HashEncoder
+
+from bge_cocktail import search as search_module
+from bge_cocktail.encoding import CachedEncoder, load_encoder
+from bge_cocktail.errors import CocktailError, DataError, UsageError
+from bge_cocktail.mining import (
+    candidate_sources,
+    choices,
+    distinct_texts,
+    false_negatives,
+    load_teacher,
+    mine,
+    negative_filters,
+)
+from bge_cocktail.mining.candidates import words_of
+from bge_cocktail.options import Mining
+from bge_cocktail.records import Judged, Record, normalise, read_corpus, read_judgements, read_records
+from bge_cocktail.search import Embedded, StoredEmbeddings, search, top_k
+
+Cli = Callable[..., Result]
+ALL = Mining(relative_margin=None, duplicate_similarity=None)
+CORPUS = [f"document {number}" for number in range(80)]
+
+
+def vectors(count: int, dimensions: int = 8, seed: int = 0) -> np.ndarray:
+    rows = np.random.default_rng(seed).standard_normal((count, dimensions)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 50))
+def test_blocks_and_files_find_what_one_search_finds(count: int, k: int, rows_at_once: int) -> None:
+    documents, queries = np.round(vectors(count), 1), np.round(vectors(17, seed=1), 1)  # rounded: many ties
+    expected = np.argsort(-(queries @ documents.T), axis=1, kind="stable")[:, :k]
+    similarities, _ = top_k(queries, documents, k)
+    assert np.allclose(similarities, np.take_along_axis(queries @ documents.T, expected, 1), atol=1e-6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search_module, "BLOCK_BYTES", rows_at_once * documents.shape[1] * 4)
+        in_blocks = top_k(queries, documents, k)
+    assert np.allclose(in_blocks[0], similarities, atol=1e-6)
+    assert np.take_along_axis(queries @ documents.T, in_blocks[1], 1) == pytest.approx(in_blocks[0], abs=1e-6)
+
+
+def test_embeddings_that_do_not_fit_are_kept_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"text {number}" for number in range(50)]
+    encoder = HashEncoder()
+    monkeypatch.setattr(search_module, "MEMORY_BYTES", 100)
+    monkeypatch.setattr(search_module, "TEXTS_AT_ONCE", 7)
+    with Embedded(encoder.encode_document, texts) as stored:
+        assert isinstance(stored, StoredEmbeddings)
+        path = stored.path
+        assert np.array_equal(stored.rows(0, 50), encoder.encode_document(texts))
+        some = np.array([3, 49, 3])
+        assert np.array_equal(stored.take(some), encoder.encode_document([texts[row] for row in some]))
+    assert not path.exists()
+    records = [Record(f"q{number}", (f"document {number}",)) for number in range(20)]
+    from_file = mine(records, encoder, Mining(), corpus=CORPUS)
+    monkeypatch.undo()
+    assert from_file == mine(records, encoder, Mining(), corpus=CORPUS)
+
+
+@pytest.mark.parametrize("index", ["ivf", "hnsw"])
+def test_an_index_has_the_recall_that_is_asked(index: str) -> None:
+    documents, queries = vectors(4000, 16), vectors(300, 16, seed=1)
+    found = search(queries, documents, 10, index=index, min_recall=0.9)  # type: ignore[arg-type]
+    exact = top_k(queries, documents, 10)[1]
+    pairs = zip(found.rows.tolist(), exact.tolist(), strict=True)
+    recall = np.mean([len(set(one) & set(other)) / 10 for one, other in pairs])
+    assert recall > 0.85
+    assert found.recall >= 0.9
+    assert search(queries, documents, 10).recall == 1
+
+
+def test_bm25_is_the_formula() -> None:
+    """Against BM25 with Lucene's idf, written out."""
+    documents = ["red apple", "green apple pear", "the red red dog", "nothing of it"]
+    queries = ["red dog", "apple"]
+    sought = [Record(query, ("positive",)) for query in queries]
+    mined = mine(sought, HashEncoder(), ALL.model_copy(update={"candidates": ["bm25"]}), corpus=documents)
+    split = [document.split() for document in documents]
+    mean = np.mean([len(words) for words in split])
+
+    def score(query: str, words: list[str]) -> float:
+        total = 0.0
+        for word in query.split():
+            holding = sum(word in other for other in split)
+            idf = np.log(1 + (len(split) - holding + 0.5) / (holding + 0.5))
+            count = words.count(word)
+            total += idf * count / (count + 1.5 * (1 - 0.75 + 0.75 * len(words) / mean))
+        return total
+
+    for record in mined.records:
+        ranked = sorted(range(4), key=lambda row: -score(record.query, split[row]))
+        expected = [documents[row] for row in ranked if score(record.query, split[row]) > 0]
+        assert list(record.neg) == expected
+
+
+def test_words_of_scripts_without_spaces() -> None:
+    assert words_of("Red APPLE-pie 42") == ["red", "apple", "pie", "42"]
+    assert words_of("北京大学 is") == ["北京", "京大", "大学", "is"]
+    assert words_of("猫") == ["猫"]
+
+
+def test_sources_take_turns_and_nothing_comes_twice() -> None:
+    records = [Record(f"document {number}", (f"document {number + 1}",)) for number in range(10)]
+    other = HashEncoder()
+    options = ALL.model_copy(update={"candidates": ["dense", "bm25"], "depth": 20, "negatives": 15})
+
+    class Another(HashEncoder):
+        def encode_query(self, texts: Sequence[str]) -> np.ndarray:
+            return other.encode_query([text[::-1] for text in texts])
+
+        encode_document = encode_text = encode_query
+
+    mined = mine(records, HashEncoder(), options, corpus=CORPUS, also={"another": Another()}, audit=10)
+    for audit in mined.audits:
+        texts = [one.text for one in audit.candidates]
+        assert len(texts) == len(set(texts))
+        assert {one.source for one in audit.candidates} == {"dense", "bm25", "another"}
+        assert [one.rank for one in audit.candidates] == sorted(one.rank for one in audit.candidates)
+        similar = HashEncoder().encode_document(texts) @ HashEncoder().encode_query([audit.query])[0]
+        assert [one.similarity for one in audit.candidates] == pytest.approx(similar, abs=1e-4)
+    assert mined.recalls == {"dense": 1, "bm25": 1, "another": 1}
+
+
+def test_the_window_is_over_ranks_of_any_source() -> None:
+    """What any source ranks within the skipped ranks is left out, even if another finds it further down."""
+    records = [Record("document 3", ("positive",))]
+    options = ALL.model_copy(update={"candidates": ["dense", "bm25"], "skip": 2, "depth": 80, "negatives": 80})
+    mined = mine(records, HashEncoder(), options, corpus=CORPUS)
+    dense = mine(records, HashEncoder(), ALL.model_copy(update={"depth": 2}), corpus=CORPUS).records[0].neg
+    words = mine(records, HashEncoder(), ALL.model_copy(update={"candidates": ["bm25"], "depth": 2}), corpus=CORPUS)
+    assert not {*dense, *words.records[0].neg} & set(mined.records[0].neg)
+
+
+def test_near_duplicates_of_positives_are_no_negatives() -> None:
+    class Spelling(HashEncoder):
+        """Punctuation hardly moves a text."""
+
+        def encode_query(self, texts: Sequence[str]) -> np.ndarray:
+            rows = HashEncoder.encode_query(self, [text.strip("!") for text in texts])
+            rows = rows + 0.01 * np.array([[text.count("!")] * rows.shape[1] for text in texts], np.float32)
+            return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+        encode_document = encode_text = encode_query
+
+    records = [Record(f"q{number}", (f"document {number}", f"document {number + 1}")) for number in range(10)]
+    corpus = [*CORPUS, *(text + "!" for text in CORPUS)]
+    options = Mining(relative_margin=None, depth=160, negatives=160)
+    for record in mine(records, Spelling(), options, corpus=corpus).records:
+        positives = {normalise(text).strip("!") for text in record.pos}
+        assert not positives & {text.strip("!") for text in record.neg}
+        assert len(record.neg) == 160 - 4
+    mined = mine(records, Spelling(), options.model_copy(update={"duplicate_similarity": None}), corpus=corpus)
+    assert all(len(record.neg) == 160 - 2 for record in mined.records)
+
+
+@pytest.mark.parametrize("choice", sorted(choices))
+def test_choices(choice: str) -> None:
+    similarities = np.linspace(0.9, 0.1, 40).astype(np.float32)
+    for count in (1, 7, 40, 60):
+        for seed in range(5):
+            chosen = choices[choice](similarities, count, Mining(), np.random.default_rng(seed))
+            again = choices[choice](similarities, count, Mining(), np.random.default_rng(seed))
+            assert chosen.tolist() == again.tolist() == sorted(set(chosen.tolist()))
+            assert len(chosen) == min(count, 40)
+            assert chosen.max() < 40
+            if choice == "top":
+                assert chosen.tolist() == list(range(min(count, 40)))
+            if choice == "stratified" and count == 7:
+                assert [int(place * 7 / 40) for place in chosen] == pytest.approx(range(7), abs=1)
+
+
+def test_softmax_draws_as_the_formula_says() -> None:
+    similarities, options = np.array([0.5, 0.45, 0.4, 0.2], np.float32), Mining(choice_temperature=0.1)
+    draws = [choices["softmax"](similarities, 1, options, np.random.default_rng(seed))[0] for seed in range(4000)]
+    expected = np.exp(similarities / 0.1) / np.exp(similarities / 0.1).sum()
+    assert np.bincount(draws, minlength=4) / 4000 == pytest.approx(expected, abs=0.03)
+
+
+def by_number(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+    """A teacher that knows: documents with even numbers are relevant."""
+    return np.array([0.9 if document[-1] in "02468" else 0.1 for _, document in pairs])
+
+
+def test_a_teacher_filters_and_its_scores_are_written() -> None:
+    records = [Record(f"q{number}", ("document 0",), ("document 1",)) for number in range(5)]
+    options = ALL.model_copy(update={"teacher_margin": 0.1, "teacher_depth": 25, "negatives": 5})
+    mined = mine(records, HashEncoder(), options, corpus=CORPUS, teacher=by_number)
+    for record in mined.records:
+        assert record.pos_scores == (0.9,)
+        assert record.neg_scores == (0.1,) * 6
+        assert all(int(text.split()[-1]) % 2 for text in record.neg)
+    assert mined.dropped["above the teacher's limit"] > 0
+    # without a margin it filters nothing, and its scores are there all the same
+    free = mine(records, HashEncoder(), ALL, corpus=CORPUS, teacher=by_number)
+    without = mine(records, HashEncoder(), ALL, corpus=CORPUS)
+    assert [one.neg for one in free.records] == [one.neg for one in without.records]
+    for record in free.records:
+        assert record.neg_scores == tuple(by_number([(record.query, text) for text in record.neg]))
+    with pytest.raises(UsageError, match="need a teacher"):
+        mine(records, HashEncoder(), options, corpus=CORPUS)
+
+
+def test_no_pair_is_judged_twice_for_a_record() -> None:
+    seen: list[tuple[str, str]] = []
+
+    def counting(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        seen.extend(pairs)
+        return by_number(pairs)
+
+    mine([Record("q", ("document 0",))], HashEncoder(), ALL, corpus=CORPUS, teacher=counting)
+    assert len(seen) == len(set(seen))
+
+
+def test_padding_only_on_request_and_marked() -> None:
+    records = [Record("q", ("a",), id="x"), Record("Q", ("b",))]
+    corpus = ["a", "b", "c", "d", "e", "q"]
+    options = Mining(max_similarity=-1.0, relative_margin=None, negatives=2)
+    short = mine(records, HashEncoder(), options, corpus=corpus)
+    assert [record.neg for record in short.records] == [(), ()]
+    assert short.short == 2
+    assert short.padded == 0
+    padded = mine(records, HashEncoder(), options.model_copy(update={"pad": True}), corpus=corpus)
+    assert padded.short == 2
+    assert padded.padded == 4
+    for record in padded.records:
+        assert len(set(record.neg)) == 2
+        assert set(record.neg) <= {"c", "d", "e"}
+        assert record.extra == {"random_negatives": 2}
+
+
+def test_the_audit_tells_the_reason_for_each() -> None:
+    records = [Record(f"q{number}", (f"document {number}",)) for number in range(9)]
+    mined = mine(records, HashEncoder(), Mining(skip=2, depth=30, negatives=3), corpus=CORPUS, audit=3)
+    assert [audit.query for audit in mined.audits] == ["q0", "q4", "q8"]
+    known = {*negative_filters, "chosen", "not needed"}
+    for audit in mined.audits:
+        assert len(audit.candidates) == 30
+        assert {one.decision for one in audit.candidates} <= known
+        (record,) = (one for one in mined.records if one.query == audit.query)
+        assert [one.text for one in audit.candidates if one.decision == "chosen"] == list(record.neg)
+        lowest = audit.positives[0][1]
+        for one in audit.candidates:
+            if one.decision == "above the relative margin":
+                assert one.similarity > lowest - 0.05 * abs(lowest) - 1e-3
+
+
+def test_false_negatives_are_those_judged_relevant() -> None:
+    judged = Judged({"1": "One", "2": "two", "3": "three"}, {"q": "Query"}, {"q": {"1": 1, "2": 2, "3": 0}})
+    records = [Record("query", ("one",), ("TWO", "three", "x")), Record("other", ("y",), ("one",))]
+    found = false_negatives(records, [judged])
+    assert (found.negatives, found.relevant) == (3, 1)
+    assert found.rate == pytest.approx(1 / 3)
+    assert found.examples == (("query", "TWO"),)
+
+
+def test_the_audit_of_the_command(cli: Cli, beir: Path, tiny: Path, tmp_path: Path) -> None:
+    options = ["-m", tiny, "--relative-margin", "none"]
+    result = cli("mine", beir, *options, "-o", tmp_path / "o", "--audit", "2")
+    assert "0 of 350 negatives are judged relevant: 0.00%" in result.stdout
+    assert result.stdout.count("query: ") == 2
+    assert len(json.loads((tmp_path / "o/audit.json").read_text())) == 2
+    # one positive of several is hidden from the miner, and the judgements find it among the negatives
+    rows = [{"query": "which dog is red", "pos": ["green dog"], "neg": []}]
+    path = write_lines(tmp_path / "d.jsonl", rows)
+    options += ["--corpus", beir, "--qrels", beir, "--depth", "25", "--negatives", "25"]
+    result = cli("mine", path, *options, "-o", tmp_path / "p")
+    assert "1 of 25 negatives are judged relevant: 4.00%" in result.stdout
+    with pytest.raises(DataError, match="holds no judgements"):
+        read_judgements(tmp_path)
+
+
+def test_unknown_names(cli: Cli, beir: Path, tiny: Path, tmp_path: Path) -> None:
+    for option, value, message in (
+        ("--choice", "tip", "no 'tip' among the choices. Did you mean 'top'?"),
+        ("--candidates", "bm24", "no 'bm24' among the candidate-sources. Did you mean 'bm25'?"),
+    ):
+        assert message in cli("mine", beir, "-m", tiny, "-o", tmp_path / "o", option, value, code=2).stderr
+    result = cli("mine", beir, "-m", tiny, "-o", tmp_path / "o", "--teacher-max", "0.5", code=2)
+    assert "need a teacher" in result.stderr
+    assert sorted(candidate_sources) == ["bm25", "dense"]
+
+
+def build_reranker(folder: Path) -> Path:
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    folder.mkdir()
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(WORDS), "?", "."]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    torch.manual_seed(1)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        num_labels=1,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
+    return folder
+
+
+def test_a_reranker_as_teacher(cli: Cli, beir: Path, tiny: Path, tmp_path: Path) -> None:
+    from sentence_transformers import CrossEncoder
+
+    reranker = build_reranker(tmp_path / "reranker")
+    cli("mine", beir, "-m", tiny, "-o", tmp_path / "o", "--teacher", reranker, "--teacher-margin", "0.0")
+    model = CrossEncoder(str(reranker), device="cpu")
+    records = read_records(tmp_path / "o")
+    assert any(record.neg for record in records)
+    for record in records[:5]:
+        texts = [*record.pos, *record.neg]
+        scores = model.predict([(record.query, text) for text in texts])
+        assert [*record.pos_scores, *record.neg_scores] == pytest.approx(scores.tolist(), abs=1e-5)
+        assert all(score <= min(record.pos_scores) + 1e-6 for score in record.neg_scores)
+    run = json.loads((tmp_path / "o/run.json").read_text())
+    assert str(reranker) in run["inputs"]
+    with pytest.raises(CocktailError, match="not a model folder"):
+        load_teacher(str(tmp_path))
+
+
+def test_the_same_negatives_as_sentence_transformers(beir: Path, tiny: Path) -> None:
+    """`mine_hard_negatives` with the same settings finds the same sets."""
+    from datasets import Dataset
+    from sentence_transformers.util import mine_hard_negatives
+
+    records = read_records(beir)
+    corpus = distinct_texts(read_corpus(beir))
+    pairs = Dataset.from_dict({"query": [one.query for one in records], "answer": [one.pos[0] for one in records]})
+    theirs = mine_hard_negatives(
+        pairs,
+        load_encoder(tiny, device="cpu"),
+        corpus=corpus,
+        range_min=0,
+        range_max=24,
+        relative_margin=0.02,
+        num_negatives=3,
+        sampling_strategy="top",
+        output_format="labeled-list",
+        use_faiss=False,
+        verbose=False,
+    )
+    # their ranks leave positives out, ours count all documents: the window is the whole corpus
+    options = Mining(depth=25, relative_margin=0.02, negatives=3, duplicate_similarity=None, keep_negatives=False)
+    ours = {one.query: set(one.neg) for one in mine(records, CachedEncoder(tiny), options, corpus=corpus).records}
+    found = 0
+    for query, answers, labels in zip(*(theirs[name] for name in theirs.column_names), strict=True):
+        negatives = {text for text, label in zip(answers, labels, strict=True) if label == 0}
+        assert ours[query] == negatives, query
+        found += len(negatives)
+    assert found > 60
