@@ -12,7 +12,7 @@ import numpy as np
 
 from bge_cocktail.cache import EmbeddingCache, Embeddings, default_cache_dir
 from bge_cocktail.devices import choose_device, resolve_precision
-from bge_cocktail.embed import embed
+from bge_cocktail.embed import compute_in_bf16, embed
 from bge_cocktail.errors import CocktailError, DataError, explain_os_error
 from bge_cocktail.hub import model_folder, sentence_transformers_folder
 from bge_cocktail.layout import check_length, modules_of, prompt_for
@@ -116,6 +116,7 @@ class CachedEncoder:
         self.options = options or Encoding()
         self.folder = model_folder(name)
         self.load = load
+        self._turned = False
         self.embedded = 0
         """Texts embedded so far, those from the cache not counted."""
 
@@ -136,7 +137,9 @@ class CachedEncoder:
         """The loaded model."""
         if self.load is not None:
             return self.load()
-        return load_encoder(self.folder, device=self.options.device, max_length=self.options.max_length)
+        model = load_encoder(self.folder, device=self.options.device, max_length=self.options.max_length)
+        self._turned = self.precision == "bf16" and compute_in_bf16(model)
+        return model
 
     def prompt_for(self, role: Role) -> str:
         """The text put before every text of a role."""
@@ -168,11 +171,12 @@ class CachedEncoder:
         # in blocks, so that hours of embedding that are cut off are not lost
         for start in range(0, len(missing), BLOCK):
             block = missing[start : start + BLOCK]
+            model = self.model  # loading it tells whether it could be turned to bf16
             fresh = embed(
-                self.model,
+                model,
                 block,
                 prompt=prompt,
-                precision=self.precision,
+                precision="fp32" if self._turned else self.precision,
                 batch_tokens=self.options.batch_tokens,
                 label=f"{self.name.rstrip('/').rsplit('/', 1)[-1]}: {PLURAL[role]}",
             )

@@ -13,35 +13,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import CommandFailedError, Figures, Measured, measure
 from peers import LM_COCKTAIL, MERGEKIT, peer_environment
 
 from bge_cocktail.demo import demo_model
 from bge_cocktail.merging.safetensors_file import header_bytes
 
-ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"large": (24, 1024, 4096), "base": (12, 768, 3072)}
 MIX = """
 import json, sys
 from LM_Cocktail import mix_models
 models, output = json.loads(sys.argv[1]), sys.argv[2]
 mix_models(models, "encoder", [1 / len(models)] * len(models), output)
-"""
-# started from a small process, because a child's peak memory begins with that of its parent
-RUN = """
-import os, resource, subprocess, sys
-status = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
-used = resource.getrusage(resource.RUSAGE_CHILDREN)
-print(used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
-sys.exit(status)
 """
 WEIGH = """
 import json, sys
@@ -53,8 +43,6 @@ model, tokenizer = load_model(models[0], "encoder"), AutoTokenizer.from_pretrain
 parameters = get_model_param_list(models, model_type="encoder")
 print(compute_weights(model, tokenizer, parameters, "encoder", examples, 5.0, batch, 512, 7))
 """
-Measured = tuple[float, float]
-"""CPU seconds and peak memory in MB."""
 
 
 def bert_shapes(layers: int, hidden: int, inner: int) -> list[tuple[str, tuple[int, ...]]]:
@@ -135,34 +123,13 @@ def make_minilm(folder: Path, seed: int) -> Path:
     return folder
 
 
-class PeerFailedError(Exception):
-    """A peer can't do what it was asked for."""
-
-
-def measure(command: list[str], output: Path | None, repeats: int) -> Measured:
-    """CPU seconds (the least) and peak memory (the most) of a command; its output is removed after each run."""
-    times, peaks = [], []
-    for _ in range(repeats):
-        if output is not None:
-            shutil.rmtree(output, ignore_errors=True)
-            if output.is_file():
-                output.unlink()
-        os.sync()  # what was written before is not written on this command's time
-        done = subprocess.run([sys.executable, "-S", "-c", RUN, *command], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise PeerFailedError(f"{' '.join(command)[:200]} failed:\n{done.stderr[-2000:]}")
-        seconds, peak = done.stdout.split()[-2:]
-        times.append(float(seconds))
-        peaks.append(float(peak))
-    return min(times), max(peaks)
-
-
 class Bench:
     """The models, the peers, and what was measured."""
 
     def __init__(self, folder: Path, repeats: int, with_peers: bool) -> None:
         self.folder, self.repeats = folder, repeats
-        self.figures: list[dict[str, Any]] = []
+        self.figures = Figures("merge")
+        self.note = self.figures.note
         self.mergekit = self.lm_cocktail = None
         if with_peers:
             self.mergekit = str(peer_environment("mergekit", MERGEKIT) / "bin/mergekit-yaml")
@@ -183,7 +150,7 @@ class Bench:
         command = [self.mergekit, str(path), str(output), "--no-copy-tokenizer", "--allow-crimes"]
         try:
             return measure(command, output, 1)
-        except PeerFailedError as error:
+        except CommandFailedError as error:
             print(error, file=sys.stderr)
             return None
 
@@ -203,16 +170,6 @@ class Bench:
         write = measure(["cp", files[0], str(copy)], copy, 1)[0]
         copy.unlink(missing_ok=True)
         return read + write
-
-    def note(
-        self, name: str, ours: float, peer: float | None, target: float, what: str, *, least: bool = False
-    ) -> None:
-        """Keep a figure; `least` if the ratio peer / ours shall reach the target, else ours may not pass it."""
-        ratio = None if peer is None else round(peer / ours, 2)
-        met = (None if ratio is None else ratio >= target) if least else ours <= target
-        figure = {"name": name, "ours": round(ours, 2), "peer": None if peer is None else round(peer, 2)}
-        self.figures.append({**figure, "ratio": ratio, "target": target, "met": met, "what": what})
-        print(json.dumps(self.figures[-1]), flush=True)
 
 
 def entries(models: list[Path], weight: float | None = None) -> list[dict[str, Any]]:
@@ -333,26 +290,6 @@ def bench_many(bench: Bench, models: list[Path], size: str) -> None:
     bench.note(f"linear 20 BERT-{size}, peak MB", ours[1], None, 150, "peak memory")
 
 
-def write_readme(figures: list[dict[str, Any]]) -> None:
-    """Put the figures into README, between its markers; rows of other parts stay."""
-    path = ROOT / "README.md"
-    before, _, rest = path.read_text(encoding="utf-8").partition("<!-- bench merge -->")
-    old, _, after = rest.partition("<!-- /bench merge -->")
-    rows = {line.split("|")[1].strip(): line for line in old.splitlines()[2:] if line.count("|") > 3}
-    rows = {name: line for name, line in rows.items() if name and not name.startswith(("whole command", "---"))}
-    for figure in figures:
-        ours, peer, ratio = (figure[name] for name in ("ours", "peer", "ratio"))
-        shown = ["-" if value is None else f"{value:g}" for value in (ours, peer, ratio)]
-        met = "yes" if figure["met"] else "no"
-        rows[figure["name"]] = f"| {figure['name']} | {' | '.join(shown)} | {figure['target']:g} | {met} |"
-    head = [
-        "| whole command, CPU seconds unless said | ours | peer | ratio | target | met |",
-        "|---|---|---|---|---|---|",
-    ]
-    block = "\n".join(["<!-- bench merge -->", *head, *rows.values(), "<!-- /bench merge -->"])
-    path.write_text(before + block + after, encoding="utf-8")
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -379,19 +316,7 @@ def main() -> None:
             bench_minilm(bench)
         if "weights" in parts:
             bench_weights(bench, arguments.quick)
-    if arguments.readme:
-        write_readme([figure for figure in bench.figures if figure["met"] is not None])
-    missed = [figure["name"] for figure in bench.figures if figure["met"] is False]
-    against = [figure for figure in bench.figures if figure["ratio"] is not None]
-    first = (against or bench.figures)[0]
-    last = {
-        "name": "merge",
-        "ours": first["ours"],
-        "peer": first["peer"],
-        "ratio": first["ratio"],
-        "target": first["target"],
-    }
-    print(json.dumps({**last, "met": not missed, "missed": missed}))
+    bench.figures.finish(readme=arguments.readme)
 
 
 if __name__ == "__main__":

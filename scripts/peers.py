@@ -12,6 +12,8 @@ FOLDER = ROOT / ".peers"
 # transformers 5 no longer has what LM_Cocktail 0.0.4 imports
 LM_COCKTAIL = ["LM_Cocktail==0.0.4", "transformers<5", "sentence-transformers<5.2"]
 MERGEKIT = ["mergekit"]
+# the last version whose package holds hn_mine
+FLAGEMBEDDING = ["FlagEmbedding==1.2.11", "faiss-cpu", "transformers<5", "sentence-transformers<5.2"]
 
 
 def peer_environment(name: str, packages: list[str]) -> Path:

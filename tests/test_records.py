@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -183,3 +184,8 @@ def test_bad_labels(tmp_path: Path, label: object) -> None:
     (tmp_path / "train.jsonl").write_text(json.dumps({"text": "x", "label": label}) + "\n")
     with pytest.raises(DataError, match=r"train.jsonl:1: 'label' must be"):
         read_labelled(tmp_path, "train")
+
+
+@given(st.text(st.sampled_from("aB \t\n\x1c\x85éÉ  İß"), max_size=12) | st.text(max_size=8))
+def test_normalise_is_the_plain_formula(text: str) -> None:
+    assert normalise(text) == " ".join(unicodedata.normalize("NFC", text).split()).casefold()

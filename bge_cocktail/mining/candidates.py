@@ -53,6 +53,7 @@ class Candidates:
         sources: Which source gave it that rank, as an index into `names`, shape (records, width).
         names: Of the sources.
         recalls: Of each source's search.
+        similarities: By the main encoder, where it is the only source, shape (records, width).
     """
 
     rows: NDArray[np.int64]
@@ -60,6 +61,7 @@ class Candidates:
     sources: NDArray[np.int8]
     names: tuple[str, ...]
     recalls: tuple[float, ...]
+    similarities: NDArray[np.float32] | None = None
 
 
 @candidate_sources("dense")
@@ -114,7 +116,8 @@ def find_candidates(sought: Sought, options: Mining, also: dict[str, Encoder]) -
     if len(found) == 1:
         rows = found[0].rows
         ranks = np.broadcast_to(np.arange(1, rows.shape[1] + 1), rows.shape)
-        return Candidates(rows, ranks, np.zeros(rows.shape, np.int8), tuple(sources), recalls)
+        similarities = found[0].similarities if "dense" in sources else None
+        return Candidates(rows, ranks, np.zeros(rows.shape, np.int8), tuple(sources), recalls, similarities)
     width = max(one.rows.shape[1] for one in found)
     count = len(sought.records)
     rows = np.full((count, width, len(found)), -1, np.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ class Known:
 
     Args:
         records: Whose negatives are sought.
-        documents: The texts to mine from, each once as `normalise` sees them.
+        documents: The texts to mine from, by their normalised form.
         texts: The documents, and the positives that are none of them, in the order they were embedded.
         known_positives: More records whose positives count.
     """
@@ -24,12 +24,12 @@ class Known:
     def __init__(
         self,
         records: Sequence[Record],
-        documents: Sequence[str],
+        documents: Mapping[str, str],
         texts: Sequence[str],
         known_positives: Iterable[Record],
     ) -> None:
-        self._documents = documents
-        self._row = {normalise(text): row for row, text in enumerate(documents)}
+        self._documents = list(documents.values())
+        self._row = {key: row for row, key in enumerate(documents)}
         self._queries = [normalise(record.query) for record in records]
         self._excluded = positives_by_query([*records, *known_positives])
         embedded = {text: row for row, text in enumerate(texts)}

@@ -82,9 +82,8 @@ def mine(
     if teacher is None and (options.teacher_margin is not None or options.teacher_max is not None):
         raise UsageError("teacher_margin and teacher_max need a teacher (a cross-encoder)")
     records = list(records)
-    documents = distinct_texts(
-        [text for record in records for text in (*record.pos, *record.neg)] if corpus is None else corpus
-    )
+    by_key = _by_key([text for record in records for text in (*record.pos, *record.neg)] if corpus is None else corpus)
+    documents = list(by_key.values())
     if not documents:
         raise DataError("there are no documents to mine from")
     queries = encode_queries_of(records, encoder)
@@ -93,7 +92,7 @@ def mine(
     with Embedded(encoder.encode_document, texts) as embeddings:
         sought = Sought(records, documents, queries, embeddings)
         candidates = find_candidates(sought, options, dict(also or {}))
-        known = Known(records, documents, texts, known_positives)
+        known = Known(records, by_key, texts, known_positives)
         work = _Work(sought, candidates, known, options, Scored(teacher) if teacher else None, audit)
         with progress("choosing negatives", len(records)) as advance:
             for start in range(0, len(records), BLOCK):
@@ -126,10 +125,14 @@ def check_mining(options: Mining) -> None:
 
 def distinct_texts(texts: Iterable[str]) -> list[str]:
     """Texts in order, each once as `normalise` sees them."""
+    return list(_by_key(texts).values())
+
+
+def _by_key(texts: Iterable[str]) -> dict[str, str]:
     first: dict[str, str] = {}
     for text in texts:
         first.setdefault(normalise(text), text)
-    return list(first.values())
+    return first
 
 
 class _Work:
@@ -162,7 +165,7 @@ class _Work:
         ranks = self._candidates.ranks[start:stop]
         there = rows >= 0
         similarities, to_positive, lowest = _similarities(
-            self._sought, rows, self._known.positives[start:stop], start, self._options
+            self._sought, self._candidates, self._known.positives[start:stop], start, self._options
         )
         kept = [self._kept(record, row) for row, record in enumerate(self._sought.records[start:stop], start)]
         positive, query, taken = self._known.masks(rows, start, kept)
@@ -281,20 +284,26 @@ class _Work:
 
 
 def _similarities(
-    sought: Sought, rows: NDArray[np.int64], positives: Sequence[Sequence[int]], start: int, options: Mining
+    sought: Sought, candidates: Candidates, positives: Sequence[Sequence[int]], start: int, options: Mining
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None, NDArray[np.float64]]:
     """Of candidates to the query, of candidates to the nearest positive (if asked for), of the lowest positive."""
+    rows = candidates.rows[start : start + len(positives)]
     queries = sought.queries[start : start + len(rows)]
     owner = np.repeat(np.arange(len(rows)), [len(own) for own in positives])
     own = take(sought.embeddings, np.concatenate([np.asarray(one, np.int64) for one in positives]))
     lowest = np.full(len(rows), np.inf)
     np.minimum.at(lowest, owner, np.einsum("pd,pd->p", queries[owner], own).astype(np.float64))
+    known = candidates.similarities
+    if known is not None and options.duplicate_similarity is None:
+        return known[start : start + len(rows)], None, lowest
     embedded = take(sought.embeddings, np.maximum(rows, 0))  # (records, width, dimensions)
-    similarities = np.einsum("rwd,rd->rw", embedded, queries)
+    similarities = np.einsum("rwd,rd->rw", embedded, queries) if known is None else known[start : start + len(rows)]
     if options.duplicate_similarity is None:
         return similarities, None, lowest
-    to_positive = np.full(rows.shape, -np.inf, np.float32)
-    for first in range(0, len(owner), BLOCK):  # a query may have many positives
-        part = slice(first, first + BLOCK)
+    first = np.searchsorted(owner, np.arange(len(rows)))  # every record has a positive; most have no other
+    to_positive = np.einsum("rwd,rd->rw", embedded, own[first])
+    more = np.setdiff1d(np.arange(len(owner)), first)
+    for begin in range(0, len(more), BLOCK):
+        part = more[begin : begin + BLOCK]
         np.maximum.at(to_positive, owner[part], np.einsum("pwd,pd->pw", embedded[owner[part]], own[part]))
     return similarities, to_positive, lowest

@@ -67,6 +67,8 @@ class Record:
 
 def normalise(text: str) -> str:
     """The form in which two texts count as the same: NFC, single spaces, case folded."""
+    if text.isascii() and text.isprintable() and "  " not in text:  # most texts; all that is left to do to them
+        return text.strip(" ").lower()
     return " ".join(unicodedata.normalize("NFC", text).split()).casefold()
 
 

@@ -1,0 +1,117 @@
+"""What benchmarks share: the CPU time and memory of a command, figures with targets, README's tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+# started from a small process, because a child's peak memory begins with that of its parent
+_RUN = """
+import os, resource, subprocess, sys
+status = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+sys.exit(status)
+"""
+Measured = tuple[float, float]
+"""CPU seconds and peak memory in MB."""
+
+
+class CommandFailedError(Exception):
+    """A command can't do what it was asked for."""
+
+
+def measure(command: list[str], output: Path | None, repeats: int) -> Measured:
+    """CPU seconds (the least) and peak memory (the most) of a command; its output is removed before each run."""
+    times, peaks = [], []
+    for _ in range(repeats):
+        if output is not None:
+            shutil.rmtree(output, ignore_errors=True)
+            if output.is_file():
+                output.unlink()
+        os.sync()  # what was written before is not written on this command's time
+        done = subprocess.run([sys.executable, "-S", "-c", _RUN, *command], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise CommandFailedError(f"{' '.join(command)[:200]} failed:\n{done.stderr[-2000:]}")
+        seconds, peak = done.stdout.split()[-2:]
+        times.append(float(seconds))
+        peaks.append(float(peak))
+    return min(times), max(peaks)
+
+
+class Figures:
+    """What a benchmark measured.
+
+    Args:
+        name: Of the benchmark; README's table stands between ``<!-- bench NAME -->`` and ``<!-- /bench NAME -->``.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.all: list[dict[str, Any]] = []
+
+    def note(
+        self,
+        name: str,
+        ours: float,
+        peer: float | None,
+        target: float,
+        what: str,
+        *,
+        least: bool = False,
+        high: bool = False,
+    ) -> None:
+        """Keep and print a figure.
+
+        Args:
+            name: Of the figure.
+            ours: Our value.
+            peer: The peer's, if there is one.
+            target: What is to be reached.
+            what: Said beside it.
+            least: The ratio peer / ours shall reach the target; else ours may not pass it.
+            high: Ours shall reach the target.
+        """
+        ratio = None if peer is None else round(peer / ours, 2)
+        reached = ours >= target if high else ours <= target
+        met = (None if ratio is None else ratio >= target) if least else reached
+        digits = 6 if high else 2
+        figure = {"name": name, "ours": round(ours, digits), "peer": None if peer is None else round(peer, 2)}
+        self.all.append({**figure, "ratio": ratio, "target": target, "met": met, "what": what})
+        print(json.dumps(self.all[-1]), flush=True)
+
+    def finish(self, *, readme: bool) -> None:
+        """Print the last line, which sums up, and put the figures into README if asked."""
+        if readme:
+            write_table(self.name, [figure for figure in self.all if figure["met"] is not None])
+        missed = [figure["name"] for figure in self.all if figure["met"] is False]
+        against = [figure for figure in self.all if figure["ratio"] is not None]
+        first = (against or self.all)[0]
+        last = {key: first[key] for key in ("ours", "peer", "ratio", "target")}
+        print(json.dumps({"name": self.name, **last, "met": not missed, "missed": missed}))
+
+
+def write_table(name: str, figures: list[dict[str, Any]]) -> None:
+    """Put figures into README's table of a benchmark; rows of figures that weren't measured this time stay."""
+    path = ROOT / "README.md"
+    start, end = f"<!-- bench {name} -->", f"<!-- /bench {name} -->"
+    before, _, rest = path.read_text(encoding="utf-8").partition(start)
+    old, _, after = rest.partition(end)
+    rows = {line.split("|")[1].strip(): line for line in old.splitlines()[2:] if line.count("|") > 3}
+    rows = {row: line for row, line in rows.items() if row and not row.startswith(("whole command", "---"))}
+    for figure in figures:
+        shown = ["-" if figure[key] is None else f"{figure[key]:g}" for key in ("ours", "peer", "ratio")]
+        met = "yes" if figure["met"] else "no"
+        rows[figure["name"]] = f"| {figure['name']} | {' | '.join(shown)} | {figure['target']:g} | {met} |"
+    head = [
+        "| whole command, CPU seconds unless said | ours | peer | ratio | target | met |",
+        "|---|---|---|---|---|---|",
+    ]
+    block = "\n".join([start, *head, *rows.values(), end])
+    path.write_text(before + block + after, encoding="utf-8")
