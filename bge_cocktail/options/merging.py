@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -26,6 +26,14 @@ NumberLists = Annotated[list[list[float]], BeforeValidator(_number_lists)]
 
 class Merging(Options):
     """How models become one."""
+
+    panels: ClassVar[dict[str, str]] = {
+        "Method": "method base scale density shrinkage normalise dtype seed",
+        "Weights": "weights share weights_for layer_weights decay",
+        "Finding weights": "temperature skill_temperature loss_temperature negatives like_lm_cocktail steps rate "
+        "per_layer trials epsilon shares",
+        "Where models differ": "exclude prompts_from length_from tokenizer_from pooling",
+    }
 
     method: str = Field("linear", description="how tensors are merged; see: bge-cocktail list merge-methods")
     base: str | None = Field(

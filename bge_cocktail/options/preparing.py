@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -25,6 +25,15 @@ SomeNames = Annotated[Names, BeforeValidator(_no_names)]
 
 class Preparing(Options):
     """How data become clean, split records."""
+
+    panels: ClassVar[dict[str, str]] = {
+        "Cleaning": "clean min_chars max_chars min_tokens max_tokens languages language_detector",
+        "Duplicates, splits and leaks": "duplicates near_threshold semantic_threshold ratio keep_splits group_by "
+        "stratify on_leak",
+        "Records": "form negatives positive_from negative_below skip_bad seed",
+        "Augmentation and weights": "augment augment_share word_share thesaurus wordnet_dir thesaurus_file weigh "
+        "weight_column task_temperature",
+    }
 
     form: Literal["records", "labelled", "pairs"] = Field(
         "records",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,10 @@ from bge_cocktail.options.base import PROMPT_HELP, Integers, Limit, Names, Optio
 
 class Encoding(Options):
     """How texts become embeddings."""
+
+    panels: ClassVar[dict[str, str]] = {
+        "Embedding": "device precision batch_tokens max_length query_prompt document_prompt cache cache_dir"
+    }
 
     device: str = Field("auto", description="where to compute: auto, cpu, cuda, cuda:N or mps")
     precision: Literal["auto", "fp32", "bf16"] = Field(
@@ -34,6 +38,13 @@ class Encoding(Options):
 
 class Mining(Options):
     """Which documents become hard negatives."""
+
+    panels: ClassVar[dict[str, str]] = {
+        "Candidates": "candidates also skip depth index min_recall",
+        "What is left out": "relative_margin absolute_margin max_similarity min_similarity duplicate_similarity",
+        "Choice": "negatives choice choice_temperature keep_negatives pad seed",
+        "Teacher": "teacher teacher_margin teacher_max teacher_depth",
+    }
 
     negatives: int = Field(7, ge=1, description="hard negatives to find for each record")
     skip: int = Field(0, ge=0, description="leave out the first ranks, where false negatives are likeliest")
