@@ -2,8 +2,8 @@
 
     .venv/bin/python scripts/bench_mine.py [--quick] [--data DIR] [--folder DIR] [--without-peers]
 
-5,000 queries over 20,000 documents with MiniLM on the CPU (--quick: 600 over 2,400). The texts are the retrieval sets
-in --data (BEIR folders), or made of the built-in ones' sentences. Every figure is user + system time of a whole
+5,000 queries over 20,000 documents with MiniLM on the CPU (--quick: 600 over 2,400). The texts are passages of 25
+words of the retrieval sets in --data (BEIR folders), or made of the built-in ones' sentences. Every figure is user + system time of a whole
 command, start-up too. FlagEmbedding's hn_mine runs in an environment under .peers/, at its batch of 256 and at 64.
 Then: what mining costs beside embedding, against FAISS alone; and the peak memory of mining 20,000 queries over two
 million made embeddings (--quick: 2,000 over 200,000). Ends with one JSON line. Needs the extra `demo`.
@@ -27,7 +27,7 @@ from peers import FLAGEMBEDDING, peer_environment
 from bge_cocktail.demo import demo_data, demo_model
 from bge_cocktail.records import Record, read_beir, read_corpus, read_records, write_records
 
-NEGATIVES, DEPTH = 7, 60
+NEGATIVES, DEPTH, WORDS = 7, 60, 25
 THEIRS = """
 import json, sys
 from datasets import Dataset
@@ -103,20 +103,23 @@ assert len(mined.records) == queries and mined.short == 0
 
 
 def real_texts(data: Path, queries: int, documents: int) -> tuple[list[Record], list[str]]:
-    """Records and documents of the English retrieval sets in a folder, in turns."""
+    """Queries of the English retrieval sets in a folder, and passages of 25 words of their documents."""
     records: list[Record] = []
     texts: dict[str, None] = {}
     for name in ("medquad", "scifact", "squad", "pubmedqa"):
-        if (data / "retrieval" / name).is_dir():
-            records += read_records(data / "retrieval" / name)
-            texts.update(dict.fromkeys(read_corpus(data / "retrieval" / name)))
-    for file in sorted((data / "classification").glob("imdb/*.jsonl")):
-        texts.update(dict.fromkeys(json.loads(line)["text"] for line in file.open()))
+        records += read_records(data / "retrieval" / name)
+        texts.update(dict.fromkeys(read_corpus(data / "retrieval" / name)))
     order = np.random.default_rng(0).permutation(len(records))[:queries]
-    chosen = [Record(records[row].query, records[row].pos[:1]) for row in sorted(order.tolist())]
+    chosen = [Record(records[row].query, tuple(passages(records[row].pos[0])[:1])) for row in sorted(order.tolist())]
     needed = dict.fromkeys(text for record in chosen for text in record.pos)
-    needed.update(dict.fromkeys(text for text in texts if text not in needed))
+    needed.update(dict.fromkeys(passage for text in texts for passage in passages(text)))
     return chosen, list(needed)[:documents]
+
+
+def passages(text: str) -> list[str]:
+    """A text cut after every 25 words."""
+    words = text.split()
+    return [" ".join(words[start : start + WORDS]) for start in range(0, len(words), WORDS)]
 
 
 def made_texts(queries: int, documents: int) -> tuple[list[Record], list[str]]:
@@ -125,7 +128,7 @@ def made_texts(queries: int, documents: int) -> tuple[list[Record], list[str]]:
     joined = " ".join(text for name in names for text in read_beir(demo_data() / name).corpus.values())
     sentences = [part.strip() + "." for part in joined.split(".") if part.strip()]
     generator = np.random.default_rng(0)
-    lengths = np.clip(generator.lognormal(1.4, 0.8, documents), 1, 30).astype(int)
+    lengths = np.clip(generator.lognormal(0.5, 0.6, documents), 1, 8).astype(int)
     texts = [" ".join(sentences[row] for row in generator.integers(0, len(sentences), length)) for length in lengths]
     texts = [f"{number}. {text}" for number, text in enumerate(texts)]
     asked = generator.integers(0, documents, queries)
@@ -148,6 +151,27 @@ def cosine(texts: list[str]) -> float:
         for precision in ("fp32", "auto")
     )
     return float((one * other).sum(axis=1).min())
+
+
+def bench_alone(figures: Figures, folder: Path, label: str, corpus: list[str]) -> None:
+    """How far bf16 is from fp32, and what mining costs beside embedding."""
+    sample = corpus[:: max(1, len(corpus) // 300)]
+    figures.note(
+        "least cosine of auto precision to fp32", cosine(sample), None, 0.9998, f"{len(sample)} texts", high=True
+    )
+    code = [sys.executable, "-c", APART, str(folder / "records.jsonl"), str(folder / "corpus.jsonl")]
+    beside, alone = json.loads(subprocess.run(code, capture_output=True, text=True, check=True).stdout)
+    what = f"mining {beside:.2f} s, FAISS alone {alone:.2f} s"
+    figures.note(f"{label}, all but embedding, times FAISS", beside / alone, None, 1.5, what)
+
+
+def bench_large(figures: Figures, queries: str, documents: str) -> None:
+    """The peak memory of mining over embeddings that don't fit in memory."""
+    start = time.monotonic()
+    peak = measure([sys.executable, "-c", LARGE, queries, documents], None, 1)[1]
+    figures.note(
+        f"{queries} queries, {documents} documents, peak MB", peak, None, 3000, f"{time.monotonic() - start:.0f} s"
+    )
 
 
 def bench_commands(figures: Figures, folder: Path, label: str, with_peers: bool) -> None:
@@ -179,7 +203,10 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--data", type=Path, help="a folder with retrieval/NAME (BEIR) and classification/NAME")
+    parser.add_argument(
+        "--data", type=Path, help="a folder with retrieval/NAME (BEIR): medquad, scifact, squad, pubmedqa"
+    )
+    parser.add_argument("--only", choices=["alone", "large", "commands"], help="one part of it")
     parser.add_argument("--folder", type=Path, help="where texts and the cache are kept; else a temporary one")
     parser.add_argument("--without-peers", action="store_true")
     parser.add_argument("--readme", action="store_true", help="put the figures into README")
@@ -195,19 +222,13 @@ def main() -> None:
         label = f"{len(records)} queries, {len(corpus)} documents"
         write_records(records, folder / "records.jsonl")
         (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in corpus))
-        sample = corpus[:: max(1, len(corpus) // 300)]
-        least = cosine(sample)
-        figures.note("least cosine of auto precision to fp32", least, None, 0.9998, f"{len(sample)} texts", high=True)
-        code = [sys.executable, "-c", APART, str(folder / "records.jsonl"), str(folder / "corpus.jsonl")]
-        beside, alone = json.loads(subprocess.run(code, capture_output=True, text=True, check=True).stdout)
-        what = f"mining {beside:.2f} s, FAISS alone {alone:.2f} s"
-        figures.note(f"{label}, all but embedding, times FAISS", beside / alone, None, 1.5, what)
-        size = ("2000", "200000") if arguments.quick else ("20000", "2000000")
-        start = time.monotonic()
-        peak = measure([sys.executable, "-c", LARGE, *size], None, 1)[1]
-        what = f"{time.monotonic() - start:.0f} s"
-        figures.note(f"{size[0]} queries, {size[1]} documents, peak MB", peak, None, 3000, what)
-        bench_commands(figures, folder, label, not arguments.without_peers)
+        parts = [arguments.only] if arguments.only else ["alone", "large", "commands"]
+        if "alone" in parts:
+            bench_alone(figures, folder, label, corpus)
+        if "large" in parts:
+            bench_large(figures, *(("2000", "200000") if arguments.quick else ("20000", "2000000")))
+        if "commands" in parts:
+            bench_commands(figures, folder, label, not arguments.without_peers)
     figures.finish(readme=arguments.readme)
 
 
