@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from bge_cocktail.errors import UsageError
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from bge_cocktail.errors import CocktailError, UsageError
 
 
 def choose_device(name: str) -> str:
@@ -43,3 +46,20 @@ def resolve_precision(name: str, device: str) -> str:
         able = torch.cpu.get_capabilities()
         return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
     return "fp32"
+
+
+@contextmanager
+def enough_memory(what: str, cure: str) -> Iterator[None]:
+    """Turn running out of a device's memory into one line.
+
+    Raises:
+        CocktailError: The device ran out of memory.
+    """
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise CocktailError(
+            f"{what}: out of memory on the device; {cure} ({str(error).splitlines()[0][:120]})"
+        ) from None

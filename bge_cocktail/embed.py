@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from bge_cocktail.cache import Embeddings
+from bge_cocktail.devices import enough_memory
 from bge_cocktail.errors import CocktailError
 from bge_cocktail.progress import progress
 
@@ -54,7 +55,8 @@ def embed(
     batches = batches_by_tokens(lengths, budget)
     rows: list[Embeddings] = []
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
-    with progress(label, len(texts)) as advance, autocast:
+    memory = enough_memory(label, "embed with a smaller --batch-tokens or --max-length")
+    with progress(label, len(texts)) as advance, autocast, memory:
         for batch in batches:
             rows.append(
                 model.encode(

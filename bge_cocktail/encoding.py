@@ -261,6 +261,8 @@ def encode_queries_of(records: Sequence[Record], encoder: Encoder) -> Embeddings
         encoder.encode_query([records[row].query for row in chosen], *([] if prompt is None else [prompt]))
         for prompt, chosen in rows.items()
     ]
+    if len(parts) == 1:
+        return parts[0]
     embeddings = np.empty((len(records), parts[0].shape[1]), np.float32)
     embeddings[np.concatenate(list(rows.values()))] = np.concatenate(parts)
     return embeddings

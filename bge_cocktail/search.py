@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from bge_cocktail.cache import Embeddings
 from bge_cocktail.errors import CocktailError
 from bge_cocktail.progress import progress
+from bge_cocktail.provenance import require_space
 
 IndexKind = Literal["exact", "ivf", "hnsw"]
 # bytes of documents that are searched at once
@@ -24,6 +25,7 @@ MEMORY_BYTES = 1 << 30
 TEXTS_AT_ONCE = 20_000
 RECALL_SAMPLE = 200
 HNSW_LINKS = 32
+TIE = 1e-5
 
 
 class StoredEmbeddings:
@@ -129,13 +131,14 @@ def search(
         return Nearest(*top_k(queries, documents, k))
     queries = np.ascontiguousarray(queries, np.float32)
     sample = queries[:: max(1, len(queries) // RECALL_SAMPLE)]
-    exact = top_k(sample, documents, k)[1]
+    exact = top_k(sample, documents, k)[0]
     built, widths, widen = _ivf(documents) if index == "ivf" else _hnsw(documents)
     recall = 0.0
     for width in widths:
         widen(width)
-        rows = built.search(sample, k)[1]
-        recall = float(np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(exact, rows, strict=True)]))
+        found = built.search(sample, k)[0]
+        # by similarity and not by row: of documents that are equally near, any is right
+        recall = float(np.mean(found >= exact[:, -1:] - TIE))
         if recall >= min_recall:
             similarities, rows = built.search(queries, k)
             return Nearest(similarities, rows, recall)
@@ -163,42 +166,28 @@ def take(documents: Documents, rows: NDArray[np.int64]) -> Embeddings:
     return documents[rows]
 
 
-class Embedded:
-    """Texts embedded in blocks: in memory, or from 1 GB on in a file that goes when this is closed.
+@contextmanager
+def embedded(embed: Callable[[Sequence[str]], Embeddings], texts: Sequence[str]) -> Iterator[Documents]:
+    """Texts embedded in blocks: in memory, or from 1 GB on in a file that goes at the end.
 
     Args:
         embed: Texts to embeddings.
         texts: What is embedded.
     """
-
-    def __init__(self, embed: Callable[[Sequence[str]], Embeddings], texts: Sequence[str]) -> None:
-        self._file: Path | None = None
-        first = embed(texts[:TEXTS_AT_ONCE])
-        if len(texts) * first.shape[1] * 4 <= MEMORY_BYTES:
-            rest = embed(texts[TEXTS_AT_ONCE:]) if len(texts) > TEXTS_AT_ONCE else first[:0]
-            self.rows: Documents = np.concatenate([first, rest]) if len(rest) else first
-            return
-        descriptor, name = tempfile.mkstemp(prefix="embeddings-")
-        self._file = Path(name)
-        with os.fdopen(descriptor, "wb") as file:
-            for block in self._blocks(embed, texts, first):
-                file.write(np.ascontiguousarray(block, np.float32).data)
-        self.rows = StoredEmbeddings(self._file, first.shape[1])
-
-    def __enter__(self) -> Documents:
-        return self.rows
-
-    def __exit__(self, *_error: object) -> None:
-        if self._file is not None:
-            self._file.unlink(missing_ok=True)
-
-    @staticmethod
-    def _blocks(
-        embed: Callable[[Sequence[str]], Embeddings], texts: Sequence[str], first: Embeddings
-    ) -> Iterator[Embeddings]:
-        yield first
-        for start in range(TEXTS_AT_ONCE, len(texts), TEXTS_AT_ONCE):
-            yield embed(texts[start : start + TEXTS_AT_ONCE])
+    first = embed(texts[:TEXTS_AT_ONCE])
+    size = len(texts) * first.shape[1] * 4
+    if size <= MEMORY_BYTES:
+        rest = embed(texts[TEXTS_AT_ONCE:]) if len(texts) > TEXTS_AT_ONCE else first[:0]
+        yield np.concatenate([first, rest]) if len(rest) else first
+        return
+    require_space(Path(tempfile.gettempdir()), size)
+    with tempfile.TemporaryDirectory(prefix="embeddings-") as folder:
+        path = Path(folder) / "rows"
+        with path.open("wb") as file:
+            file.write(np.ascontiguousarray(first, np.float32).data)
+            for start in range(TEXTS_AT_ONCE, len(texts), TEXTS_AT_ONCE):
+                file.write(np.ascontiguousarray(embed(texts[start : start + TEXTS_AT_ONCE]), np.float32).data)
+        yield StoredEmbeddings(path, first.shape[1])
 
 
 def _ivf(documents: Documents) -> tuple[Any, list[int], Callable[[int], None]]:

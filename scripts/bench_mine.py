@@ -3,16 +3,17 @@
     .venv/bin/python scripts/bench_mine.py [--quick] [--data DIR] [--folder DIR] [--without-peers]
 
 5,000 queries over 20,000 documents with MiniLM on the CPU (--quick: 600 over 2,400). The texts are passages of 25
-words of the retrieval sets in --data (BEIR folders), or made of the built-in ones' sentences. Every figure is user + system time of a whole
-command, start-up too. FlagEmbedding's hn_mine runs in an environment under .peers/, at its batch of 256 and at 64.
-Then: what mining costs beside embedding, against FAISS alone; and the peak memory of mining 20,000 queries over two
-million made embeddings (--quick: 2,000 over 200,000). Ends with one JSON line. Needs the extra `demo`.
+words of the retrieval sets in --data (BEIR folders), or made of the built-in ones' sentences. Every figure is user +
+system time of a whole command, start-up too. FlagEmbedding's hn_mine runs in an environment under .peers/, at its batch
+of 256 and at 64. Then: what mining costs beside embedding, against FAISS alone; and the peak memory of mining 20,000
+queries over two million made embeddings (--quick: 2,000 over 200,000). Ends with one JSON line. Needs the extra `demo`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -179,6 +180,7 @@ def bench_commands(figures: Figures, folder: Path, label: str, with_peers: bool)
     records, corpus, model = folder / "records.jsonl", folder / "corpus.jsonl", str(demo_model())
     command = [str(Path(sys.executable).parent / "bge-cocktail"), "mine", str(records), "--corpus", str(corpus)]
     command += ["-m", model, "--cache-dir", str(folder / "cache"), "-o", str(folder / "ours"), "--overwrite"]
+    shutil.rmtree(folder / "cache", ignore_errors=True)
     command += ["--negatives", str(NEGATIVES), "--depth", str(DEPTH)]
     exact = measure([*command, "--no-cache"], None, 1)
     ours = measure([*command, "--precision", "auto"], None, 1)
@@ -203,9 +205,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument(
-        "--data", type=Path, help="a folder with retrieval/NAME (BEIR): medquad, scifact, squad, pubmedqa"
-    )
+    parser.add_argument("--data", type=Path, help="a folder with retrieval/{medquad,scifact,squad,pubmedqa}")
     parser.add_argument("--only", choices=["alone", "large", "commands"], help="one part of it")
     parser.add_argument("--folder", type=Path, help="where texts and the cache are kept; else a temporary one")
     parser.add_argument("--without-peers", action="store_true")

@@ -57,6 +57,17 @@ options = st.builds(
 )
 
 
+def kept_negatives(record: Record, positives: set[str]) -> tuple[str, ...]:
+    """Those that are no positive and not the query, each once."""
+    seen = {*positives, normalise(record.query)}
+    kept = []
+    for text in record.neg:
+        if normalise(text) not in seen:
+            seen.add(normalise(text))
+            kept.append(text)
+    return tuple(kept)
+
+
 @settings(deadline=None, max_examples=150)
 @given(data(), options)
 def test_laws(data: tuple[list[Record], list[str] | None], options: Mining) -> None:
@@ -66,8 +77,7 @@ def test_laws(data: tuple[list[Record], list[str] | None], options: Mining) -> N
     positives = positives_by_query(records)
     offered = 0
     for before, after in zip(records, mined.records, strict=True):
-        kept = tuple(t for t in before.neg if normalise(t) not in positives[normalise(before.query)])
-        kept = kept if options.keep_negatives else ()
+        kept = kept_negatives(before, positives[normalise(before.query)]) if options.keep_negatives else ()
         assert after.neg[: len(kept)] == kept
         new = [normalise(text) for text in after.neg[len(kept) :]]
         assert len(new) <= options.negatives
@@ -85,6 +95,8 @@ def test_laws(data: tuple[list[Record], list[str] | None], options: Mining) -> N
     about_records = (
         "replaced negative of the record",
         "negative of the record, but a positive elsewhere",
+        "negative of the record, but the query itself",
+        "negative of the record a second time",
         "teacher score of a negative (scores no longer match)",
     )
     assert offered + sum(n for reason, n in mined.dropped.items() if reason not in about_records) == candidates
@@ -107,11 +119,12 @@ def test_equals_a_slow_reference(data: tuple[list[Record], list[str] | None], op
             enumerate(documents),
             key=lambda pair: (-float(np.dot(query, encoder.encode_document([pair[1]])[0])), pair[0]),
         )[: options.depth]
-        floor = min(float(np.dot(query, encoder.encode_document([text])[0])) for text in record.pos)
         known = {
             normalise(t) for other in records if normalise(other.query) == normalise(record.query) for t in other.pos
         }
-        kept = [t for t in record.neg if normalise(t) not in known] if options.keep_negatives else []
+        known_texts = [t for other in records if normalise(other.query) == normalise(record.query) for t in other.pos]
+        floor = min(float(np.dot(query, encoder.encode_document([text])[0])) for text in known_texts)
+        kept = kept_negatives(record, known) if options.keep_negatives else ()
         taken: list[str] = []
         for rank, (_, text) in enumerate(ranked, 1):
             similarity = float(np.dot(query, encoder.encode_document([text])[0]))

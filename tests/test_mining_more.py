@@ -26,10 +26,10 @@ from bge_cocktail.mining import (
     mine,
     negative_filters,
 )
-from bge_cocktail.mining.candidates import words_of
 from bge_cocktail.options import Mining
 from bge_cocktail.records import Judged, Record, normalise, read_corpus, read_judgements, read_records
-from bge_cocktail.search import Embedded, StoredEmbeddings, search, top_k
+from bge_cocktail.records.words import search_words
+from bge_cocktail.search import StoredEmbeddings, embedded, search, top_k
 
 Cli = Callable[..., Result]
 ALL = Mining(relative_margin=None, duplicate_similarity=None)
@@ -60,7 +60,7 @@ def test_embeddings_that_do_not_fit_are_kept_in_a_file(monkeypatch: pytest.Monke
     encoder = HashEncoder()
     monkeypatch.setattr(search_module, "MEMORY_BYTES", 100)
     monkeypatch.setattr(search_module, "TEXTS_AT_ONCE", 7)
-    with Embedded(encoder.encode_document, texts) as stored:
+    with embedded(encoder.encode_document, texts) as stored:
         assert isinstance(stored, StoredEmbeddings)
         path = stored.path
         assert np.array_equal(stored.rows(0, 50), encoder.encode_document(texts))
@@ -109,10 +109,12 @@ def test_bm25_is_the_formula() -> None:
         assert list(record.neg) == expected
 
 
-def test_words_of_scripts_without_spaces() -> None:
-    assert words_of("Red APPLE-pie 42") == ["red", "apple", "pie", "42"]
-    assert words_of("北京大学 is") == ["北京", "京大", "大学", "is"]
-    assert words_of("猫") == ["猫"]
+def test_words_of_any_script() -> None:
+    assert search_words("Red APPLE-pie 42") == ["red", "apple", "pie", "42"]
+    assert search_words("北京大学 is") == ["北京", "京大", "大学", "is"]
+    assert search_words("猫") == ["猫"]
+    assert search_words("Python编程 2024年") == ["python", "编程", "2024", "年"]
+    assert search_words("हिन्दी भाषा") == ["हिन्दी", "भाषा"]  # vowel signs belong to their word
 
 
 def test_sources_take_turns_and_nothing_comes_twice() -> None:
@@ -229,19 +231,22 @@ def test_no_pair_is_judged_twice_for_a_record() -> None:
 
 def test_padding_only_on_request_and_marked() -> None:
     records = [Record("q", ("a",), id="x"), Record("Q", ("b",))]
-    corpus = ["a", "b", "c", "d", "e", "q"]
-    options = Mining(max_similarity=-1.0, relative_margin=None, negatives=2)
+    corpus = ["a", "b", "q", *CORPUS]
+    options = Mining(max_similarity=-1.0, relative_margin=None, negatives=2, depth=60)
     short = mine(records, HashEncoder(), options, corpus=corpus)
     assert [record.neg for record in short.records] == [(), ()]
     assert short.short == 2
     assert short.padded == 0
-    padded = mine(records, HashEncoder(), options.model_copy(update={"pad": True}), corpus=corpus)
+    padded = mine(records, HashEncoder(), options.model_copy(update={"pad": True}), corpus=corpus, audit=2)
+    for audit, record in zip(padded.audits, padded.records, strict=True):
+        # what was left out for a reason doesn't come back by chance
+        assert not {one.text for one in audit.candidates} & set(record.neg)
     assert padded.short == 2
     assert padded.padded == 4
     for record in padded.records:
         assert len(set(record.neg)) == 2
-        assert set(record.neg) <= {"c", "d", "e"}
-        assert record.extra == {"random_negatives": 2}
+        assert set(record.neg) <= set(CORPUS)
+        assert record.extra == {"random_negatives": list(record.neg)}
 
 
 def test_the_audit_tells_the_reason_for_each() -> None:
@@ -367,3 +372,73 @@ def test_the_same_negatives_as_sentence_transformers(beir: Path, tiny: Path) -> 
         assert ours[query] == negatives, query
         found += len(negatives)
     assert found > 60
+
+
+def test_positives_of_the_query_in_other_records_count_for_the_margins() -> None:
+    """One row for each pair is the usual file: the lowest positive is that of the query, not of the row."""
+    corpus = [*CORPUS, "one", "two"]
+    apart = [Record("q", ("one",)), Record("q", ("two",))]
+    together = [Record("q", ("one", "two"))]
+    options = Mining(relative_margin=0.1, depth=80, negatives=80)
+    for more in ((), [Record(" q", ("three",))]):
+        one = mine(apart, HashEncoder(), options, corpus=corpus, known_positives=more)
+        both = mine(together, HashEncoder(), options, corpus=corpus, known_positives=more)
+        assert one.records[0].neg == one.records[1].neg == both.records[0].neg
+
+
+def test_no_words_no_candidates() -> None:
+    mined = mine([Record("???", ("!!!",))], HashEncoder(), ALL.model_copy(update={"candidates": ["bm25"]}))
+    assert mined.records[0].neg == ()
+
+
+def test_the_file_of_embeddings_goes_when_embedding_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_module, "MEMORY_BYTES", 100)
+    monkeypatch.setattr(search_module, "TEXTS_AT_ONCE", 7)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def breaks(texts: Sequence[str]) -> np.ndarray:
+        if texts[0] != "text 0":
+            raise KeyboardInterrupt
+        return vectors(len(texts))
+
+    with pytest.raises(KeyboardInterrupt), embedded(breaks, [f"text {number}" for number in range(50)]):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_equally_near_documents_count_as_found() -> None:
+    documents = np.repeat(vectors(20, 16), 50, axis=0)
+    for index in ("ivf", "hnsw"):
+        assert search(vectors(50, 16, seed=1), documents, 60, index=index, min_recall=0.9).recall >= 0.9  # type: ignore[arg-type]
+
+
+def test_a_teacher_that_is_none(cli: Cli, beir: Path, tiny: Path, tmp_path: Path) -> None:
+    """A model without a trained head would score at random."""
+    result = cli("mine", beir, "-m", tiny, "-o", tmp_path / "o", "--teacher", tiny, code=1)
+    assert "is no reranker" in result.stderr
+    reranker = build_reranker(tmp_path / "broken")
+    (reranker / "model.safetensors").write_bytes(b"junk")
+    result = cli("mine", beir, "-m", tiny, "-o", tmp_path / "o", "--teacher", reranker, code=1)
+    assert "the teacher can't be loaded" in result.stderr
+
+    def nan(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        return np.full(len(pairs), np.nan)
+
+    with pytest.raises(CocktailError, match="NaN or infinite scores, first for: 'q'"):
+        mine(
+            [Record("q", ("a",))], HashEncoder(), ALL, corpus=CORPUS, teacher=lambda pairs: np.full(len(pairs), np.nan)
+        )
+
+
+def test_options_that_would_do_nothing() -> None:
+    records = [Record("q", ("a",))]
+    for options, message in (
+        (Mining(candidates=["bm25"], index="hnsw"), "index=hnsw is for embeddings, but candidates is bm25"),
+        (Mining(teacher_max=0.5, teacher_depth=3), "teacher_depth=3 is less than negatives=7"),
+        (Mining(also=["other"]), "the options name the encoder 'other', which isn't given"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            mine(records, HashEncoder(), options, corpus=CORPUS, teacher=by_number)
+    with pytest.raises(UsageError, match="can't be named 'dense'"):
+        mine(records, HashEncoder(), ALL, corpus=CORPUS, also={"dense": HashEncoder()})

@@ -53,7 +53,7 @@ def command(
     corpus of a folder is then mined.
     """
     from bge_cocktail.encoding import CachedEncoder
-    from bge_cocktail.hub import model_folder
+    from bge_cocktail.hub import model_folder, sentence_transformers_folder
     from bge_cocktail.mining import false_negatives, load_teacher, mine
     from bge_cocktail.provenance import (
         RUN_FILE,
@@ -70,7 +70,12 @@ def command(
 
     mining = options_from(Mining, flags)
     encoding = options_from(Encoding, flags)
-    refuse_to_replace(output, overwrite, [data, model, *([corpus] if corpus else []), *mining.also])
+    teacher = [mining.teacher] if mining.teacher else []
+    refuse_to_replace(output, overwrite, [data, model, *([corpus] if corpus else []), *mining.also, *teacher, *qrels])
+    for name in mining.also:
+        sentence_transformers_folder(name)
+    judged = qrels or ((data,) if audit and is_beir(data) else ())
+    judgements = [one for path in judged for one in read_judgements(path)]
     started = time.monotonic()
     records = read_records(data, split=split)
     source = corpus or corpus_of(data)
@@ -85,8 +90,7 @@ def command(
         teacher=load_teacher(mining.teacher, device=encoding.device) if mining.teacher else None,
         audit=audit,
     )
-    judged = qrels or ((data,) if audit and is_beir(data) else ())
-    wrong = false_negatives(mined.records, [one for path in judged for one in read_judgements(path)])
+    wrong = false_negatives(mined.records, judgements)
     summary = {
         "records": len(mined.records),
         "negatives": sum(len(record.neg) for record in mined.records),
@@ -98,7 +102,7 @@ def command(
             else {}
         ),
         **({"judged_negatives": wrong.negatives, "judged_relevant": wrong.relevant} if judged else {}),
-        "texts_embedded": encoder.embedded,
+        "texts_embedded": encoder.embedded + sum(one.embedded for one in also.values()),
         "dropped": mined.dropped,
     }
     with new_folder(output, overwrite=overwrite) as new:
@@ -106,7 +110,7 @@ def command(
         if audit:
             write_json(new / AUDIT_FILE, [one.to_json() for one in mined.audits])
         inputs = {model: encoder.hash, str(data): hash_path(data)}
-        inputs |= {name: one.hash for name, one in also.items()}
+        inputs |= {name: one.hash for name, one in also.items()} | {str(path): hash_path(path) for path in qrels}
         if mining.teacher:
             inputs[mining.teacher] = hash_path(model_folder(mining.teacher))
         if corpus:
@@ -115,6 +119,7 @@ def command(
             "mine": mining.model_dump(mode="json"),
             "encode": encoding.model_dump(mode="json"),
             "split": split,
+            "audit": audit,
         }
         seconds = time.monotonic() - started
         write_json(new / RUN_FILE, describe_run("mine", options=options, inputs=inputs, seconds=seconds, **summary))

@@ -158,7 +158,9 @@ class Flow:
         check_alike([read_checkpoint(*one) for one in folders.items()], AS_TUNED)
         refuse_nested(self.folder, [path for path in (self.base, self.options.data.train) if path.exists()])
         check_training(self.base, self.training)
-        check_mining(self.options.mine)
+        check_mining(self.options.mine, self.options.mine.teacher is not None)
+        for name in self.options.mine.also:
+            sentence_transformers_folder(name)
         slices = max(1, self.options.merge.slices)
         rows = min(len(training_rows(self.data.records[number::slices])) for number in range(slices))
         if rows < self.training.batch_size:

@@ -27,9 +27,15 @@ def mining_key(options: RunFile, data: RunData, model: Path) -> str:
         "encode": options.encode.what_counts(),
         "examples": options.merge.examples,
     }
-    others = [*options.mine.also, *([options.mine.teacher] if options.mine.teacher else [])]
-    inputs = {"base": hash_path(model), "data": data.hash} | {name: hash_path(model_folder(name)) for name in others}
-    return step_key("mine", what, inputs)
+    return step_key("mine", what, {"base": hash_path(model), "data": data.hash, **_others(options)})
+
+
+def _others(options: RunFile) -> dict[str, str]:
+    """The hashes of further encoders and of the teacher."""
+    found = {f"also {name}": hash_path(model_folder(name)) for name in options.mine.also}
+    if options.mine.teacher:
+        found["teacher"] = hash_path(model_folder(options.mine.teacher))
+    return found
 
 
 def mine_step(options: RunFile, data: RunData, model: str | Path, output: Path) -> None:
@@ -46,14 +52,16 @@ def mine_step(options: RunFile, data: RunData, model: str | Path, output: Path) 
     encoder = CachedEncoder(model, options.encode)
     also = {name: CachedEncoder(name, options.encode) for name in options.mine.also}
     teacher = load_teacher(options.mine.teacher, device=options.encode.device) if options.mine.teacher else None
-    mined = mine(data.records, encoder, options.mine, corpus=data.corpus, also=also, teacher=teacher)
+    known = [*data.records, *data.dev_records]
+    mined = mine(
+        data.records, encoder, options.mine, corpus=data.corpus, known_positives=known, also=also, teacher=teacher
+    )
     examples: list[Record] = []
     if data.dev_records:
         every = data.dev_records
         drawn = np.random.default_rng(options.mine.seed).permutation(len(every))
         chosen = [every[row] for row in sorted(drawn[: options.merge.examples].tolist())]
         corpus = data.corpus or [text for record in data.records for text in (*record.pos, *record.neg)]
-        known = [*data.records, *data.dev_records]
         examples = mine(
             chosen, encoder, options.mine, corpus=corpus, known_positives=known, also=also, teacher=teacher
         ).records
@@ -63,11 +71,17 @@ def mine_step(options: RunFile, data: RunData, model: str | Path, output: Path) 
         write_records(examples, new / "examples.jsonl")
         description = describe_run(
             "mine",
-            options={"mine": options.mine.model_dump(mode="json")},
-            inputs={str(model): encoder.hash, "data": data.hash},
+            options={
+                "mine": options.mine.model_dump(mode="json"),
+                "encode": options.encode.what_counts(),
+                "examples": options.merge.examples,
+            },
+            inputs={str(model): encoder.hash, "data": data.hash, **_others(options)},
             seconds=time.monotonic() - started,
             dropped=mined.dropped,
             records_short_of_negatives=mined.short,
+            random_negatives=mined.padded,
+            recalls=dict(mined.recalls),
         )
         write_json(new / RUN_FILE, {**description, "key": key})
     dropped = ", ".join(f"{count} {reason}" for reason, count in mined.dropped.items()) or "nothing"

@@ -34,7 +34,7 @@ class Audit:
 
     Attributes:
         query: The query.
-        positives: Each with its similarity to the query.
+        positives: Of the query in all records, each with its similarity.
         candidates: By rank.
     """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,14 +10,13 @@ from numpy.typing import NDArray
 
 from bge_cocktail.cache import Embeddings
 from bge_cocktail.encoding import Encoder, encode_queries_of
+from bge_cocktail.errors import UsageError
 from bge_cocktail.options import Mining
 from bge_cocktail.records import Record
+from bge_cocktail.records.words import search_words
 from bge_cocktail.registry import Registry
-from bge_cocktail.search import Documents, Embedded, Nearest, first_rows, search
+from bge_cocktail.search import Documents, Nearest, embedded, first_rows, search
 
-# where words aren't spaced, pairs of characters stand for words
-_WORDS = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|\w+")
-_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 BM25_BLOCK = 2000
 
 
@@ -77,12 +75,16 @@ def bm25(sought: Sought, options: Mining) -> Nearest:
     """Documents that share words with the query (BM25 by bm25s; arXiv:2407.03618)."""
     import bm25s
 
-    retriever = bm25s.BM25()
-    retriever.index([words_of(text) for text in sought.documents], show_progress=False)
     depth = min(options.depth, len(sought.documents))
+    documents = [search_words(text) for text in sought.documents]
+    if not any(documents):
+        shape = len(sought.records), depth
+        return Nearest(np.zeros(shape, np.float32), np.full(shape, -1, np.int64))
+    retriever = bm25s.BM25()
+    retriever.index(documents, show_progress=False)
     similarities, rows = [], []
     for start in range(0, len(sought.records), BM25_BLOCK):
-        queries = [words_of(record.query) for record in sought.records[start : start + BM25_BLOCK]]
+        queries = [search_words(record.query) for record in sought.records[start : start + BM25_BLOCK]]
         found, scores = retriever.retrieve(queries, k=depth, show_progress=False, n_threads=1)
         # a document without any of the words is no candidate
         rows.append(np.where(scores > 0, found, -1).astype(np.int64))
@@ -95,7 +97,7 @@ def by_encoder(encoder: Encoder) -> Source:
 
     def source(sought: Sought, options: Mining) -> Nearest:
         queries = encode_queries_of(sought.records, encoder)
-        with Embedded(encoder.encode_document, sought.documents) as documents:
+        with embedded(encoder.encode_document, sought.documents) as documents:
             return search(queries, documents, options.depth, index=options.index, min_recall=options.min_recall)
 
     return source
@@ -108,7 +110,13 @@ def find_candidates(sought: Sought, options: Mining, also: dict[str, Encoder]) -
         sought: Records and documents.
         options: Which sources, to which depth.
         also: More encoders that give candidates, by name.
+
+    Raises:
+        UsageError: An encoder has the name of a source.
     """
+    clash = sorted(set(also) & set(candidate_sources))
+    if clash:
+        raise UsageError(f"an encoder can't be named '{clash[0]}', which is a source of candidates")
     sources = {name: candidate_sources[name] for name in options.candidates}
     sources |= {name: by_encoder(encoder) for name, encoder in also.items()}
     found = [source(sought, options) for source in sources.values()]
@@ -132,14 +140,3 @@ def find_candidates(sought: Sought, options: Mining, also: dict[str, Encoder]) -
     ranks = np.broadcast_to(np.arange(flat.shape[1]) // len(found) + 1, flat.shape)
     origin = np.broadcast_to((np.arange(flat.shape[1]) % len(found)).astype(np.int8), flat.shape)
     return Candidates(np.where(again, -1, flat), ranks, origin, tuple(sources), recalls)
-
-
-def words_of(text: str) -> list[str]:
-    """Words in lower case; of scripts without spaces between words, pairs of neighbouring characters."""
-    words: list[str] = []
-    for word in _WORDS.findall(text.lower()):
-        if _UNSPACED.match(word) and len(word) > 1:
-            words += [word[start : start + 2] for start in range(len(word) - 1)]
-        else:
-            words.append(word)
-    return words

@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_cocktail.mining.filters import Mask
-from bge_cocktail.records import Record, normalise, positives_by_query
+from bge_cocktail.records import Record, normalise
+
+TRIES = 20
 
 
 class Known:
@@ -17,28 +19,35 @@ class Known:
     Args:
         records: Whose negatives are sought.
         documents: The texts to mine from, by their normalised form.
-        texts: The documents, and the positives that are none of them, in the order they were embedded.
         known_positives: More records whose positives count.
     """
 
     def __init__(
-        self,
-        records: Sequence[Record],
-        documents: Mapping[str, str],
-        texts: Sequence[str],
-        known_positives: Iterable[Record],
+        self, records: Sequence[Record], documents: Mapping[str, str], known_positives: Iterable[Record]
     ) -> None:
         self._documents = list(documents.values())
         self._row = {key: row for row, key in enumerate(documents)}
-        self._queries = [normalise(record.query) for record in records]
-        self._excluded = positives_by_query([*records, *known_positives])
-        embedded = {text: row for row, text in enumerate(texts)}
-        self.positives = [[embedded[text] for text in record.pos] for record in records]
-        """For each record, the rows of its positives among the texts."""
+        self.queries = [normalise(record.query) for record in records]
+        """The normalised query of each record."""
+        wanted = set(self.queries)
+        positives: dict[str, dict[str, str]] = {}
+        for query, record in zip(self.queries, records, strict=True):
+            positives.setdefault(query, {}).update({normalise(text): text for text in record.pos})
+        for record in known_positives:
+            if (query := normalise(record.query)) in wanted:
+                for text in record.pos:
+                    positives[query].setdefault(normalise(text), text)
+        self._positives = positives
+        self.texts = list(dict.fromkeys([*self._documents, *(t for own in positives.values() for t in own.values())]))
+        """What is embedded: the documents, then the positives that are none of them (or in another spelling)."""
+        embedded = {text: row for row, text in enumerate(self.texts)}
+        rows = {query: [embedded[text] for text in own.values()] for query, own in positives.items()}
+        self.positives = [rows[query] for query in self.queries]
+        """For each record, the rows of all positives of its query among the texts."""
 
-    def excluded(self, record: int) -> set[str]:
-        """The normalised positives of a record's query, in any record."""
-        return self._excluded[self._queries[record]]
+    def positives_of(self, record: int) -> Mapping[str, str]:
+        """All positives of a record's query, in any record, by their normalised form."""
+        return self._positives[self.queries[record]]
 
     def masks(self, rows: NDArray[np.int64], start: int, kept: Sequence[tuple[str, ...]]) -> tuple[Mask, Mask, Mask]:
         """Which candidates are known positives, the query itself, negatives already; each of the shape of rows.
@@ -53,23 +62,41 @@ class Known:
         positives, queries, taken = [], [], []
         for number, own in enumerate(kept):
             base = number * count
-            positives += [base + row_of[text] for text in self.excluded(start + number) if text in row_of]
-            query = row_of.get(self._queries[start + number])
+            positives += [base + row_of[key] for key in self.positives_of(start + number) if key in row_of]
+            query = row_of.get(self.queries[start + number])
             if query is not None:
                 queries.append(base + query)
             taken += [base + row_of[key] for key in map(normalise, own) if key in row_of]
         places = np.where(rows >= 0, rows + count * np.arange(len(rows))[:, None], -1)
-        return tuple(np.isin(places, np.array(one, np.int64)) for one in (positives, queries, taken))  # type: ignore[return-value]
+        return (
+            np.isin(places, np.array(positives, np.int64)),
+            np.isin(places, np.array(queries, np.int64)),
+            np.isin(places, np.array(taken, np.int64)),
+        )
 
-    def draw(self, record: int, negatives: Sequence[str], count: int, generator: np.random.Generator) -> list[str]:
-        """Random documents that are no positive of the record's query, not the query, and no negative yet."""
-        without = {*self.excluded(record), self._queries[record], *map(normalise, negatives)}
+    def draw(self, record: int, without: Iterable[str], count: int, generator: np.random.Generator) -> list[str]:
+        """Random documents that are no positive of the record's query, not the query, and none of those.
+
+        Args:
+            record: Which record.
+            without: Normalised texts that are left out.
+            count: How many; fewer come back when there are fewer.
+            generator: Draws.
+        """
+        seen = {*self.positives_of(record), self.queries[record], *without}
         found: list[str] = []
-        for _ in range(20 * count):
+        for _ in range(TRIES * count):
+            if len(found) == count:
+                return found
+            self._take(int(generator.integers(len(self._documents))), seen, found)
+        for row in generator.permutation(len(self._documents)).tolist():  # few are left: look at all
             if len(found) == count:
                 break
-            text = self._documents[int(generator.integers(len(self._documents)))]
-            if normalise(text) not in without:
-                without.add(normalise(text))
-                found.append(text)
+            self._take(row, seen, found)
         return found
+
+    def _take(self, row: int, seen: set[str], found: list[str]) -> None:
+        key = normalise(self._documents[row])
+        if key not in seen:
+            seen.add(key)
+            found.append(self._documents[row])

@@ -8,8 +8,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_cocktail.errors import CocktailError
+from bge_cocktail.devices import enough_memory
+from bge_cocktail.errors import CocktailError, DataError
 from bge_cocktail.hub import model_folder
+from bge_cocktail.layout import read_object
 from bge_cocktail.options import Mining
 from bge_cocktail.records import Record
 
@@ -26,16 +28,24 @@ def load_teacher(name: str, *, device: str = "auto", batch_size: int = 32) -> Te
         batch_size: Pairs in a batch.
 
     Raises:
+        DataError: It is no reranker.
         CocktailError: It can't be loaded, or gives more than one number for a pair.
     """
     from bge_cocktail.devices import choose_device
 
     folder = model_folder(name)
+    architectures = read_object(folder / "config.json").get("architectures") or ["none"]
+    if not str(architectures[0]).endswith("ForSequenceClassification"):
+        raise DataError(
+            f"{name} is no reranker: a teacher is a ...ForSequenceClassification with one output, this one is "
+            f"{architectures[0]}, whose scores would be random"
+        )
+    from safetensors import SafetensorError
     from sentence_transformers import CrossEncoder
 
     try:
         model = CrossEncoder(str(folder), device=choose_device(device), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CocktailError(f"{name}: the teacher can't be loaded: {error}") from error
     if model.config.num_labels != 1:
         raise CocktailError(
@@ -43,7 +53,8 @@ def load_teacher(name: str, *, device: str = "auto", batch_size: int = 32) -> Te
         )
 
     def score(pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
-        scores = model.predict(list(pairs), batch_size=batch_size, show_progress_bar=False)
+        with enough_memory(f"{name} as teacher", "give a smaller teacher, or --device cpu"):
+            scores = model.predict(list(pairs), batch_size=batch_size, show_progress_bar=False)
         return np.asarray(scores, np.float64)
 
     return score
@@ -67,8 +78,15 @@ class Scored:
     def learn(self, pairs: Sequence[tuple[str, str]]) -> None:
         """Judge the pairs that weren't yet."""
         new = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
-        if new:
-            self._known.update(zip(new, self._teacher(new).tolist(), strict=True))
+        if not new:
+            return
+        scores = np.asarray(self._teacher(new), np.float64)
+        if not np.isfinite(scores).all():
+            bad = new[int(np.flatnonzero(~np.isfinite(scores))[0])]
+            raise CocktailError(
+                f"the teacher gives NaN or infinite scores, first for: {bad[0][:60]!r} | {bad[1][:60]!r}"
+            )
+        self._known.update(zip(new, scores.tolist(), strict=True))
 
     def forget(self) -> None:
         """Keep no scores: the next records have other queries."""

@@ -101,8 +101,11 @@ class Mining(Options):
         description="keep only documents that the teacher scores at most (1 - this) of the lowest positive's",
     )
     teacher_max: float | None = Field(None, description="keep only documents that the teacher scores at most this")
-    teacher_depth: int = Field(30, ge=1, description="candidates of each query that the teacher judges, the first ones")
-    pad: bool = Field(False, description="fill up with random documents where there are too few (marked and counted)")
+    teacher_depth: int = Field(30, ge=1, description="candidates of each query that the teacher judges by its limits")
+    pad: bool = Field(
+        False,
+        description="fill up with random documents where there are too few: marked, none that was left out",
+    )
     keep_negatives: bool = Field(True, description="keep the negatives that a record already has")
     seed: int = Field(13, ge=0, description="seeds the draw")
 
