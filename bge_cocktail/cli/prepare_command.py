@@ -29,7 +29,11 @@ from bge_cocktail.options import Encoding, Preparing
     help="Which column is what: query=question,pos=answer,neg=a+b; or text and label; ...",
 )
 @click.option("--labels", default="", help="Names for labels: 0=negative,1=positive.")
-@click.option("--scale", type=float, help="What similarity scores and ratings are divided by, to lie between 0 and 1.")
+@click.option(
+    "--scale",
+    type=click.FloatRange(min=0, min_open=True),
+    help="What scores and ratings are divided by.",
+)
 @click.option(
     "--against",
     multiple=True,

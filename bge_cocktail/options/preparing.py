@@ -5,13 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from bge_cocktail.options.base import Names, Options
 
 
 def _by_colon(value: object) -> object:
-    return value.split(":") if isinstance(value, str) else value
+    return value.replace(",", ":").split(":") if isinstance(value, str) else value
+
+
+def _with_exact(names: list[str]) -> list[str]:
+    """What is exactly the same is nearly the same, too."""
+    return ["exact", *names] if names and "exact" not in names else names
 
 
 def _no_names(value: object) -> object:
@@ -52,13 +57,13 @@ class Preparing(Options):
     language_detector: str = Field(
         "py3langid", description="what tells the language; see: bge-cocktail list language-detectors"
     )
-    duplicates: SomeNames = Field(
+    duplicates: Annotated[SomeNames, AfterValidator(_with_exact)] = Field(
         ["exact", "near"],
         description="what counts as the same text, for duplicates, splits and leaks: exact, near (MinHash), semantic "
         "(needs --model); or none",
     )
     near_threshold: float = Field(
-        0.8, gt=0, le=1, description="Jaccard similarity of near-duplicates (5-character shingles)"
+        0.8, gt=0, le=0.99, description="Jaccard similarity of near-duplicates (5-character shingles)"
     )
     semantic_threshold: float = Field(0.95, gt=0, le=1, description="cosine from which texts are semantic duplicates")
     ratio: Ratio = Field([7, 2, 1], description="sizes of train, dev and test to each other: 7:2:1")
@@ -98,6 +103,17 @@ class Preparing(Options):
             raise ValueError(f"ratio is three numbers, the first above 0 (7:2:1), got {self.ratio}")
         if self.negative_below > self.positive_from:
             raise ValueError("negative_below lies above positive_from")
-        if (self.min_chars, self.min_tokens) > (self.max_chars or 10**9, self.max_tokens or 10**9):
-            raise ValueError("the shortest text allowed is longer than the longest")
+        for least, most in ((self.min_chars, self.max_chars), (self.min_tokens, self.max_tokens)):
+            if most is not None and least > most:
+                raise ValueError(f"the shortest text allowed ({least}) is longer than the longest ({most})")
+        if wrong := [name for name in self.languages if not 2 <= len(name) <= 3]:
+            raise ValueError(f"languages are codes (en, zh), got '{wrong[0]}'")
+        for name, given, needs, chosen in (
+            ("weight_column", self.weight_column, "weigh=column", "column" in self.weigh),
+            ("thesaurus_file", self.thesaurus_file, "thesaurus=file", self.thesaurus == "file"),
+            ("group_by", self.group_by, "splits of its own", not self.keep_splits),
+            ("stratify", self.stratify, "splits of its own", not self.keep_splits),
+        ):
+            if given and not chosen:
+                raise ValueError(f"{name} does nothing without {needs}")
         return self

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
+import regex
 
 from bge_cocktail.options import Preparing
+from bge_cocktail.preparing.duplicates import text_key
 from bge_cocktail.preparing.wordnet import Thesaurus, thesauri
 from bge_cocktail.records import Record, normalise
+from bge_cocktail.records.words import UNSPACED
 from bge_cocktail.registry import Registry
 
 Words = list[str]
 Vary = Callable[[Words, int, np.random.Generator, Thesaurus], Words]
 """The words of a text and how many shall change in; other words out (the same ones if it can't)."""
 augmentations: Registry[Vary] = Registry("augmentations")
-# a run of letters and digits is a word; where words aren't spaced (Chinese, Japanese, Thai), a character is
-_UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-)
-_TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+(?:['’\-][^\W{_UNSPACED}]+)*|[^\w\s]+")
-_WORD = re.compile(r"\w")
+# where words aren't spaced (Chinese, Japanese, Thai), a character is a word; elsewhere all between two spaces is,
+# so that numbers, addresses and vowel signs stay whole
+_TOKEN = regex.compile(rf"[{UNSPACED}]\p{{M}}*|[^\s{UNSPACED}]+")
+_TIGHT = regex.compile(rf"[{UNSPACED}\p{{M}}。，、；：！？（）「」『』《》]")
+_CORE = regex.compile(r"^(\P{L}*)(.*?)(\P{L}*)$", regex.DOTALL)
+_WORD = regex.compile(r"\w")
 CHUNKS = 3
 LEAST_SHUFFLED = 30
 
@@ -32,10 +34,10 @@ LEAST_SHUFFLED = 30
 def synonym(words: Words, count: int, generator: np.random.Generator, thesaurus: Thesaurus) -> Words:
     """Some words replaced by a synonym."""
     words = list(words)
-    known = [row for row, word in enumerate(words) if thesaurus(word.lower())]
+    known = [row for row, word in enumerate(words) if thesaurus(_core(word))]
     for row in generator.permutation(len(known))[:count].tolist():
         place = known[row]
-        words[place] = _as_written(words[place], _draw(thesaurus(words[place].lower()), generator))
+        words[place] = _as_written(words[place], _draw(thesaurus(_core(words[place])), generator))
     return words
 
 
@@ -43,9 +45,9 @@ def synonym(words: Words, count: int, generator: np.random.Generator, thesaurus:
 def insert(words: Words, count: int, generator: np.random.Generator, thesaurus: Thesaurus) -> Words:
     """Synonyms of some words put in at random places."""
     words = list(words)
-    known = [word for word in words if thesaurus(word.lower())]
+    known = [_core(word) for word in words if thesaurus(_core(word))]
     for row in generator.permutation(len(known))[:count].tolist():
-        words.insert(int(generator.integers(len(words) + 1)), _draw(thesaurus(known[row].lower()), generator))
+        words.insert(int(generator.integers(len(words) + 1)), _draw(thesaurus(known[row]), generator))
     return words
 
 
@@ -79,7 +81,9 @@ def shuffle(words: Words, _count: int, generator: np.random.Generator, _thesauru
     return [word for row in order for word in parts[row]]
 
 
-def augment(records: Iterable[Record], options: Preparing, counted: Counter[str]) -> Iterator[Record]:
+def augment(
+    records: Iterable[Record], options: Preparing, counted: Counter[str], held_out: Container[bytes] = frozenset()
+) -> Iterator[Record]:
     """Every record, and after some of them a varied copy, marked by ``"augmented": NAME``.
 
     A copy's query is varied; of `shuffle` and `delete`, its positives too. Where no synonym is known (another
@@ -89,6 +93,7 @@ def augment(records: Iterable[Record], options: Preparing, counted: Counter[str]
         records: Train records.
         options: Which variations, for which share, of how many words; the seed.
         counted: Counts copies by variation, and what could not be varied.
+        held_out: Keys of texts of other splits and of test sets, which no copy may repeat.
     """
     if not options.augment:
         yield from records
@@ -105,6 +110,9 @@ def augment(records: Iterable[Record], options: Preparing, counted: Counter[str]
         first = int(generator.integers(len(names)))
         for name in names[first:] + names[:first]:
             copy = _varied(record, name, vary[name], options.word_share, generator, thesaurus)
+            if copy is not None and any(text_key(text) in held_out for text in (copy.query, *copy.pos)):
+                counted[f"not varied by {name}: a held-out text would come of it"] += 1
+                continue
             if copy is not None:
                 counted[f"copies by {name}"] += 1
                 yield copy
@@ -134,18 +142,27 @@ def _varied(
 
 
 def _joined(words: Words) -> str:
-    """Words with spaces between, but none before closing punctuation or inside unspaced scripts."""
+    """Words with spaces between, but none where a script puts none."""
     text = ""
     for word in words:
-        tight = not text or re.match(rf"[{_UNSPACED}]|[.,;:!?%)\]}}»”。，、；：！？）」』]", word)
-        if text and re.search(rf"[{_UNSPACED}(\[{{«“（「『]$", text):
-            tight = True
+        tight = not text or _TIGHT.match(word) or _TIGHT.match(text[-1])
         text += word if tight else " " + word
     return text
 
 
+def _core(word: str) -> str:
+    """A word in lower case without the punctuation around it."""
+    found = _CORE.match(word)
+    return found[2].lower() if found else word.lower()
+
+
 def _as_written(before: str, after: str) -> str:
-    return after.capitalize() if before[:1].isupper() and not before.isupper() else after
+    """The new word with the old one's capital and the punctuation around it."""
+    found = _CORE.match(before)
+    if found is None:
+        return after
+    core = found[2]
+    return f"{found[1]}{after.capitalize() if core[:1].isupper() and not core.isupper() else after}{found[3]}"
 
 
 def _draw(words: list[str], generator: np.random.Generator) -> str:

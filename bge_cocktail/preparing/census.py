@@ -37,7 +37,7 @@ class Census:
         self.examples += 1
         extra = example.extra
         self._augmented += "augmented" in extra
-        if label := example.label_text() or (extra and str(extra.get("label", ""))):
+        if label := example.label_text() or (extra and str(extra.get("label") or "")):
             self._labels[label] += 1
         if isinstance(example, RecordExample):
             record = example.record

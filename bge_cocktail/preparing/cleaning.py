@@ -16,7 +16,7 @@ from bge_cocktail.registry import Registry
 cleaning_steps: Registry[Callable[[str], str]] = Registry("cleaning-steps")
 language_detectors: Registry[Callable[[str], str]] = Registry("language-detectors")
 SAMPLES = 3
-ROUNDS = 8
+ROUNDS = 100
 # of shorter texts no detector tells the language
 LANGUAGE_CHARS = 20
 
@@ -28,12 +28,17 @@ _INLINE = "a abbr acronym b bdi bdo big button center cite code col colgroup dat
 _INLINE += " input ins kbd label link mark meta meter noscript object optgroup option output param picture progress q"
 _INLINE += " rp rt ruby s samp script select small source span strike strong style sub summary sup svg template"
 _INLINE += " textarea time tt u var video wbr"
-# only tags that HTML knows: "<NAME>" and "a < b" are text
-_TAGS = "|".join(sorted([*_BLOCK.split(), *_INLINE.split()], key=len, reverse=True))
-_TAG = re.compile(rf"</?(?:{_TAGS})(?:\s[^<>]*)?/?>|<!--.*?-->|<!doctype[^<>]*>", re.IGNORECASE | re.DOTALL)
-_BLOCK_TAG = re.compile(rf"(?=<(?:{'|'.join(_BLOCK.split())})(?:\s[^<>]*)?/?>)", re.IGNORECASE)
-_BLOCK_END = re.compile(rf"(</(?:{'|'.join(_BLOCK.split())})\s*>)", re.IGNORECASE)
-_NO_TAG = re.compile(rf"<(?!/?(?:{_TAGS})(?:\s[^<>]*)?/?>|!--|!doctype)", re.IGNORECASE)
+# only tags that HTML knows, with attributes in its form: "<NAME>", "a < b" and "p<s and q>r" are text
+_NAMES = "|".join(sorted([*_BLOCK.split(), *_INLINE.split()], key=len, reverse=True))
+_SET = r"[\w:-]+\s*=\s*(?:\"[^\"]*\"|'[^']*'|[^\s\"'<>=]+)"
+_BARE = "async|autofocus|checked|controls|defer|disabled|hidden|multiple|open|readonly|required|reversed|selected"
+_ATTRIBUTES = rf"(?:\s+(?:{_SET}|(?:{_BARE})\b))*"
+_TAG = re.compile(rf"<(/?)({_NAMES})({_ATTRIBUTES})\s*/?>|<!--.*?-->|<!doctype[^<>]*>", re.IGNORECASE | re.DOTALL)
+# tags that need no end; any other is one only with its end or with attributes, or else somebody writes about it
+_ENDLESS = "area br col hr img input link meta param source wbr p li dt dd tr td th option"
+_ALONE = frozenset(_ENDLESS.split())
+_BLOCKS = frozenset(_BLOCK.split())
+_HIDDEN = ["script", "style", "template", "noscript", "iframe", "object", "svg"]
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
 # joiners (U+200C, U+200D), which Persian, Indic scripts and emoji need, and variation selectors stay
 _CONTROL = re.compile(
@@ -58,13 +63,22 @@ def repair_unicode(text: str) -> str:
 def strip_html(text: str) -> str:
     """HTML tags and entities to plain text (selectolax); tags that HTML doesn't know are text."""
     if "<" in text and _TAG.search(text):
-        from selectolax.lexbor import LexborHTMLParser
+        ends = {found[2].lower() for found in _TAG.finditer(text) if found[1]}
+        pieces, last = [], 0
+        for found in _TAG.finditer(text):
+            name = (found[2] or "").lower()
+            if found[2] and not (found[1] or found[3] or name in _ALONE or name in ends):
+                continue  # no tag of the text's own, so it stays
+            line = "\n" if name in _BLOCKS else ""
+            pieces += [text[last : found.start()].replace("<", "&lt;"), line, found[0], line if found[1] else ""]
+            last = found.end()
+        if last:
+            from selectolax.lexbor import LexborHTMLParser
 
-        text = _BLOCK_END.sub("\\1\n", _BLOCK_TAG.sub("\n", _NO_TAG.sub("&lt;", text)))
-        tree = LexborHTMLParser(text)
-        tree.strip_tags(["script", "style", "template", "noscript", "iframe", "object", "svg"])
-        text = tree.body.text(separator="") if tree.body is not None else ""
-    elif "&" in text and _ENTITY.search(text):
+            tree = LexborHTMLParser("".join([*pieces, text[last:].replace("<", "&lt;")]))
+            tree.strip_tags([name for name in _HIDDEN if name in ends])
+            return tree.body.text(separator="") if tree.body is not None else ""
+    if "&" in text and _ENTITY.search(text):
         text = _ENTITY.sub(lambda found: html.unescape(found[0]), text)
     return text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import regex
 import xxhash
 
 from bge_cocktail.encoding import Encoder
@@ -17,25 +18,30 @@ from bge_cocktail.search import top_k
 
 Match = tuple[int, int, float]
 """Rows of an earlier and a later text, and how alike they are."""
-Finder = Callable[[Sequence[str], Preparing, Encoder | None], Iterator[Match]]
+Finder = Callable[[Sequence[str], Preparing, Encoder | None, int | None], Iterator[Match]]
+"""Texts in, pairs of rows out that are alike: as many as it takes to know which texts hang together. With a number of
+known texts, the first ones: for each later text one known text that is like it, if there is one."""
 duplicate_finders: Registry[Finder] = Registry("duplicate-finders")
 PERMUTATIONS = 128
 SHINGLE = 5
+# marks belong to their letters: vowel signs tell Indic words apart
+_BETWEEN = regex.compile(r"[^\p{L}\p{N}\p{M}]+")
 NEIGHBOURS = 16
 
 
 @duplicate_finders("exact")
-def exact(texts: Sequence[str], _options: Preparing, _encoder: Encoder | None) -> Iterator[Match]:
+def exact(texts: Sequence[str], _options: Preparing, _encoder: Encoder | None, known: int | None) -> Iterator[Match]:
     """The same but for case, white space and Unicode composition."""
     first: dict[bytes, int] = {}
     for row, text in enumerate(texts):
-        earlier = first.setdefault(text_key(text), row)
-        if earlier != row:
+        key = text_key(text)
+        earlier = first.get(key) if known is not None and row >= known else first.setdefault(key, row)
+        if earlier is not None and earlier != row and (known is None or row >= known):
             yield earlier, row, 1.0
 
 
 @duplicate_finders("near")
-def near(texts: Sequence[str], options: Preparing, _encoder: Encoder | None) -> Iterator[Match]:
+def near(texts: Sequence[str], options: Preparing, _encoder: Encoder | None, known: int | None) -> Iterator[Match]:
     """Jaccard similarity of 5-character shingles (MinHash by datasketch; each find is then computed exactly).
 
     MinHash: Broder, On the resemblance and containment of documents (1997).
@@ -43,47 +49,69 @@ def near(texts: Sequence[str], options: Preparing, _encoder: Encoder | None) -> 
     from datasketch import MinHash, MinHashLSH
 
     index = MinHashLSH(threshold=options.near_threshold, num_perm=PERMUTATIONS)
-    shingled = (list(shingles(text)) for text in texts)
-    hashes = MinHash.generator(shingled, num_perm=PERMUTATIONS, seed=1, hashfunc=xxhash.xxh32_intdigest)
+    shingled = [shingles(text) for text in texts]
+    hashes = MinHash.generator(map(list, shingled), num_perm=PERMUTATIONS, seed=1, hashfunc=xxhash.xxh32_intdigest)
+    groups = Groups(len(texts))
     with progress("near-duplicates", len(texts)) as advance:
         for row, signature in enumerate(hashes):
-            for earlier in sorted(index.query(signature)):
-                similarity = jaccard(texts[earlier], texts[row])
+            asked = known is None or row >= known
+            for earlier in sorted(index.query(signature)) if asked else ():
+                # templates make thousands of like texts: who hangs together already needs no second look
+                if known is None and groups.find(earlier) == groups.find(row):
+                    continue
+                similarity = _jaccard(shingled[earlier], shingled[row])
                 if similarity >= options.near_threshold:
+                    groups.join(earlier, row)
                     yield earlier, row, similarity
-            index.insert(row, signature, check_duplication=False)
+                    if known is not None:
+                        break
+            if known is None or row < known:
+                index.insert(row, signature, check_duplication=False)
             advance(1)
 
 
 @duplicate_finders("semantic")
-def semantic(texts: Sequence[str], options: Preparing, encoder: Encoder | None) -> Iterator[Match]:
+def semantic(texts: Sequence[str], options: Preparing, encoder: Encoder | None, known: int | None) -> Iterator[Match]:
     """Cosine of embeddings, among each text's 16 nearest."""
     if encoder is None:
         raise UsageError("semantic duplicates need an encoder: --model")
     embeddings = encoder.encode_text(texts)
-    similarities, rows = top_k(embeddings, embeddings, NEIGHBOURS)
-    for row in range(len(texts)):
-        for similarity, other in zip(similarities[row].tolist(), rows[row].tolist(), strict=True):
-            if other < row and similarity >= options.semantic_threshold:
-                yield other, row, similarity
+    start = known or 0
+    similarities, rows = top_k(embeddings[start:], embeddings[:known], NEIGHBOURS)
+    for row in range(start, len(texts)):
+        for similarity, other in zip(similarities[row - start].tolist(), rows[row - start].tolist(), strict=True):
+            if similarity >= options.semantic_threshold and other != row:
+                yield min(other, row), max(other, row), similarity
+                if known is not None:
+                    break
 
 
-def find_duplicates(texts: Sequence[str], options: Preparing, encoder: Encoder | None) -> Iterator[tuple[str, Match]]:
-    """Pairs of rows that any of the chosen finders takes for the same, with the finder's name.
+def find_duplicates(
+    texts: Sequence[str], names: Sequence[str], options: Preparing, encoder: Encoder | None, known: int | None = None
+) -> Iterator[tuple[str, Match]]:
+    """Pairs of rows that any of the finders takes for the same, with the finder's name.
 
-    Texts that are exactly the same are compared once, so the slower finders see each text once.
+    Slower finders see each text once: those that are exactly the same are compared by the first of them.
+
+    Args:
+        texts: All texts.
+        names: Of the finders.
+        options: Thresholds.
+        encoder: For the semantic finder.
+        known: Look only for which of the later texts are like one of the first so many.
     """
-    distinct: dict[bytes, int] = {}
-    for row, text in enumerate(texts):
-        distinct.setdefault(text_key(text), row)
-    rows = list(distinct.values())
-    for name in options.duplicates:
+    for name in names:
         finder = duplicate_finders[name]
         if name == "exact":
-            yield from ((name, match) for match in finder(texts, options, encoder))
-        else:
-            for one, other, similarity in finder([texts[row] for row in rows], options, encoder):
-                yield name, (rows[one], rows[other], similarity)
+            yield from ((name, match) for match in finder(texts, options, encoder, known))
+            continue
+        distinct: dict[tuple[bool, bytes], int] = {}
+        for row, text in enumerate(texts):
+            distinct.setdefault((known is not None and row >= known, text_key(text)), row)
+        rows = list(distinct.values())
+        split = None if known is None else sum(row < known for row in rows)
+        for one, other, similarity in finder([texts[row] for row in rows], options, encoder, split):
+            yield name, (rows[one], rows[other], similarity)
 
 
 def text_key(text: str) -> bytes:
@@ -93,14 +121,17 @@ def text_key(text: str) -> bytes:
 
 def shingles(text: str) -> set[bytes]:
     """The sets of characters by which texts are compared: runs of 5, of shorter texts the whole."""
-    text = " ".join("".join(char if char.isalnum() else " " for char in normalise(text)).split()) or text
+    text = _BETWEEN.sub(" ", normalise(text)).strip() or text
     return {text[start : start + SHINGLE].encode() for start in range(max(1, len(text) - SHINGLE + 1))}
 
 
 def jaccard(one: str, other: str) -> float:
     """Shingles in both texts over shingles in either."""
-    first, second = shingles(one), shingles(other)
-    return len(first & second) / len(first | second)
+    return _jaccard(shingles(one), shingles(other))
+
+
+def _jaccard(one: set[bytes], other: set[bytes]) -> float:
+    return len(one & other) / len(one | other)
 
 
 class Groups:

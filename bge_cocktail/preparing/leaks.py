@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from bge_cocktail.encoding import Encoder
+from bge_cocktail.errors import DataError
 from bge_cocktail.options import Preparing
-from bge_cocktail.preparing.duplicates import find_duplicates
+from bge_cocktail.preparing.duplicates import find_duplicates, text_key
+from bge_cocktail.preparing.splitting import SPLITS
+from bge_cocktail.preparing.staging import Staged
 
 SHOWN = 5
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ def find_leaks(
     options: Preparing,
     encoder: Encoder | None,
 ) -> list[Leak]:
-    """Queries and documents of held-out sets that stand in train, by every chosen finder.
+    """Queries and documents of held-out sets that stand in train, exactly or by the chosen finders.
 
     Args:
         train: The own texts of each train example: the query first, then documents.
@@ -51,8 +57,10 @@ def find_leaks(
         encoder: For the semantic finder.
     """
     leaks: list[Leak] = []
+    finders = list(dict.fromkeys(["exact", *options.duplicates]))
     for role in ("query", "document"):
-        rows, texts = _texts(train, role)
+        # a test query may stand in train as a query or as a positive; documents are compared with documents
+        rows, texts = _texts(train, "any" if role == "query" else role)
         own = len(texts)
         names: list[str] = []
         for name, examples in held_out.items():
@@ -61,11 +69,71 @@ def find_leaks(
             names += [name] * len(more)
         if own == 0 or own == len(texts):
             continue
-        for finder, (one, other, similarity) in find_duplicates(texts, options, encoder):
-            if one < own <= other:
+        seen: set[int] = set()
+        for finder, (one, other, similarity) in find_duplicates(texts, finders, options, encoder, own):
+            if other not in seen:
+                seen.add(other)
                 name = names[other - own]
                 leaks.append(Leak(name, role, finder, round(similarity, 4), rows[one], texts[one], texts[other]))
     return leaks
+
+
+def check_leaks(
+    staged: Staged,
+    splits: Sequence[int],
+    held_out: dict[str, list[tuple[str, ...]]],
+    options: Preparing,
+    encoder: Encoder | None,
+    report: dict[str, Any],
+) -> set[bytes]:
+    """Look for leaks where there can be any, report them, and do about them what the options say.
+
+    Args:
+        staged: All examples.
+        splits: The split of each.
+        held_out: The own texts of further test sets, by name.
+        options: What is to be done about a leak.
+        encoder: For the semantic finder.
+        report: Gets the leaks.
+
+    Returns:
+        The keys of train texts that stand in a test set and have to go.
+
+    Raises:
+        DataError: Test data leak into train, and that is refused.
+    """
+    if not held_out and not options.keep_splits:
+        return set()  # the splits were made so that none leaks
+    own: list[list[tuple[str, ...]]] = [[], [], []]
+    for split, example in zip(splits, staged.examples(), strict=True):
+        own[split].append(example.own_texts())
+    if options.keep_splits:
+        held_out = {**{name: texts for name, texts in zip(SPLITS[1:], own[1:], strict=True) if texts}, **held_out}
+    leaks = find_leaks(own[0], held_out, options, encoder)
+    if options.keep_splits and own[1] and own[2]:
+        among = [
+            leak for leak in find_leaks(own[1], {"test, in dev": own[2]}, options, encoder) if leak.role == "query"
+        ]
+        if among:
+            log.warning("%d queries or texts of test stand in dev", len(among))
+        report["leaks"] = summarise([*leaks, *among])
+    else:
+        report["leaks"] = summarise(leaks)
+    queries = [leak for leak in leaks if leak.role == "query"]
+    if not queries:
+        return set()
+    counts = Counter(leak.held_out for leak in queries)
+    said = "; ".join(f"{count} queries or texts of {name}" for name, count in counts.items())
+    if options.on_leak == "refuse":
+        shown = "\n".join(
+            f"  {one.held_out}: {one.other[:60]!r} ({one.finder}) {one.train[:60]!r}" for one in queries[:5]
+        )
+        raise DataError(
+            f"test data leak into train: {said}. For example (held out, how found, in train):\n{shown}\n"
+            "Take them out of train with --on-leak drop, or go on with --on-leak warn"
+        )
+    log.warning("test data leak into train: %s%s", said, "; dropped from train" if options.on_leak == "drop" else "")
+    return {text_key(leak.train) for leak in queries} if options.on_leak == "drop" else set()
 
 
 def summarise(leaks: Sequence[Leak]) -> dict[str, Any]:
@@ -88,7 +156,7 @@ def _texts(examples: Sequence[tuple[str, ...]], role: str) -> tuple[list[int], l
     rows: list[int] = []
     texts: list[str] = []
     for row, own in enumerate(examples):
-        chosen = own[:1] if role == "query" else own[1:]
+        chosen = own if role == "any" else own[:1] if role == "query" else own[1:]
         rows += [row] * len(chosen)
         texts += chosen
     return rows, texts

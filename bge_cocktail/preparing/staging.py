@@ -112,7 +112,7 @@ def stage(
                     if "exact" in options.duplicates and _is_repeat(staged, changed, keys, split, labels_of):
                         continue
                     staged.keys.append(keys)
-                    staged.labels.append(changed.label_text())
+                    staged.labels.append(_stratum(changed))
                     staged.columns.append(_values(changed, options.group_by))
                 staged.fixed.append(split)
                 staged.only_records &= isinstance(changed, RecordExample)
@@ -131,35 +131,30 @@ def alike(staged: Staged, options: Preparing, encoder: Encoder | None) -> list[t
         return []
     texts = [text for example in staged.examples() for text in example.own_texts()]
     keys = [key for own in staged.keys for key in own]
-    found = find_duplicates(texts, options.model_copy(update={"duplicates": slower}), encoder)
-    return [(keys[one], keys[other]) for _, (one, other, _) in found]
+    return [(keys[one], keys[other]) for _, (one, other, _) in find_duplicates(texts, slower, options, encoder)]
 
 
 def drop_near_repeats(staged: Staged, pairs: Sequence[tuple[bytes, bytes]]) -> None:
-    """Take out examples whose query and a positive (or whose text, with the same label) are near an earlier one's."""
-    near: dict[bytes, set[bytes]] = {}
-    for one, other in pairs:
-        near.setdefault(one, {one}).add(other)
-        near.setdefault(other, {other}).add(one)
-    if not near:
-        return
-    seen: dict[tuple[int, str, bytes], list[int]] = {}
+    """Take out examples that are near an earlier one: the query (or the text, with the same label) and all positives.
+
+    Near is what hangs together by the pairs.
+    """
+    classes = Classes(pairs)
+    # for each query, the examples that have each positive: (split, label, class of the query) -> class -> numbers
+    seen: dict[tuple[int, str, bytes], dict[bytes, set[int]]] = {}
     kept: list[int] = []
     working = staged.path.with_suffix(".kept")
     with working.open("wb") as file:
         for number, line in enumerate(staged.lines()):
-            query, *positives = staged.keys[number]
-            place = (staged.fixed[number], staged.labels[number])
-            around = set().union(*(near.get(key, {key}) for key in positives))
-            # the same query with other positives is no repeat; a near query or positive may be
-            if any(
-                not positives or around & set(staged.keys[other][1:])
-                for key in near.get(query, {query})
-                for other in seen.get((*place, key), ())
-            ):
+            query, *positives = (classes.of(key) for key in staged.keys[number])
+            before = seen.setdefault((staged.fixed[number], staged.labels[number], query), {})
+            with_all = [before.get(one, set()) for one in positives] or [before.get(b"", set())]
+            # the same query and positives with other negatives (triplets) are meant as they are
+            if any(staged.keys[other] != staged.keys[number] for other in set.intersection(*with_all)):
                 staged.drop("near-duplicate of another", parse(line))
                 continue
-            seen.setdefault((*place, query), []).append(number)
+            for one in positives or [b""]:
+                before.setdefault(one, set()).add(number)
             kept.append(number)
             file.write(line)
     working.replace(staged.path)
@@ -184,23 +179,60 @@ def group(staged: Staged, pairs: Iterable[tuple[bytes, bytes]]) -> Groups:
     return groups
 
 
+class Classes:
+    """Which keys of texts hang together.
+
+    Args:
+        pairs: Keys that are alike.
+    """
+
+    def __init__(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+        self._row: dict[bytes, int] = {}
+        known = [(self._number(one), self._number(other)) for one, other in pairs]
+        self._groups = Groups(len(self._row))
+        for one, other in known:
+            self._groups.join(one, other)
+        self._keys = list(self._row)
+
+    def of(self, key: bytes) -> bytes:
+        """The key that stands for all that hang together with this one."""
+        row = self._row.get(key)
+        return key if row is None else self._keys[self._groups.find(row)]
+
+    def _number(self, key: bytes) -> int:
+        return self._row.setdefault(key, len(self._row))
+
+
 def _is_repeat(
     staged: Staged, example: Example, keys: tuple[bytes, ...], split: int, labels_of: dict[tuple[int, bytes], str]
 ) -> bool:
-    # positives in any order are the same positives; another label or task doesn't make another text of it
-    identity = (split, xxhash.xxh3_128_digest(b"".join((keys[0], *sorted(keys[1:])))))
-    label = "" if isinstance(example, RecordExample) else example.label_text()
+    # positives in any order are the same positives; other negatives or another prompt make another record, another
+    # label or score doesn't make another text
+    what, label = b"".join((keys[0], *sorted(keys[1:]))), ""
+    if isinstance(example, RecordExample):
+        record = example.record
+        what += b"".join(sorted(text_key(text) for text in record.neg)) + (record.prompt or "").encode()
+    else:
+        what += getattr(example, "task", "").encode()
+        label = example.label_text() or str(getattr(example, "score", ""))
+    identity = (split, xxhash.xxh3_128_digest(what))
     if identity not in labels_of:
         labels_of[identity] = label
         return False
-    staged.drop("exact duplicate" if labels_of[identity] == label else "the same text with another label", example)
+    same = labels_of[identity] == label
+    staged.drop("exact duplicate" if same else "the same text with another label or score", example)
     return True
+
+
+def _stratum(example: Example) -> str:
+    """The task and the label, as far as there are any."""
+    return " ".join(filter(None, (getattr(example, "task", ""), example.label_text())))
 
 
 def _values(example: Example, columns: list[str]) -> tuple[str, ...]:
     if not columns:
         return ()
-    found = {**example.extra}
+    found = {**example.extra, "task": getattr(example, "task", None) or None}
     if isinstance(example, RecordExample):
         found |= {"id": example.record.id, "task": example.record.task}
     missing = [name for name in columns if found.get(name) is None]

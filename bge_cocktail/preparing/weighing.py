@@ -30,6 +30,8 @@ def by_column(records: Sequence[Record], options: Preparing, _encoder: Encoder |
     name = options.weight_column
     if name is None:
         raise UsageError("weighing by a column needs its name: --weight-column")
+    if name == "weight":
+        raise UsageError("the column 'weight' counts already; --weight-column names another")
     weights = []
     for number, record in enumerate(records, start=1):
         value = record.extra.get(name)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bge_cocktail.encoding import Encoder
+from bge_cocktail.errors import DataError
 from bge_cocktail.options import Preparing
 from bge_cocktail.preparing.augmenting import augment
 from bge_cocktail.preparing.census import Census
@@ -26,6 +27,7 @@ def write_splits(
     staged: Staged,
     splits: Sequence[int],
     leaking: set[bytes],
+    held_out: Iterable[tuple[str, ...]],
     folder: Path,
     options: Preparing,
     encoder: Encoder | None,
@@ -38,6 +40,7 @@ def write_splits(
         staged: What is written.
         splits: The split of each example.
         leaking: Keys of train queries that have to go.
+        held_out: Texts of test sets, which no varied copy may repeat.
         folder: Where to write.
         options: Form, augmentation, weights.
         encoder: For weighing by difficulty.
@@ -46,6 +49,9 @@ def write_splits(
 
     Returns:
         What each split consists of.
+
+    Raises:
+        DataError: Train gets nothing.
     """
     home: dict[bytes, int] = {}
     if len(set(splits)) > 1 and staged.keys:
@@ -60,7 +66,9 @@ def write_splits(
         if number == 0 and (options.weigh or options.augment):
             records = [example.record for example in examples if isinstance(example, RecordExample)]
             counted: Counter[str] = Counter()
-            varied = augment(weigh(records, options, encoder), options, counted)
+            elsewhere = {key for key, split in home.items() if split} if options.augment else set()
+            elsewhere |= {text_key(text) for own in held_out for text in own} if options.augment else set()
+            varied = augment(weigh(records, options, encoder), options, counted, elsewhere)
             examples = (RecordExample(record) for record in varied)
             report["augmented"] = counted
         census = Census(counter, counter.limit if counter else None)
@@ -68,7 +76,12 @@ def write_splits(
             for example in examples:
                 census.add(example)
                 file.write(json_line(example.to_json()))
-        found[name] = census.summary()
+        if census.examples:
+            found[name] = census.summary()
+        else:
+            (folder / f"{name}.jsonl").unlink()
+    if "train" not in found:
+        raise DataError(f"nothing is left to train on: {dict(staged.dropped.most_common())}")
     report["negatives_that_went"] = {reason: count for reason, count in gone.items() if count}
     return found
 
@@ -85,11 +98,11 @@ def _of_split(
     """The examples of one split in their final form."""
     labelled: list[LabelledText] = []
     pairs: list[TextPair] = []
-    for row, (line, split) in enumerate(zip(staged.lines(), splits, strict=True)):
+    for line, split in zip(staged.lines(), splits, strict=True):
         if split != number:
             continue
         example = parse(line)
-        if leaking and staged.keys[row][0] in leaking:
+        if leaking and not leaking.isdisjoint(_keys(example)):
             staged.drop("leaks: stands in a test set", example)
         elif options.form == "records" and isinstance(example, LabelledText):
             labelled.append(example)
@@ -104,6 +117,10 @@ def _of_split(
         pairs, positive_from=options.positive_from, negative_below=options.negative_below, dropped=staged.dropped
     )
     yield from map(RecordExample, records)
+
+
+def _keys(example: Example) -> set[bytes]:
+    return {text_key(text) for text in example.own_texts()}
 
 
 def _without_texts_of_others(

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bge_cocktail.errors import DataError, UsageError, nearest
-from bge_cocktail.records.examples import Example, LabelledText, RecordExample, TextPair
-from bge_cocktail.records.record import FIELDS, parse_record
+from bge_cocktail.records.examples import RESERVED, Example, LabelledText, RecordExample, TextPair
+from bge_cocktail.records.record import is_broken, parse_record
 
 ROLES = ("query", "pos", "neg", "rating", "text", "first", "second", "label", "score", "weight", "task", "id", "prompt")
+ABOUT = ("weight", "task", "id", "prompt")
 # the names that data sets use, by role, the usual one first
 _NAMES = {
     "query": ("query", "anchor", "question", "search_query"),
@@ -56,38 +57,61 @@ class Columns:
         if not isinstance(row, dict):
             raise DataError(f"{where}: expected an object with columns, got {type(row).__name__}")
         known = {column for columns in self.roles.values() for column in columns}
-        extra = {name: value for name, value in row.items() if name not in known}
+        rest = {name: value for name, value in row.items() if name not in known}
+        extra = {f"source_{name}" if name in RESERVED else name: value for name, value in rest.items()}
+        if self.is_record:
+            return RecordExample(parse_record({**extra, **self._record(row, where)}, where))
+        about = self._about(row, where)
+        task = about.pop("task", "")
+        extra |= about
         if "text" in self.roles:
-            return LabelledText(self._text(row, "text", where), self._label(row, where), extra)
-        if "rating" in self.roles:
-            first, second = self._text(row, "query", where), self._text(row, "pos", where)
-            weight = {"weight": self._number(row, "weight", where)} if "weight" in self.roles else {}
-            score = self._number(row, "rating", where) / self.scale
-            return TextPair(first, second, score=score, extra={**extra, **weight})
-        if "first" in self.roles:
-            first, second = self._text(row, "first", where), self._text(row, "second", where)
-            if "score" in self.roles:
-                return TextPair(first, second, score=self._number(row, "score", where) / self.scale, extra=extra)
-            return TextPair(first, second, self._label(row, where), extra=extra)
-        return RecordExample(parse_record({**extra, **self._record(row, where)}, where))
+            return LabelledText(self._text(row, "text", where), self._label(row, where), task, extra)
+        one, other = ("query", "pos") if "rating" in self.roles else ("first", "second")
+        first, second = self._text(row, one, where), self._text(row, other, where)
+        for role in ("rating", "score"):
+            if role in self.roles:
+                return TextPair(first, second, score=self._score(row, role, where), task=task, extra=extra)
+        return TextPair(first, second, self._label(row, where), task=task, extra=extra)
+
+    @property
+    def is_record(self) -> bool:
+        """Whether a row is a query with its positives and negatives."""
+        return "query" in self.roles and "rating" not in self.roles
 
     def _record(self, row: Mapping[str, Any], where: str) -> dict[str, Any]:
         value: dict[str, Any] = {}
         for role in ("query", "pos", "neg"):
             for column in self.roles.get(role, ()):
-                content = self._cell(row, column, where) if role != "neg" else row.get(column)
+                # a row may lack negatives, and one of several columns
+                content = row.get(column) if role == "neg" else self._cell(row, column, where)
                 if role == "query":
                     value[role] = content
                 else:  # a single text is a list of one; an empty cell is none
                     texts = [content] if isinstance(content, str) else content
-                    texts = [text for text in texts or [] if not (isinstance(text, str) and not text.strip())]
+                    if texts is not None and not isinstance(texts, list):
+                        raise DataError(f"{where}: '{column}' must be a text or a list of texts, got {texts!r:.60}")
+                    texts = [text for text in texts or [] if not _is_blank(text)]
                     value[role] = [*value.get(role, []), *texts]
-        for role in ("weight", "task", "id", "prompt"):
+        return value | self._about(row, where)
+
+    def _about(self, row: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """Weight, task, id and prompt, those that the row has."""
+        found: dict[str, Any] = {}
+        for role in ABOUT:
             for column in self.roles.get(role, ()):
                 if row.get(column) not in (None, ""):
-                    content = row[column]
-                    value[role] = self._number(row, role, where) if role == "weight" else str(content)
-        return value
+                    found[role] = self._number(row, role, where) if role == "weight" else str(row[column])
+        return found
+
+    def _score(self, row: Mapping[str, Any], role: str, where: str) -> float:
+        score = self._number(row, role, where) / self.scale
+        if not 0 <= score <= 1:
+            column = self.roles[role][0]
+            raise DataError(
+                f"{where}: '{column}' divided by {self.scale:g} is {score:g}, but scores lie between 0 and 1; "
+                "say what they are divided by: --scale 5"
+            )
+        return score
 
     def _cell(self, row: Mapping[str, Any], column: str, where: str) -> Any:
         if column not in row:
@@ -101,6 +125,8 @@ class Columns:
             raise DataError(f"{where}: '{column}' must be a text, got {text!r:.60}")
         if not text.strip():
             raise DataError(f"{where}: '{column}' is empty")
+        if is_broken(text):
+            raise DataError(f"{where}: '{column}' holds half of a character (a lone surrogate)")
         return text
 
     def _label(self, row: Mapping[str, Any], where: str) -> str:
@@ -108,6 +134,8 @@ class Columns:
         label = self._cell(row, column, where)
         if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
             raise DataError(f"{where}: '{column}' must be a text or a whole number, got {label!r:.60}")
+        if is_broken(str(label)):
+            raise DataError(f"{where}: '{column}' holds half of a character (a lone surrogate)")
         if self.labels and str(label) not in self.labels and str(label) not in self.labels.values():
             hint = nearest(str(label), {*self.labels, *self.labels.values()})
             raise DataError(f"{where}: unknown label '{label}' in '{column}'.{hint}")
@@ -118,11 +146,15 @@ class Columns:
         content = self._cell(row, column, where)
         try:
             number = math.nan if isinstance(content, bool) else float(content)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
             raise DataError(f"{where}: '{column}' must be a number, got {content!r:.60}")
         return number
+
+
+def _is_blank(cell: object) -> bool:
+    return cell is None or (isinstance(cell, str) and not cell.strip())
 
 
 def parse_columns(text: str) -> dict[str, tuple[str, ...]]:
@@ -168,12 +200,7 @@ def complete(roles: dict[str, tuple[str, ...]], names: Sequence[str], where: str
     """
     for form in _FORMS:
         if all(role in roles for role in form):
-            allowed = set(form)
-            if form == ("query", "pos"):
-                allowed |= {"neg", "rating", "weight", "task", "id", "prompt"}
-                # a record's own file: every field has its own name
-                if roles["query"] == ("query",) and roles["pos"] == ("pos",):
-                    roles = {role: columns for role, columns in roles.items() if columns[0] in FIELDS or role in form}
+            allowed = {*form, *ABOUT, *(("neg", "rating") if form == ("query", "pos") else ())}
             return {role: columns for role, columns in roles.items() if role in allowed}
     raise DataError(
         f"{where}: can't tell what the columns are: found {', '.join(names) or 'none'}; say which is what: "

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
-from bge_cocktail.records.record import Record, normalise, parse_record
+from bge_cocktail.records.record import FIELDS, Record, normalise, parse_record
 
+RESERVED = frozenset({*FIELDS, "text", "label", "premise", "hypothesis", "sentence1", "sentence2", "score"})
+"""Keys that mean something here; a column of such a name that plays no role is kept as ``source_NAME``."""
 Change = Callable[[str, str], str | None]
 """A text and its role in, the changed text out, or None if it has to go."""
 
@@ -45,11 +47,13 @@ class LabelledText:
     Attributes:
         text: The text.
         label: Its class.
+        task: The data set that it belongs to; labels of two tasks are two labels.
         extra: Other keys of the source.
     """
 
     text: str
     label: str
+    task: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def own_texts(self) -> tuple[str, ...]:
@@ -67,7 +71,7 @@ class LabelledText:
 
     def to_json(self) -> dict[str, Any]:
         """See `Example`."""
-        return {"text": self.text, "label": self.label, **self.extra}
+        return {**self.extra, "text": self.text, "label": self.label, **_task(self.task)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,7 @@ class TextPair:
         second: The hypothesis, or the second sentence.
         label: ``entailment``, ``contradiction``, ...; empty for a similarity.
         score: How alike they are, from 0 to 1; None with a label.
+        task: The data set that it belongs to.
         extra: Other keys of the source.
     """
 
@@ -86,6 +91,7 @@ class TextPair:
     second: str
     label: str = ""
     score: float | None = None
+    task: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def own_texts(self) -> tuple[str, ...]:
@@ -103,9 +109,12 @@ class TextPair:
 
     def to_json(self) -> dict[str, Any]:
         """See `Example`."""
+        own: dict[str, Any]
         if self.score is None:
-            return {"premise": self.first, "hypothesis": self.second, "label": self.label, **self.extra}
-        return {"sentence1": self.first, "sentence2": self.second, "score": self.score, **self.extra}
+            own = {"premise": self.first, "hypothesis": self.second, "label": self.label}
+        else:
+            own = {"sentence1": self.first, "sentence2": self.second, "score": self.score}
+        return {**self.extra, **own, **_task(self.task)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +166,26 @@ def _changed(
 
 def example_from_json(value: dict[str, Any], where: str) -> Example:
     """What `to_json` of an example gave, as an example again."""
-    rest = dict(value)
-    if "query" in rest:
+    if "query" in value:
         return RecordExample(parse_record(value, where))
+    rest = dict(value)
+    task = rest.pop("task", "")
     if "text" in rest:
-        return LabelledText(rest.pop("text"), rest.pop("label"), rest)
+        return LabelledText(rest.pop("text"), rest.pop("label"), task, rest)
     if "premise" in rest:
-        return TextPair(rest.pop("premise"), rest.pop("hypothesis"), rest.pop("label"), extra=rest)
-    return TextPair(rest.pop("sentence1"), rest.pop("sentence2"), score=rest.pop("score"), extra=rest)
+        return TextPair(rest.pop("premise"), rest.pop("hypothesis"), rest.pop("label"), task=task, extra=rest)
+    return TextPair(rest.pop("sentence1"), rest.pop("sentence2"), score=rest.pop("score"), task=task, extra=rest)
+
+
+def with_task(example: Example, task: str) -> Example:
+    """The example with the task that it belongs to, unless it has one."""
+    if isinstance(example, RecordExample):
+        record = example.record
+        return RecordExample(replace(record, task=task)) if record.task is None else example
+    if isinstance(example, LabelledText | TextPair) and not example.task:
+        return replace(example, task=task)
+    return example
+
+
+def _task(task: str) -> dict[str, str]:
+    return {"task": task} if task else {}

@@ -63,4 +63,5 @@ def json_line(value: object) -> bytes:
     except TypeError:
         import json
 
-        return (json.dumps(value, default=str, ensure_ascii=False) + "\n").encode()
+        # what orjson can't: numbers beyond 64 bits, and halves of characters, which become escapes
+        return (json.dumps(value, default=str) + "\n").encode()

@@ -14,6 +14,8 @@ from bge_cocktail.records.record import Record, normalise
 
 POSITIVE_LABELS = ("entailment",)
 NEGATIVE_LABELS = ("contradiction",)
+JOINED = "joined into the record of the same text"
+"""Counted like what is dropped, so that what came in is what went and what came out; nothing of it is lost."""
 
 
 def records_from_labels(
@@ -30,20 +32,21 @@ def records_from_labels(
         seed: Seeds the draws.
         dropped: Counts texts that are alone with their label.
     """
-    by_label: dict[str, list[str]] = {}
+    by_label: dict[tuple[str, str], list[str]] = {}
     for example in examples:
-        by_label.setdefault(example.label, []).append(example.text)
+        by_label.setdefault((example.task, example.label), []).append(example.text)
     labels = sorted(by_label)
     generator = np.random.default_rng(seed)
     records = []
     for example in examples:
-        same, key = by_label[example.label], normalise(example.text)
+        own = (example.task, example.label)
+        same, key = by_label[own], normalise(example.text)
         positive = _draw_other(same, {key}, generator)
         if positive is None:
-            dropped[f"the only text of its label, so without a positive ('{example.label}')"] += 1
+            dropped["the only text of its label, so without a positive"] += 1
             continue
         taken = {key, normalise(positive)}
-        others = [label for label in labels if label != example.label]
+        others = [label for label in labels if label != own and label[0] == example.task]
         neg: list[str] = []
         while others and len(neg) < negatives:
             used_up = []
@@ -57,8 +60,8 @@ def records_from_labels(
                     neg.append(text)
                     taken.add(normalise(text))
             others = [label for label in others if label not in used_up]
-        extra = {**example.extra, "label": example.label}
-        records.append(Record(example.text, (positive,), tuple(neg), in_batch_negatives=False, extra=extra))
+        record = Record(example.text, (positive,), tuple(neg), in_batch_negatives=False)
+        records.append(_about(record, [example], {"label": example.label}))
     return records
 
 
@@ -77,9 +80,9 @@ def records_from_pairs(
         negative_below: Scores below this are negatives; what lies between is neither.
         dropped: Counts pairs that are neither and first texts without a positive.
     """
-    groups: dict[str, list[TextPair]] = {}
+    groups: dict[tuple[str, str], list[TextPair]] = {}
     for example in examples:
-        groups.setdefault(normalise(example.first), []).append(example)
+        groups.setdefault((example.task, normalise(example.first)), []).append(example)
     records = []
     for pairs in groups.values():
         roles = [_role(pair, positive_from, negative_below) for pair in pairs]
@@ -88,31 +91,50 @@ def records_from_pairs(
         negatives = {normalise(pair.second): pair for pair, role in zip(pairs, roles, strict=True) if role == "neg"}
         if both := positives.keys() & negatives.keys():
             dropped["a negative that is also a positive of the same text"] += len(both)
+            roles = [
+                "" if one == "neg" and normalise(pair.second) in both else one
+                for pair, one in zip(pairs, roles, strict=True)
+            ]
             negatives = {key: pair for key, pair in negatives.items() if key not in both}
         if not positives:
             dropped["pairs of a text that has no positive"] += len(pairs) - roles.count("")
             continue
+        dropped[JOINED] += roles.count("pos") + roles.count("neg") - 1
         record = Record(
             pairs[0].first,
             tuple(pair.second for pair in positives.values()),
             tuple(pair.second for pair in negatives.values()),
-            pos_scores=tuple(pair.score for pair in positives.values() if pair.score is not None),
-            neg_scores=tuple(pair.score for pair in negatives.values() if pair.score is not None),
-            extra={name: value for name, value in pairs[0].extra.items() if name != "weight"},
+            pos_scores=_scores(positives.values()),
+            neg_scores=_scores(negatives.values()),
         )
-        records.append(replace(record, weight=_weight(positives.values())))
+        records.append(_about(record, list(positives.values()), {}))
     return records
+
+
+def _scores(pairs: Iterable[TextPair]) -> tuple[float, ...]:
+    """The score of each, if each has one."""
+    scores = [pair.score for pair in pairs]
+    return tuple(score for score in scores if score is not None) if None not in scores else ()
+
+
+def _about(record: Record, examples: Sequence[LabelledText | TextPair], more: dict[str, Any]) -> Record:
+    """The record with what its positives' rows said besides: the mean weight, the first one's id and columns."""
+    extra = {**examples[0].extra, **more}
+    weights = [float(example.extra.get("weight", 1.0)) for example in examples]
+    return replace(
+        record,
+        weight=float(np.mean(weights)),
+        task=examples[0].task or None,
+        id=extra.pop("id", None),
+        prompt=extra.pop("prompt", None),
+        extra={name: value for name, value in extra.items() if name != "weight"},
+    )
 
 
 def _role(pair: TextPair, positive_from: float, negative_below: float) -> str:
     if pair.score is None:
         return "pos" if pair.label in POSITIVE_LABELS else "neg" if pair.label in NEGATIVE_LABELS else ""
     return "pos" if pair.score >= positive_from else "neg" if pair.score < negative_below else ""
-
-
-def _weight(pairs: Iterable[TextPair]) -> float:
-    weights: list[Any] = [pair.extra.get("weight", 1.0) for pair in pairs]
-    return float(np.mean(weights))
 
 
 def _draw_other(texts: Sequence[str], without: set[str], generator: np.random.Generator) -> str | None:

@@ -61,6 +61,8 @@ def load_json(line: bytes, where: str) -> Any:
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 at byte {error.start} of the line") from None
     except json.JSONDecodeError as error:
+        if line.lstrip()[:1] == b"[" and where.endswith(":1"):
+            raise DataError(f"{where}: a JSON array; expected JSON Lines, one object a line") from None
         cut = "" if line.endswith(b"\n") else " (the file ends in the middle of the line)"
         raise DataError(f"{where}: broken JSON at column {error.colno}: {error.msg}{cut}") from None
     except RecursionError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from bge_cocktail.errors import DataError
 
 LINE_LIMIT = 64 << 20
 SHOWN = 2000
+REASONS = 50
+# an id or a label is not part of the reason
+_VALUE = re.compile(r"\b(id|label) '.*?'")
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
@@ -33,6 +37,10 @@ class Rejects:
         self.reasons: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
 
+    def note(self, reason: str) -> None:
+        """Count a row that is right, but that nothing can be made of."""
+        self.reasons[reason] += 1
+
     def add(self, error: DataError, where: str, row: Any) -> None:
         """Note a bad row.
 
@@ -42,7 +50,9 @@ class Rejects:
         if not self.skip:
             raise error
         message = str(error).removeprefix(f"{where}: ")
-        reason = message.split(":")[0].split("; found")[0].split(", got")[0]
+        reason = _VALUE.sub(r"\1", message.split(":")[0].split("; found")[0].split(", got")[0])
+        if reason not in self.reasons and len(self.reasons) >= REASONS:
+            reason = "other reasons"
         self.reasons[reason] += 1
         self.examples.setdefault(reason, str(error))
         if self._file is not None:

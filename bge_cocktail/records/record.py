@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -122,9 +121,11 @@ def parse_record(value: object, where: str) -> Record:
                 raise DataError(f"{where}: a negative equals a positive: {_show(text)}")
     if plain:
         return Record(query, pos, neg)
-    weight = value.get("weight", 1.0)
+    weight = 1.0 if value.get("weight") is None else value["weight"]
     if not _is_number(weight) or weight < 0:
         raise DataError(f"{where}: 'weight' must be a number of at least 0, got {_show(weight)}")
+    if isinstance(value.get("id"), int) and not isinstance(value["id"], bool):
+        value = {**value, "id": str(value["id"])}
     optional = {name: value[name] for name in ("prompt", "task", "id") if value.get(name) is not None}
     for name, content in optional.items():
         if not isinstance(content, str):
@@ -175,7 +176,9 @@ def _scores(value: object, count: int, where: str, name: str) -> tuple[float, ..
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 1e300  # neither NaN nor infinite, nor a whole number that no float can hold
 
 
 def _show(value: object) -> str:

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from bge_cocktail.errors import DataError, nearest
+from bge_cocktail.errors import DataError, UsageError, nearest
 from bge_cocktail.hub import hub_answers
 from bge_cocktail.records.beir import is_beir, read_beir
-from bge_cocktail.records.columns import Columns, complete, guess_roles, parse_columns
+from bge_cocktail.records.columns import ABOUT, Columns, complete, guess_roles, parse_columns
 from bge_cocktail.records.examples import Example, RecordExample
 from bge_cocktail.records.lines import read_lines
 from bge_cocktail.records.opening import Rejects
 from bge_cocktail.records.presets import PRESETS
-from bge_cocktail.records.record import Record, normalise, parse_record
+from bge_cocktail.records.record import FIELDS, Record, normalise, parse_record
 from bge_cocktail.records.tables import read_parquet, read_table
 
 Rows = Iterator[tuple[str, Any]]
 KINDS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
 NO_IN_BATCH = "no_in_batch_neg"
+# rows whose columns are looked at before the first is read
+PEEKED = 100
+# the number of a part: train-00000-of-00002
+_PART = re.compile(r"[-_]\d+(?:-of-\d+)?$")
+log = logging.getLogger(__name__)
 
 
 def read_examples(
@@ -57,10 +65,11 @@ def read_examples(
     if path.is_dir() and is_beir(path):
         yield from map(RecordExample, records_from_beir_folder(path, split, rejects))
         return
+    no_in_batch = False
     if path.exists():
-        file = file_of_split(path, split)
-        no_in_batch = NO_IN_BATCH in file.name or any(NO_IN_BATCH in parent.name for parent in file.parents)
-        rows = rows_of_file(file, rejects)
+        files = files_of_split(path, split)
+        no_in_batch = any(NO_IN_BATCH in part for part in files[0].parts)
+        rows: Rows = chain.from_iterable(rows_of_file(file, rejects) for file in files)
     else:
         preset = PRESETS.get(source.lower())
         if preset:
@@ -68,22 +77,11 @@ def read_examples(
             roles, labels = roles or parse_columns(preset.columns), labels or preset.labels
             scale = scale or preset.scale
         rows = rows_of_hub(preset.name if preset else source, config, split)
-        no_in_batch = False
-    first = next(rows, None)
-    if first is None:
+    first = list(islice(rows, PEEKED))
+    if not first:
         raise DataError(f"{source} holds no rows")
-    rows = chain([first], rows)
-    if not roles and isinstance(first[1], dict) and "query" in first[1] and isinstance(first[1].get("pos"), list):
-        parse: Any = lambda row, where: RecordExample(parse_record(row, where))  # noqa: E731
-    else:
-        names = list(first[1]) if isinstance(first[1], dict) else []
-        chosen = complete(roles, names, first[0]) if roles else guess_roles(names, first[0])
-        for role, wanted in roles.items():
-            missing = [column for column in wanted if column not in names]
-            if missing and role != "neg" and names:
-                raise DataError(f"{first[0]}: no column '{missing[0]}' ({role}).{nearest(missing[0], names)}")
-        chosen.update({role: wanted for role, wanted in roles.items() if role not in chosen})
-        parse = Columns(chosen, labels or {}, scale or 1.0).example
+    rows = chain(first, rows)
+    parse = _parser(first, roles, labels or {}, scale or 1.0)
     for where, row in rows:
         try:
             example = parse(row, where)
@@ -95,6 +93,40 @@ def read_examples(
         yield example
 
 
+def _parser(
+    first: list[tuple[str, Any]], roles: dict[str, tuple[str, ...]], labels: dict[str, str], scale: float
+) -> Callable[[Any, str], Example]:
+    """What makes an example of a row, by the roles that were said or by the columns of the first rows."""
+    where, row = first[0]
+    if isinstance(row, list) and row and isinstance(row[0], dict):
+        raise DataError(f"{where}: a JSON array; expected JSON Lines, one object a line")
+    if not roles and isinstance(row, dict) and "query" in row and isinstance(row.get("pos"), list):
+        _warn_of_near_names(row)
+        return lambda row, where: RecordExample(parse_record(row, where))
+    names = list(dict.fromkeys(name for _, row in first if isinstance(row, dict) for name in row))
+    if not roles:
+        return Columns(guess_roles(names, where), labels, scale).example
+    chosen = complete(roles, names, where)
+    for role, columns in roles.items():
+        if role not in chosen:
+            raise UsageError(f"the role '{role}' doesn't go with {', '.join(name for name in roles if name != role)}")
+        missing = [column for column in columns if column not in names]
+        if missing and names:
+            raise DataError(f"{where}: no column '{missing[0]}' ({role}).{nearest(missing[0], names)}")
+    # what is said about a row needs no saying where the column has the role's own name
+    used = {column for columns in chosen.values() for column in columns}
+    chosen |= {role: (role,) for role in ABOUT if role not in chosen and role in names and role not in used}
+    return Columns(chosen, labels, scale).example
+
+
+def _warn_of_near_names(row: dict[str, Any]) -> None:
+    for name in row.keys() - set(FIELDS):
+        close = difflib.get_close_matches(name, ("neg", "negatives", *FIELDS), n=1, cutoff=0.75)
+        if close:
+            meant = close[0].replace("negatives", "neg")
+            log.warning("the column '%s' is kept as it is; did you mean '%s'?", name, meant)
+
+
 def records_from_beir_folder(path: Path, split: str, rejects: Rejects) -> list[Record]:
     """One record for each query of a BEIR folder that has a relevant document.
 
@@ -103,33 +135,43 @@ def records_from_beir_folder(path: Path, split: str, rejects: Rejects) -> list[R
     judged = read_beir(path, split, rejects)
     records = []
     for query, grades in judged.qrels.items():
+        if not any(grade > 0 for grade in grades.values()):
+            rejects.note("query without a relevant document")
+            continue
         pos = [judged.corpus[document] for document, grade in grades.items() if grade > 0]
         neg = [judged.corpus[document] for document, grade in grades.items() if grade <= 0]
-        if pos:
-            positives = {normalise(text) for text in pos}
-            neg = [text for text in neg if normalise(text) not in positives]
-            records.append(Record(judged.queries[query], tuple(pos), tuple(neg), id=query))
+        positives = {normalise(text) for text in pos}
+        kept = [text for text in neg if normalise(text) not in positives]
+        for _ in range(len(neg) - len(kept)):
+            rejects.note("document judged as not relevant whose text equals a relevant one's")
+        records.append(Record(judged.queries[query], tuple(pos), tuple(kept), id=query))
     if not records:
         raise DataError(f"{path / 'qrels' / split}.tsv: no query has a relevant document (a score above 0)")
     return records
 
 
-def file_of_split(path: Path, split: str) -> Path:
-    """The file to read: the path itself, or the one of a folder that is named by the split.
+def files_of_split(path: Path, split: str) -> list[Path]:
+    """The files to read: the path itself, or those of a folder that are named by the split (several if numbered).
 
     Raises:
-        DataError: The folder holds none, or several.
+        DataError: The folder holds none, or several that aren't parts of one.
     """
     if not path.is_dir():
-        return path
+        return [path]
     found = sorted(file for file in path.iterdir() if file.is_file() and kind_of(file))
-    chosen = [file for file in found if file.name.split(".")[0] == split]
-    if len(chosen) == 1:
-        return chosen[0]
-    if len(chosen) > 1:
+    chosen = [file for file in found if split_of(file) == split]
+    if len(chosen) > 1 and not all(_PART.search(file.name.split(".")[0]) for file in chosen):
         raise DataError(f"{path} holds several files of the split '{split}': {', '.join(one.name for one in chosen)}")
-    splits = sorted({file.name.split(".")[0] for file in found})
-    raise DataError(f"{path} holds no file of the split '{split}'.{nearest(split, splits)}")
+    if not chosen:
+        splits = {split_of(file) for file in found}
+        raise DataError(f"{path} holds no file of the split '{split}'.{nearest(split, splits)}")
+    return chosen
+
+
+def split_of(path: Path) -> str:
+    """The split that a file's name says: ``train`` of train.jsonl.gz and train-00000-of-00002.parquet."""
+    name = _PART.sub("", path.name.split(".")[0])
+    return "dev" if name in ("validation", "valid", "val") else name
 
 
 def splits_of(source: str, config: str | None = None) -> list[str]:
@@ -141,7 +183,7 @@ def splits_of(source: str, config: str | None = None) -> list[str]:
     path = Path(source).expanduser()
     if path.is_dir():
         files = (path / "qrels").glob("*.tsv") if is_beir(path) else filter(kind_of, path.iterdir())
-        return sorted({file.name.split(".")[0] for file in files})
+        return sorted({split_of(file) for file in files})
     if path.exists():
         raise DataError(f"{source} is one file, which has no splits of its own; name a folder with train.jsonl, ...")
     preset = PRESETS.get(source.lower())

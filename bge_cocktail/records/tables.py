@@ -49,7 +49,10 @@ def read_table(path: Path, delimiter: str, rejects: Rejects) -> Iterator[tuple[s
         except StopIteration:
             break
         except csv.Error as error:
-            rejects.add(DataError(f"{where}: broken quoting: {error} (the row ends at line {at})"), where, "")
+            broken = DataError(f"{where}: broken quoting: {error} (the row ends at line {at})")
+            if "end of data" in str(error):  # the rest of the file was read as one cell
+                raise broken from None
+            rejects.add(broken, where, f"lines {begins} to {at}")
             continue
         if not cells or not any(cell.strip() for cell in cells):
             continue
