@@ -106,7 +106,9 @@ def test_laws(
             assert not own(row) & {"\u200b"}
     # no exact repeat
     seen = Counter(
-        (split, normalise(row["query"]), frozenset(map(normalise, row["pos"]))) for split, f in out.items() for row in f
+        (split, normalise(row["query"]), *(frozenset(map(normalise, row[role])) for role in ("pos", "neg")))
+        for split, found in out.items()
+        for row in found
     )
     assert max(seen.values(), default=1) == 1
     # the same bytes again

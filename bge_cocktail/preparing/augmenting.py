@@ -23,7 +23,7 @@ augmentations: Registry[Vary] = Registry("augmentations")
 # where words aren't spaced (Chinese, Japanese, Thai), a character is a word; elsewhere all between two spaces is,
 # so that numbers, addresses and vowel signs stay whole
 _TOKEN = regex.compile(rf"[{UNSPACED}]\p{{M}}*|[^\s{UNSPACED}]+")
-_TIGHT = regex.compile(rf"[{UNSPACED}\p{{M}}。，、；：！？（）「」『』《》]")
+_TIGHT = regex.compile(rf"[{UNSPACED}。，、；：！？（）「」『』《》]")
 _CORE = regex.compile(r"^(\P{L}*)(.*?)(\P{L}*)$", regex.DOTALL)
 _WORD = regex.compile(r"\w")
 CHUNKS = 3
@@ -143,10 +143,11 @@ def _varied(
 
 def _joined(words: Words) -> str:
     """Words with spaces between, but none where a script puts none."""
-    text = ""
+    text, before = "", ""
     for word in words:
-        tight = not text or _TIGHT.match(word) or _TIGHT.match(text[-1])
+        tight = not before or _TIGHT.match(word) or _TIGHT.match(before) or _TIGHT.match(before[-1])
         text += word if tight else " " + word
+        before = word
     return text
 
 
