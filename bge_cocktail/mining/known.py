@@ -30,24 +30,28 @@ class Known:
         self.queries = [normalise(record.query) for record in records]
         """The normalised query of each record."""
         wanted = set(self.queries)
-        positives: dict[str, dict[str, str]] = {}
+        positives: dict[str, dict[str, str]] = {}  # by query, each text as it is written, with its normalised form
         for query, record in zip(self.queries, records, strict=True):
-            positives.setdefault(query, {}).update({normalise(text): text for text in record.pos})
+            positives.setdefault(query, {}).update({text: normalise(text) for text in record.pos})
         for record in known_positives:
             if (query := normalise(record.query)) in wanted:
-                for text in record.pos:
-                    positives[query].setdefault(normalise(text), text)
+                positives[query].update({text: normalise(text) for text in record.pos})
         self._positives = positives
-        self.texts = list(dict.fromkeys([*self._documents, *(t for own in positives.values() for t in own.values())]))
+        self._keys = {query: frozenset(own.values()) for query, own in positives.items()}
+        self.texts = list(dict.fromkeys([*self._documents, *(text for own in positives.values() for text in own)]))
         """What is embedded: the documents, then the positives that are none of them (or in another spelling)."""
         embedded = {text: row for row, text in enumerate(self.texts)}
-        rows = {query: [embedded[text] for text in own.values()] for query, own in positives.items()}
+        rows = {query: [embedded[text] for text in own] for query, own in positives.items()}
         self.positives = [rows[query] for query in self.queries]
         """For each record, the rows of all positives of its query among the texts."""
 
-    def positives_of(self, record: int) -> Mapping[str, str]:
-        """All positives of a record's query, in any record, by their normalised form."""
-        return self._positives[self.queries[record]]
+    def excluded(self, record: int) -> frozenset[str]:
+        """The normalised positives of a record's query, in any record."""
+        return self._keys[self.queries[record]]
+
+    def positives_of(self, record: int) -> list[str]:
+        """The positives of a record's query, in any record, as they are written; as `positives` has their rows."""
+        return list(self._positives[self.queries[record]])
 
     def masks(self, rows: NDArray[np.int64], start: int, kept: Sequence[tuple[str, ...]]) -> tuple[Mask, Mask, Mask]:
         """Which candidates are known positives, the query itself, negatives already; each of the shape of rows.
@@ -62,7 +66,7 @@ class Known:
         positives, queries, taken = [], [], []
         for number, own in enumerate(kept):
             base = number * count
-            positives += [base + row_of[key] for key in self.positives_of(start + number) if key in row_of]
+            positives += [base + row_of[key] for key in self.excluded(start + number) if key in row_of]
             query = row_of.get(self.queries[start + number])
             if query is not None:
                 queries.append(base + query)
@@ -83,7 +87,7 @@ class Known:
             count: How many; fewer come back when there are fewer.
             generator: Draws.
         """
-        seen = {*self.positives_of(record), self.queries[record], *without}
+        seen = {*self.excluded(record), self.queries[record], *without}
         found: list[str] = []
         for _ in range(TRIES * count):
             if len(found) == count:

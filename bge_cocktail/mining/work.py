@@ -90,7 +90,7 @@ class Work:
         self.dropped["replaced negative of the record"] += len(record.neg) - len(kept)
         if record.neg_scores:
             self.dropped["teacher score of a negative (scores no longer match)"] += len(record.neg_scores)
-        positives, query = self._known.positives_of(row), self._known.queries[row]
+        positives, query = self._known.excluded(row), self._known.queries[row]
         found: dict[str, str] = {}
         for text in kept:
             key = normalise(text)
@@ -121,7 +121,7 @@ class Work:
         documents = [
             [self._sought.documents[one] for one in row[chosen]] for row, chosen in zip(rows, seen, strict=True)
         ]
-        positives = [list(self._known.positives_of(start + number).values()) for number in range(len(rows))]
+        positives = [self._known.positives_of(start + number) for number in range(len(rows))]
         scored.learn(
             [
                 (record.query, text)
@@ -188,7 +188,7 @@ class Work:
         )
         own = take(self._sought.embeddings, np.array(self._known.positives[number]))
         similar = (own @ self._sought.queries[number]).tolist()
-        texts = self._known.positives_of(number).values()
+        texts = self._known.positives_of(number)
         positives = tuple((text, round(one, 4)) for text, one in zip(texts, similar, strict=True))
         self.audits.append(Audit(record.query, positives, seen))
 
