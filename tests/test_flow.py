@@ -201,7 +201,7 @@ def test_prompts_of_encode_are_trained_and_judged_with(run_file: Path, tmp_path:
         ("[train]\n\nepochs = 'three'", r"run.toml:3: train.epochs: .*number.* \(got 'three'\)"),
         ("[train]\nlearning_rate = 7", r"run.toml:2: train.learning_rate: .*less than 1 \(got 7"),
         ("[mine]\nindex = 'best'", r"run.toml:2: mine.index: .*'exact', 'ivf' or 'hnsw' \(got 'best'\)"),
-        ("[merge]\nshares = [0.5, 2]", r"run.toml:1: merge: shares are between 0 and 1"),
+        ("[merge]\nshares = [0.5, 2]", r"run.toml:2: merge.shares: shares are between 0 and 1"),
         ("base = ", r"run.toml: broken TOML: .*line 1"),
         ("base = 'x'", r"'data' is missing"),
     ],

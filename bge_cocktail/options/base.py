@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from bge_cocktail.errors import UsageError, nearest
 
@@ -26,6 +26,12 @@ def _comma_separated(value: object) -> object:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
+def _all_shares(value: list[float]) -> list[float]:
+    if wrong := [share for share in value if not 0 <= share <= 1]:
+        raise ValueError(f"shares are between 0 and 1, got {wrong}")
+    return value
+
+
 def _none_word(value: object) -> object:
     return None if value == "none" else value
 
@@ -33,7 +39,7 @@ def _none_word(value: object) -> object:
 # a limit with a default needs a word to turn it off, for TOML and flags have no null
 Limit = Annotated[float | None, BeforeValidator(_none_word)]
 Prompt = Annotated[str | None, BeforeValidator(_prompt)]
-Numbers = Annotated[list[float], BeforeValidator(_comma_separated)]
+Shares = Annotated[list[float], BeforeValidator(_comma_separated), AfterValidator(_all_shares)]
 Integers = Annotated[list[int], BeforeValidator(_comma_separated)]
 Names = Annotated[list[str], BeforeValidator(_comma_separated)]
 PROMPT_HELP = "a text, or one of " + ", ".join(NAMED_PROMPTS) + "; without it, what the model declares"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
-from bge_cocktail.options.base import Names, Numbers, Options
+from bge_cocktail.options.base import Names, Options, Shares
 
 
 def _number_lists(value: object) -> object:
@@ -89,7 +89,7 @@ class Merging(Options):
     epsilon: float = Field(
         0.005, ge=0, description="how much the general score may lie below the base's (weights pareto)"
     )
-    shares: Numbers = Field(
+    shares: Shares = Field(
         [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
         description="shares of the first of two models that are tried (weights pareto)",
     )
@@ -108,10 +108,3 @@ class Merging(Options):
     dtype: Literal["same", "float32", "float16", "bfloat16"] = Field(
         "same", description="type of the merged numbers; 'same' as the first model's"
     )
-
-    @model_validator(mode="after")
-    def _shares_are_shares(self) -> Merging:
-        wrong = [share for share in self.shares if not 0 <= share <= 1]
-        if wrong:
-            raise ValueError(f"shares are between 0 and 1, got {wrong}")
-        return self

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from bge_cocktail.options.base import Numbers, Options
+from bge_cocktail.options.base import Options, Shares
 from bge_cocktail.options.steps import Encoding, Evaluating, Mining, Training
 
 
@@ -29,18 +29,11 @@ class Cocktails(Options):
     slices: int = Field(
         0, ge=0, le=16, description="also tune this many variants, each on its own slice of the records"
     )
-    shares: Numbers = Field(
+    shares: Shares = Field(
         [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
         description="shares of the tuned model at which the trade-off is measured; empty: not at all",
     )
     examples: int = Field(100, ge=2, description="dev records that cocktail weights are found on")
-
-    @model_validator(mode="after")
-    def _shares_are_shares(self) -> Cocktails:
-        wrong = [share for share in self.shares if not 0 <= share <= 1]
-        if wrong:
-            raise ValueError(f"shares are between 0 and 1, got {wrong}")
-        return self
 
 
 class RunFile(Options):
