@@ -73,3 +73,24 @@ def test_contributing_adds_a_method_that_keeps_the_laws(
     assert merge_methods.describe()["median"] == "Median of the same tensor of each model."
     merge([nudged[0], nudged[0]], tmp_path / "out", Merging(method="median"))
     assert (tmp_path / "out/model.safetensors").read_bytes() == (nudged[0] / "model.safetensors").read_bytes()
+
+
+def test_contributing_adds_a_step_and_a_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+    from test_mining import HashEncoder
+
+    from bge_cocktail.mining import mine, negative_filters
+    from bge_cocktail.options import Mining, Preparing
+    from bge_cocktail.preparing import cleaning_steps
+    from bge_cocktail.preparing.cleaning import Cleaner
+    from bge_cocktail.records import Record
+
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    code = re.search(r'(    @cleaning_steps\("no-mail"\)\n.*?ranks <= 3\n)', text, re.DOTALL)
+    for registry in (cleaning_steps, negative_filters):
+        monkeypatch.setattr(registry, "_entries", dict(registry._all()))
+    names = {"cleaning_steps": cleaning_steps, "negative_filters": negative_filters, "re": re}
+    exec("\n".join(line[4:] for line in code[1].splitlines()), names)
+    assert Cleaner(Preparing(clean=["no-mail"]))("write to a.b@c.org now", "text") == "write to ADDRESS now"
+    documents = [f"document {number}" for number in range(20)]
+    mined = mine([Record("q", ("a",))], HashEncoder(), Mining(relative_margin=None, depth=20), corpus=documents)
+    assert mined.dropped["in the first three ranks"] == 3
