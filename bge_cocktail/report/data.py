@@ -5,33 +5,42 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bge_cocktail.report.table import text_table
+from bge_cocktail.report.table import columns_of_numbers, text_table
 
 Table = tuple[str, Sequence[str], list[list[str]]]
 """A title, a header and rows."""
 LABELS_SHOWN = 30
 _PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title><style>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{{ title }}</title><style>
 :root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid #8884; vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; } th { font-weight: 600; }
-td { overflow-wrap: anywhere; } .flow { font-size: 1.1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .3rem; } .flow { font-size: 1.1rem; }
+.bar { display: flex; height: 1.6rem; border-radius: .4rem; overflow: hidden; }
+.bar span { color: #fff; padding: 0 .5rem; font-size: .85rem; line-height: 1.6rem; white-space: nowrap; }
+.bar span { overflow: hidden; }
+table { border-collapse: collapse; }
+th, td { text-align: left; padding: .25rem 1.4rem .25rem 0; border-bottom: 1px solid #8883; vertical-align: top; }
+.number { text-align: right; font-variant-numeric: tabular-nums; } th { font-weight: 600; }
+td { overflow-wrap: anywhere; } li { margin: .2rem 0; }
 </style></head><body>
 <h1>{{ title }}</h1>
 <p class="flow">{{ flow }}</p>
-{% for name, header, rows in tables %}<h2>{{ name }}</h2>
-<table><tr>{% for cell in header %}<th>{{ cell }}</th>{% endfor %}</tr>
-{% for row in rows %}<tr>{% for cell in row %}<td{% if loop.index0 and cell[:1].isdigit() %} class="number"{% endif %}>
-{{- cell }}</td>{% endfor %}</tr>
+<div class="bar">{% for name, count, colour in parts %}
+<span style="flex: {{ count }}; background: {{ colour }}" title="{{ name }}: {{ count }}">{{ name }}</span>
+{% endfor %}</div>
+{% for name, header, rows, right in tables %}<h2>{{ name }}</h2>
+<table><tr>{% for cell in header %}
+<th{{ ' class="number"'|safe if right[loop.index0] }}>{{ cell }}</th>{% endfor %}</tr>
+{% for row in rows %}<tr>{% for cell in row %}
+<td{{ ' class="number"'|safe if right[loop.index0] }}>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table>
 {% endfor %}
 {% for name, texts in samples %}<h2>Dropped: {{ name }}</h2>
 <ul>{% for text in texts %}<li>{{ text }}</li>{% endfor %}</ul>
 {% endfor %}</body></html>
 """
+COLOURS = {"train": "#2563eb", "dev": "#0891b2", "test": "#7c3aed", "dropped": "#9ca3af"}
 
 
 def data_tables(report: Mapping[str, Any]) -> list[Table]:
@@ -55,7 +64,9 @@ def flow_of(report: Mapping[str, Any]) -> str:
     dropped, rejected = sum(report["dropped"].values()), sum(report["rejected"].values())
     out = ", ".join(f"{one['examples']:,} {name}" for name, one in report["splits"].items())
     bad = f" ({rejected:,} bad rows left out)" if rejected else ""
-    return f"{report['read']:,} examples read{bad}, {dropped:,} dropped: {out}"
+    copies = sum(one.get("augmented", 0) for one in report["splits"].values())
+    more = f" (of which {copies:,} are varied copies)" if copies else ""
+    return f"{report['read']:,} examples read{bad}, {dropped:,} dropped: {out}{more}"
 
 
 def data_text(report: Mapping[str, Any]) -> str:
@@ -69,10 +80,13 @@ def data_page(report: Mapping[str, Any], title: str) -> str:
     from jinja2 import Environment
 
     template = Environment(autoescape=True, trim_blocks=True).from_string(_PAGE)
+    sizes = {name: one["examples"] for name, one in report["splits"].items()}
+    sizes["dropped"] = sum(report["dropped"].values())
     return template.render(
         title=title,
         flow=flow_of(report),
-        tables=data_tables(report),
+        parts=[(name, count, COLOURS[name]) for name, count in sizes.items() if count],
+        tables=[(name, header, rows, columns_of_numbers(header, rows)) for name, header, rows in data_tables(report)],
         samples=list(report.get("samples", {}).items()),
     )
 

@@ -11,7 +11,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """An aligned table: columns of numbers to the right, others to the left."""
     columns = list(zip(header, *rows, strict=True))
     widths = [max(len(cell) for cell in column) for column in columns]
-    to_right = [bool(rows) and all(_is_number(cell) for cell in column[1:]) for column in columns]
+    to_right = columns_of_numbers(header, rows)
 
     def aligned(line: Sequence[str]) -> str:
         cells = (
@@ -21,6 +21,11 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return "  ".join(cells).rstrip()
 
     return "\n".join([aligned(header), "-" * (sum(widths) + 2 * (len(widths) - 1)), *map(aligned, rows)])
+
+
+def columns_of_numbers(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
+    """Which columns hold numbers only, and so go to the right."""
+    return [bool(rows) and all(_is_number(row[place]) for row in rows) for place in range(len(header))]
 
 
 def _is_number(cell: str) -> bool:
