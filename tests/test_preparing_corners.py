@@ -321,3 +321,14 @@ def test_a_query_without_a_relevant_document_is_counted(beir: Path, tmp_path: Pa
     path.write_text("query-id\tcorpus-id\tscore\nq0\td0\t0\n")
     with pytest.raises(DataError, match="no query has a relevant document"):
         prepare([Source(str(folder))], tmp_path / "p")
+
+
+def test_all_that_is_like_a_test_text_is_dropped(cli: Cli, tmp_path: Path) -> None:
+    long = "how long does the delivery of a parcel to the northern islands take in winter"
+    texts = [long, long + "?", "so: " + long, "is there a fee"]
+    train = write_lines(tmp_path / "d/train.jsonl", [{"query": text, "pos": [f"p{n}"]} for n, text in enumerate(texts)])
+    write_lines(tmp_path / "d/test.jsonl", [{"query": long + "!", "pos": ["other"]}])
+    result = cli("prepare", tmp_path / "d", "--keep-splits", "-o", tmp_path / "o", code=1)
+    assert "leak into train: 1 queries or texts of test" in result.stderr
+    cli("prepare", train, "--against", tmp_path / "d", *ALL_TRAIN, "--on-leak", "drop", "-o", tmp_path / "o")
+    assert [row["query"] for row in rows_of(tmp_path / "o")["train"]] == ["is there a fee"]

@@ -20,7 +20,7 @@ Match = tuple[int, int, float]
 """Rows of an earlier and a later text, and how alike they are."""
 Finder = Callable[[Sequence[str], Preparing, Encoder | None, int | None], Iterator[Match]]
 """Texts in, pairs of rows out that are alike: as many as it takes to know which texts hang together. With a number of
-known texts, the first ones: for each later text one known text that is like it, if there is one."""
+known texts, the first ones: for each later text all known texts that are like it."""
 duplicate_finders: Registry[Finder] = Registry("duplicate-finders")
 PERMUTATIONS = 128
 SHINGLE = 5
@@ -63,8 +63,6 @@ def near(texts: Sequence[str], options: Preparing, _encoder: Encoder | None, kno
                 if similarity >= options.near_threshold:
                     groups.join(earlier, row)
                     yield earlier, row, similarity
-                    if known is not None:
-                        break
             if known is None or row < known:
                 index.insert(row, signature, check_duplication=False)
             advance(1)
@@ -82,8 +80,6 @@ def semantic(texts: Sequence[str], options: Preparing, encoder: Encoder | None, 
         for similarity, other in zip(similarities[row - start].tolist(), rows[row - start].tolist(), strict=True):
             if similarity >= options.semantic_threshold and other != row:
                 yield min(other, row), max(other, row), similarity
-                if known is not None:
-                    break
 
 
 def find_duplicates(

@@ -69,12 +69,9 @@ def find_leaks(
             names += [name] * len(more)
         if own == 0 or own == len(texts):
             continue
-        seen: set[int] = set()
         for finder, (one, other, similarity) in find_duplicates(texts, finders, options, encoder, own):
-            if other not in seen:
-                seen.add(other)
-                name = names[other - own]
-                leaks.append(Leak(name, role, finder, round(similarity, 4), rows[one], texts[one], texts[other]))
+            name = names[other - own]
+            leaks.append(Leak(name, role, finder, round(similarity, 4), rows[one], texts[one], texts[other]))
     return leaks
 
 
@@ -115,14 +112,15 @@ def check_leaks(
             leak for leak in find_leaks(own[1], {"test, in dev": own[2]}, options, encoder) if leak.role == "query"
         ]
         if among:
-            log.warning("%d queries or texts of test stand in dev", len(among))
+            log.warning("%d queries or texts of test stand in dev", len({leak.other for leak in among}))
         report["leaks"] = summarise([*leaks, *among])
     else:
         report["leaks"] = summarise(leaks)
     queries = [leak for leak in leaks if leak.role == "query"]
     if not queries:
         return set()
-    counts = Counter(leak.held_out for leak in queries)
+    # a test text that several train texts are like is one leak, though all of those have to go
+    counts = Counter(name for name, _ in dict.fromkeys((leak.held_out, leak.other) for leak in queries))
     said = "; ".join(f"{count} queries or texts of {name}" for name, count in counts.items())
     if options.on_leak == "refuse":
         shown = "\n".join(
@@ -137,9 +135,10 @@ def check_leaks(
 
 
 def summarise(leaks: Sequence[Leak]) -> dict[str, Any]:
-    """Counts by set, role and finder, and a few examples of each."""
+    """Held-out texts by set, role and the first finder that found them, and a few examples of each."""
     found: dict[str, Any] = {}
-    for leak in leaks:
+    first = {(leak.held_out, leak.role, leak.other): leak for leak in reversed(leaks)}
+    for leak in reversed(first.values()):
         one = found.setdefault(leak.held_out, {}).setdefault(
             f"{leak.role}, {leak.finder}", {"count": 0, "examples": []}
         )
