@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from bge_cocktail.errors import CocktailError, UsageError
 
@@ -32,12 +33,14 @@ def resolve_precision(name: str, device: str) -> str:
     """The arithmetic to compute in: ``auto`` is bf16 where the device computes in it, else fp32.
 
     Raises:
-        UsageError: fp16 without a GPU (torch would accept it and overflow).
+        UsageError: fp16 without a GPU (torch would accept it and overflow), fp8 where card or libraries lack it.
     """
     import torch
 
-    if name == "fp16" and not device.startswith("cuda"):
-        raise UsageError(f"precision fp16 needs a CUDA device, this is {device}; choose bf16, fp32 or auto")
+    if name in ("fp16", "fp8") and not device.startswith("cuda"):
+        raise UsageError(f"precision {name} needs a CUDA device, this is {device}; choose bf16, fp32 or auto")
+    if name == "fp8":
+        _require_fp8()
     if name != "auto":
         return name
     if device.startswith("cuda"):
@@ -46,6 +49,19 @@ def resolve_precision(name: str, device: str) -> str:
         able = torch.cpu.get_capabilities()
         return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
     return "fp32"
+
+
+def _require_fp8() -> None:
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    if (major, minor) < (8, 9):
+        raise UsageError(
+            f"precision fp8 needs a card of compute capability 8.9 (Ada, Hopper) or newer, this is {major}.{minor}; "
+            "choose bf16"
+        )
+    if not any(find_spec(one) for one in ("torchao", "transformer_engine")):
+        raise UsageError("precision fp8 needs torchao or transformer_engine; pip install torchao")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -75,6 +75,8 @@ _EXAMPLES: dict[str, Any] = {
 
 
 def _described(name: str, field: Any) -> list[str]:
+    if get_origin(field.annotation) is dict:
+        return [f"# {field.description}: in a table of its own, such as [train.{name}.NAME]"]
     default = field.get_default(call_default_factory=True)
     if name in _EXAMPLES and (default is None or default is PydanticUndefined or default == []):
         shown = f"{name} = {_toml(_EXAMPLES[name])}"

@@ -24,7 +24,7 @@ FLOORS = [
     ["encoding"],
     ["search", "losses"],
     ["mining", "merging", "tasks", "preparing"],
-    ["trainer", "training_checks", "evaluation"],
+    ["evaluation"],
     ["training", "report", "outcome", "rundata", "runfile", "demo"],
     ["tradeoff"],
     ["flow"],

@@ -97,7 +97,7 @@ def test_end_to_end_and_not_twice(cli: Cli, run_file: Path, tmp_path: Path) -> N
 
 
 def test_a_run_goes_on_where_it_was_cut(run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bge_cocktail.trainer import BatchLoss
+    from bge_cocktail.training.module import BatchLoss
 
     real, count = BatchLoss.forward, 0
 

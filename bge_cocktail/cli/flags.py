@@ -62,6 +62,28 @@ def flags_from(*models: type[Options]) -> Callable[[Command], Command]:
     return add
 
 
+def table_flag(flag: str, name: str, text: str) -> Callable[[Command], Command]:
+    """Decorator: a flag that is given again for every entry of a table of options, ``NAME.option=value``.
+
+    Args:
+        flag: As users write it.
+        name: Of the field that holds the table.
+        text: The help.
+    """
+
+    def read(_context: Any, _parameter: Any, given: tuple[str, ...]) -> dict[str, dict[str, str]] | None:
+        table: dict[str, dict[str, str]] = {}
+        for one in given:
+            place, equals, value = one.partition("=")
+            entry, dot, option = place.rpartition(".")
+            if not (equals and dot and entry):
+                raise click.BadParameter(f"{one}: expected NAME.option=value")
+            table.setdefault(entry, {})[option.strip().replace("-", "_")] = value
+        return table or None
+
+    return click.option(flag, name, multiple=True, callback=read, metavar="NAME.OPTION=VALUE", help=text)
+
+
 def options_from(model: type[Options], flags: dict[str, Any]) -> Any:
     """The options that flags make; flags of other models are passed over.
 

@@ -16,15 +16,21 @@ from bge_cocktail.cli.flags import (
     output_flag,
     overwrite_flag,
     show,
+    table_flag,
 )
 from bge_cocktail.options import Training
+
+# what the summary shows of run.json
+_SHOWN = ("records", "steps", "best_step", "final_loss", "dev_before", "dev_best", "precision", "device", "seconds")
 
 
 @click.command("train")
 @click.argument("data", type=PATH)
 @click.option("-m", "--model", required=True, help="The model to tune: a folder or a hub name.")
 @click.option("--dev", type=PATH, help="Records or a BEIR folder (its dev split) for early stopping.")
+@click.option("--general", type=PATH, multiple=True, help="A task that is watched for forgetting (again for more).")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of a training that was cut off.")
+@table_flag("--task", "tasks", "An option of one task's batches: NAME.option=value (again for more).")
 @output_flag
 @overwrite_flag
 @format_flag
@@ -33,6 +39,7 @@ def command(
     data: Path,
     model: str,
     dev: Path | None,
+    general: tuple[Path, ...],
     resume: bool,
     output: Path,
     overwrite: bool,
@@ -41,39 +48,37 @@ def command(
 ) -> None:
     """Tune an encoder on records with a contrastive loss.
 
-    DATA is a file of records, a folder that `mine` or `prepare` wrote, or a BEIR folder (its train split).
+    DATA is a file of records, a folder that `mine` or `prepare` wrote, or a BEIR folder (its train split). Started by
+    torchrun or accelerate launch (-m bge_cocktail train ...), all processes share the batches.
     """
     from bge_cocktail.provenance import RUN_FILE, refuse_to_replace
-    from bge_cocktail.records import read_judged, read_records
-    from bge_cocktail.report.table import text_table
+    from bge_cocktail.records import open_records, read_judged
 
     options = options_from(Training, flags)
-    refuse_to_replace(output, overwrite, [data, model, *([dev] if dev else [])])
-    records = read_records(data)
+    refuse_to_replace(output, overwrite, [data, model, *([dev] if dev else []), *general])
+    records = open_records(data)
     judged = read_judged(dev, "dev") if dev is not None else None
 
-    from bge_cocktail.training import train
+    from bge_cocktail.training import Interrupted, is_first_process, train
 
     try:
-        train(model, records, output, options, dev=judged, resume=resume, overwrite=overwrite)
-    except KeyboardInterrupt:
-        click.echo(f"checkpoints are in {output}.unfinished; the same command with --resume goes on", err=True)
+        train(model, records, output, options, dev=judged, general=general, resume=resume, overwrite=overwrite)
+    except Interrupted:
+        click.echo(f"the last step is saved in {output}.unfinished; the same command with --resume goes on", err=True)
         raise
-    described = json.loads((output / RUN_FILE).read_text())
-    names = (
-        "records",
-        "steps",
-        "best_step",
-        "final_loss",
-        "dev_before",
-        "dev_best",
-        "precision",
-        "device",
-        "seconds",
-    )
-    summary = {name: described[name] for name in names}
+    if is_first_process():
+        _show(output, json.loads((output / RUN_FILE).read_text()), output_format)
+
+
+def _show(output: Path, described: dict[str, Any], output_format: str) -> None:
+    from bge_cocktail.report.table import text_table
+
+    summary = {name: described[name] for name in _SHOWN}
+    watched = {name: f"{before:.4f} to {after:.4f}" for name, (before, after) in described["general"].items()}
     rows = [(name.replace("_", " "), _shown(value)) for name, value in summary.items() if value is not None]
-    show({"output": str(output), **summary}, text_table(("trained", ""), rows), output_format)
+    rows += [(f"general {name}", change) for name, change in watched.items()]
+    content = {"output": str(output), **summary, "general": described["general"]}
+    show(content, text_table(("trained", ""), rows), output_format)
 
 
 def _shown(value: object) -> str:

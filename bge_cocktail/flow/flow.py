@@ -20,7 +20,6 @@ from bge_cocktail.evaluation import (
 )
 from bge_cocktail.flow.mining_step import mine_step, mining_key
 from bge_cocktail.hub import model_folder, sentence_transformers_folder
-from bge_cocktail.losses import training_rows
 from bge_cocktail.merging import check_alike, merge, read_checkpoint
 from bge_cocktail.mining import check_mining
 from bge_cocktail.options import RunFile, Training
@@ -42,8 +41,7 @@ from bge_cocktail.rundata import RunData
 from bge_cocktail.runfile import read_run_file
 from bge_cocktail.tasks import check_task
 from bge_cocktail.tradeoff import AS_TUNED, PICTURE_FILE, Point, measure_tradeoff, read_tradeoff
-from bge_cocktail.training import train, training_key
-from bge_cocktail.training_checks import check_training
+from bge_cocktail.training import TrainingRows, check_training, train, training_key
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +160,8 @@ class Flow:
         for name in self.options.mine.also:
             sentence_transformers_folder(name)
         slices = max(1, self.options.merge.slices)
-        rows = min(len(training_rows(self.data.records[number::slices])) for number in range(slices))
+        few = self.training.model_copy(update={"too_few_negatives": "fewer"})  # they are mined later
+        rows = min(len(TrainingRows(self.data.records[number::slices], few)) for number in range(slices))
         if rows < self.training.batch_size:
             part = f" in one of {slices} slices" if slices > 1 else ""
             raise UsageError(f"batch_size={self.training.batch_size} is larger than the data: {rows} pairs{part}")

@@ -7,7 +7,8 @@ from bge_cocktail.options.base import NAMED_PROMPTS, Options, checked, field_nam
 from bge_cocktail.options.merging import Merging
 from bge_cocktail.options.preparing import Preparing
 from bge_cocktail.options.runfile import Cocktails, Data, RunFile
-from bge_cocktail.options.steps import Encoding, Evaluating, Mining, Training
+from bge_cocktail.options.steps import Encoding, Evaluating, Mining
+from bge_cocktail.options.training import TaskTraining, Training
 
 __all__ = [
     "NAMED_PROMPTS",
@@ -20,6 +21,7 @@ __all__ = [
     "Options",
     "Preparing",
     "RunFile",
+    "TaskTraining",
     "Training",
     "checked",
     "field_names",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
@@ -41,6 +41,9 @@ Limit = Annotated[float | None, BeforeValidator(_none_word)]
 Prompt = Annotated[str | None, BeforeValidator(_prompt)]
 Shares = Annotated[list[float], BeforeValidator(_comma_separated), AfterValidator(_all_shares)]
 Integers = Annotated[list[int], BeforeValidator(_comma_separated)]
+Numbers = Annotated[list[float], BeforeValidator(_comma_separated)]
+Direction = Literal["query-document", "query-query", "document-query", "document-document"]
+Directions = Annotated[list[Direction], BeforeValidator(_comma_separated)]
 Names = Annotated[list[str], BeforeValidator(_comma_separated)]
 PROMPT_HELP = "a text, or one of " + ", ".join(NAMED_PROMPTS) + "; without it, what the model declares"
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from pydantic import Field
 
 from bge_cocktail.options.base import Options, Shares
-from bge_cocktail.options.steps import Encoding, Evaluating, Mining, Training
+from bge_cocktail.options.steps import Encoding, Evaluating, Mining
+from bge_cocktail.options.training import Training
 
 
 class Data(Options):

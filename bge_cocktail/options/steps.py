@@ -1,4 +1,4 @@
-"""The options of encoding, mining, training and evaluating."""
+"""The options of encoding, mining and evaluating."""
 
 from __future__ import annotations
 
@@ -108,38 +108,6 @@ class Mining(Options):
     )
     keep_negatives: bool = Field(True, description="keep the negatives that a record already has")
     seed: int = Field(13, ge=0, description="seeds the draw")
-
-
-class Training(Options):
-    """How an encoder is tuned."""
-
-    epochs: float = Field(3, gt=0, description="passes over the records")
-    batch_size: int = Field(32, ge=2, description="records in a batch; more in-batch negatives with more")
-    learning_rate: float = Field(2e-5, gt=0, lt=1, description="peak learning rate (AdamW)")
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the rate rises")
-    schedule: Literal["linear", "cosine", "constant"] = Field(
-        "linear", description="how the learning rate goes on after the warm-up"
-    )
-    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
-    temperature: float = Field(0.05, gt=0, le=10, description="divides similarities in the loss")
-    negatives: int = Field(7, ge=0, description="hard negatives used of each record, the first ones")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto takes bf16 where the device computes in it, else fp32; fp16 needs a GPU"
-    )
-    evaluations: int = Field(2, ge=1, description="dev evaluations (and checkpoints) in an epoch")
-    dev_queries: int = Field(500, ge=1, description="queries of dev that are evaluated, a seeded draw")
-    dev_documents: int = Field(
-        2000,
-        ge=10,
-        description="documents they are searched in: the relevant ones and a seeded draw of others",
-    )
-    patience: int = Field(3, ge=0, description="stop after so many evaluations without a better one; 0: never")
-    max_length: int | None = Field(None, ge=8, description="longest text in tokens while training")
-    query_prompt: Prompt = Field(None, description=f"put before every query, stored in the model: {PROMPT_HELP}")
-    document_prompt: Prompt = Field(None, description=f"put before every document, stored in the model: {PROMPT_HELP}")
-    device: str = Field("auto", description="where to compute: auto, cpu, cuda, cuda:N or mps")
-    seed: int = Field(13, ge=0, description="seeds the order of records and dropout")
 
 
 class Evaluating(Options):

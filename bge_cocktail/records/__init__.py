@@ -5,6 +5,7 @@ from bge_cocktail.records.files import read_records, write_records
 from bge_cocktail.records.judged import holds_records, read_judged
 from bge_cocktail.records.labelled import Labelled, read_labelled
 from bge_cocktail.records.record import Record, normalise, positives_by_query
+from bge_cocktail.records.store import open_records
 
 __all__ = [
     "Judged",
@@ -14,6 +15,7 @@ __all__ = [
     "holds_records",
     "judge_records",
     "normalise",
+    "open_records",
     "positives_by_query",
     "read_beir",
     "read_corpus",

@@ -1,0 +1,218 @@
+"""What can be known to go wrong in a training before it begins: all of it is said at once."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from bge_cocktail.devices import choose_device, resolve_precision
+from bge_cocktail.errors import DataError, UsageError, nearest
+from bge_cocktail.layout import check_length, modules_of, read_object, refuse_unportable, transformer_folder
+from bge_cocktail.losses import losses
+from bge_cocktail.options import Training
+from bge_cocktail.training.rows import TrainingRows
+from bge_cocktail.training.watching import check_general
+
+log = logging.getLogger(__name__)
+REPORTERS = ("tensorboard", "mlflow", "trackio", "wandb")
+
+
+def check_training(base: Path, options: Training, general: Sequence[Path] = ()) -> None:
+    """Look for options that the device or the base can't follow or that don't go together.
+
+    Args:
+        base: The model to tune.
+        options: How to tune.
+        general: Folders of tasks to watch.
+
+    Raises:
+        UsageError: With a line for each thing that is wrong.
+        DataError: The base has settings that the portable layout can't say, or a task can't be judged.
+    """
+    refuse_unportable(base)
+    problems: list[str] = []
+
+    def attempt(check: Callable[[], object]) -> None:
+        try:
+            check()
+        except UsageError as error:
+            problems.append(str(error))
+
+    for task in ("", *options.tasks):
+        own = options.of_task(task)
+        where = f"tasks.{task}: " if task else ""
+        for length in (own.max_length, own.query_max_length):
+            attempt(partial(check_length, base, length))
+        problems += [where + one for one in _losses(own)]
+    attempt(lambda: _check_device(options))
+    problems += [*_words(options), *_together(options), *_sizes(base, options), *_tools(options)]
+    attempt(lambda: check_general(general, options.general_split))
+    if problems:
+        raise UsageError("\n".join(dict.fromkeys(problems)))
+
+
+def check_rows(rows: TrainingRows, options: Training, processes: int = 1) -> None:
+    """Refuse too few rows and data without what the losses need; say what is left out, missing or unused.
+
+    Raises:
+        UsageError: There are fewer rows than a batch, or options of a task that isn't there.
+        DataError: A task has nothing to train on, or no teacher's scores where a loss learns from them.
+    """
+    for reason, count in rows.left_out.items():
+        log.warning("%d records %s and are left out", count, reason)
+    size = options.batch_size * processes
+    if len(rows) < size:
+        each = f" in each of {processes} processes" if processes > 1 else ""
+        raise UsageError(
+            f"batch_size={options.batch_size}{each} is larger than the data: {len(rows)} pairs of query and positive"
+        )
+    for task in options.tasks:
+        if task not in rows.tasks:
+            known = ", ".join(one or "(none)" for one in rows.tasks)
+            raise UsageError(f"tasks.{task}: no record is of that task ({known}).{nearest(task, rows.tasks)}")
+    counts = np.bincount(rows.task_of, minlength=len(rows.tasks))
+    for number, task in enumerate(rows.tasks):
+        if not counts[number]:
+            raise DataError(f"task '{task}' has no record to train on: all were left out")
+        needs = {losses.trait(name, "needs") for name in options.of_task(task).loss}
+        scored = rows.scored_of[number]
+        if needs & {"teacher", "scores"} and not scored:
+            which = f"task '{task}'" if task else "the data"
+            raise DataError(
+                f"{which} has no scores (pos_scores, neg_scores), which {', '.join(options.of_task(task).loss)} learns "
+                "from; mine with --teacher, or choose another loss"
+            )
+        if needs & {"teacher", "scores"} and scored < counts[number]:
+            log.warning(
+                "%d of %d rows have no scores and are not learnt from by them", counts[number] - scored, counts[number]
+            )
+        if scored and not needs & {"teacher", "scores"}:
+            log.warning(
+                "the records have teacher scores, which %s doesn't use (kl, m3 and margin-mse do)",
+                ", ".join(options.of_task(task).loss),
+            )
+    if rows.short:
+        log.info(
+            "%d of %d rows have fewer than %d negatives; they are trained with those that they have",
+            rows.short,
+            len(rows),
+            options.negatives,
+        )
+    if rows.longer:
+        chosen = "the first are used" if options.draw == "first" else "a new draw is used in every epoch"
+        log.info("%d of %d rows have more than %d negatives; %s", rows.longer, len(rows), options.negatives, chosen)
+    if options.accumulate > 1:
+        log.info(
+            "a step adds up %d batches of %d records; each batch has only its own in-batch negatives (gradient_cache "
+            "with batch_size=%d would have them all)",
+            options.accumulate,
+            options.batch_size,
+            options.accumulate * options.batch_size,
+        )
+
+
+def _check_device(options: Training) -> None:
+    device = choose_device(options.device)
+    if device.startswith("cuda:") and device != "cuda:0":
+        raise UsageError(
+            f"training takes the first GPU that it sees, not {device}; choose one with "
+            f"CUDA_VISIBLE_DEVICES={device.removeprefix('cuda:')} and device auto"
+        )
+    resolve_precision(options.precision, device)
+    if options.tf32 and not device.startswith("cuda"):
+        raise UsageError(f"tf32 is an NVIDIA GPU's, this is {device}")
+
+
+def _losses(options: Training) -> Iterator[str]:
+    for name in options.loss:
+        if name not in losses:
+            yield f"no loss '{name}'.{nearest(name, losses)}"
+    if len(set(options.loss)) < len(options.loss):
+        yield f"a loss is named twice: {', '.join(options.loss)}"
+    if options.loss_weights and len(options.loss_weights) != len(options.loss):
+        yield f"loss_weights has {len(options.loss_weights)} numbers for {len(options.loss)} losses"
+    if options.partition == "apart" and {"query-query", "document-document"} & set(options.directions):
+        yield "partition=apart goes only with query-document and document-query: the others hold no positive"
+    if "query-document" not in options.directions:
+        yield "directions must have query-document, which holds the positives"
+    if "info-nce" not in options.loss:
+        defaults = Training()
+        for name in ("directions", "mask_margin", "label_smoothing", "partition"):
+            if getattr(options, name) != getattr(defaults, name):
+                yield f"{name} goes with the loss info-nce, not with {', '.join(options.loss)}"
+    if options.teacher_temperature != 1 and not {"kl", "m3"} & set(options.loss):
+        yield "teacher_temperature goes with the losses kl and m3"
+
+
+def _words(options: Training) -> Iterator[str]:
+    """Names that transformers knows."""
+    from transformers.trainer_utils import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    for name, value, kinds in (
+        ("optimizer", options.optimizer, OptimizerNames),
+        ("schedule", options.schedule, SchedulerType),
+    ):
+        known = [one.value for one in kinds]
+        if value not in known:
+            yield f"{name}: transformers has no '{value}'.{nearest(value, known)}"
+    for one in options.report_to:
+        if one not in REPORTERS:
+            yield f"report_to: no '{one}'.{nearest(one, REPORTERS)}"
+        elif not (find_spec(one) or (one == "tensorboard" and find_spec("tensorboardX"))):
+            yield f"report_to: {one} is not installed; pip install {one}"
+
+
+def _together(options: Training) -> Iterator[str]:
+    if options.lora and options.anchor and options.anchor_by == "weights":
+        yield "anchor_by=weights holds on to weights that lora doesn't train; take anchor_by=embeddings"
+    if options.lora_alpha is not None and not options.lora:
+        yield "lora_alpha goes with lora"
+    if options.anchor_by == "weights" and not options.anchor:
+        yield "anchor_by goes with anchor, which is 0"
+    if options.lora and options.reinit_layers:
+        yield "reinit_layers starts layers afresh that lora would keep frozen; take one of them"
+    if options.lora and (options.freeze_layers or options.freeze_embeddings):
+        yield "lora freezes all of the base; leave freeze_layers and freeze_embeddings out"
+    if options.dense and options.anchor and options.anchor_by == "embeddings":
+        yield "dense changes the embeddings' size, so they can't be held to the base's; take anchor_by=weights"
+    if options.gradient_cache and options.gradient_checkpointing:
+        log.info("gradient_cache embeds twice and gradient_checkpointing once more: slow, for very little memory")
+
+
+def _sizes(base: Path, options: Training) -> Iterator[str]:
+    config = read_object(transformer_folder(base) / "config.json")
+    layers = next((config[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if key in config), None)
+    for name in ("freeze_layers", "reinit_layers"):
+        if layers is not None and getattr(options, name) > layers:
+            yield f"{name}={getattr(options, name)}: the model has {layers} layers"
+    if layers is not None and options.freeze_layers + options.reinit_layers > layers:
+        yield f"freeze_layers and reinit_layers share layers: the model has {layers}"
+    dimensions = options.dense or _dimensions(base)
+    wrong = [one for one in options.matryoshka if not 0 < one < (dimensions or 10**9)]
+    if wrong:
+        yield f"matryoshka={','.join(map(str, wrong))}: sizes are below the embeddings' {dimensions}"
+
+
+def _dimensions(base: Path) -> int | None:
+    found: int | None = None
+    for kind, path in modules_of(base):
+        config = read_object(path / "config.json") if (path / "config.json").is_file() else {}
+        if kind == "Pooling":
+            found = config.get("word_embedding_dimension") or config.get("embedding_dimension")
+        elif kind == "Dense":
+            found = config.get("out_features")
+    return found
+
+
+def _tools(options: Training) -> Iterator[str]:
+    if options.lora and not find_spec("peft"):
+        yield "lora needs peft: pip install 'bge-cocktail[lora]'"
+    if options.compile and choose_device(options.device) == "cpu" and not (shutil.which("c++") or shutil.which("g++")):
+        yield "compile needs a C++ compiler on the CPU, and there is none"

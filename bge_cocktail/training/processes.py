@@ -1,0 +1,72 @@
+"""Several processes that train together, as torchrun or accelerate starts them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """This process and the others.
+
+    Attributes:
+        number: Of this one, from 0.
+        count: How many there are.
+    """
+
+    number: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.number == 0
+
+    def device(self, device: str) -> str:
+        """The device of this process, where it is one of several of a kind."""
+        return str(_state(device).device) if self.count > 1 and device.startswith("cuda") else device
+
+    def wait(self) -> None:
+        """Go on when all are here."""
+        if self.count > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """The first process does it before the others do."""
+        if not self.is_first:
+            self.wait()
+        yield
+        if self.is_first:
+            self.wait()
+
+
+def is_first_process() -> bool:
+    """Whether this process was started alone, or is the first of several."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def join_processes(device: str) -> Processes:
+    """Meet the other processes, if this one was started with others."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        return Processes()
+    state = _state(device)
+    if state.process_index:  # one voice is enough
+        logging.getLogger("bge_cocktail").setLevel(logging.ERROR)
+    return Processes(state.process_index, state.num_processes)
+
+
+def _state(device: str) -> Any:
+    from accelerate import PartialState
+
+    from bge_cocktail.devices import choose_device
+
+    return PartialState(cpu=choose_device(device) == "cpu")

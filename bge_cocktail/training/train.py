@@ -1,0 +1,276 @@
+"""Tune an encoder on records and write it to a folder."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bge_cocktail.devices import choose_device, resolve_precision
+from bge_cocktail.encoding import load_encoder
+from bge_cocktail.errors import CocktailError, UsageError
+from bge_cocktail.hub import model_folder
+from bge_cocktail.layout import declared_prompts, make_portable, prompt_for, set_prompts
+from bge_cocktail.options import Training
+from bge_cocktail.provenance import (
+    RUN_FILE,
+    describe_run,
+    finished_key,
+    hash_path,
+    new_folder,
+    refuse_to_replace,
+    require_space,
+    step_key,
+    write_json,
+)
+from bge_cocktail.records import Judged, Record, write_records
+from bge_cocktail.training.checks import check_rows, check_training
+from bge_cocktail.training.curves import history, write_curves
+from bge_cocktail.training.processes import Processes, join_processes
+from bge_cocktail.training.rows import TrainingRows, hash_judged, hash_records
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from bge_cocktail.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+BAD_BATCH = "bad_batch.jsonl"
+
+
+class Interrupted(KeyboardInterrupt):
+    """A training that was told to stop; its last step is saved."""
+
+
+def train(
+    base: str | Path,
+    records: Sequence[Record],
+    output: Path,
+    options: Training | None = None,
+    *,
+    dev: Judged | None = None,
+    general: Sequence[Path] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+    report: Callable[[int, float], None] | None = None,
+) -> Path:
+    """Tune a model and write it to a folder.
+
+    While it runs, checkpoints are in ``<output>.unfinished``; a run that was cut off goes on from the last whole one
+    with `resume`. The finished folder holds the best checkpoint by dev nDCG@10 (the last without dev) in the portable
+    layout, the curves of losses and of what was watched, and what made it. Started by torchrun or accelerate, all
+    processes work on the same batches, and the first one writes.
+
+    Args:
+        base: Folder or hub name of the model to tune.
+        records: What to tune on; each needs a positive, negatives are optional.
+        output: The folder to write.
+        options: How to tune.
+        dev: A retrieval task for early stopping.
+        general: Folders of tasks that are watched, so that forgetting is seen as it happens.
+        resume: Go on from the last checkpoint, if there is one.
+        overwrite: Replace an older output of this tool.
+        report: Is told the step and dev nDCG@10 of every evaluation; what it raises ends the training.
+
+    Returns:
+        `output`.
+
+    Raises:
+        UsageError: Options that can't go together, or an output that exists.
+        CocktailError: An unfinished run of other inputs is in the way, or the loss is no longer finite.
+        Interrupted: SIGTERM or Ctrl-C; a checkpoint was saved.
+    """
+    options = options or Training()
+    refuse_to_replace(output, overwrite, [base])
+    folder = model_folder(base)
+    check_training(folder, options, general)
+    rows = TrainingRows(records, options)
+    processes = join_processes(options.device)
+    check_rows(rows, options, processes.count)
+    inputs = {str(base): hash_path(folder), "records": rows.hash, "dev": hash_judged(dev)}
+    key = step_key("train", options.model_dump(mode="json"), inputs)
+    # weights and two moments of AdamW in each of four checkpoints (three kept, one being written), and the result
+    require_space(output.parent, 13 * sum(file.stat().st_size for file in folder.rglob("*.safetensors")))
+
+    started = time.monotonic()
+    with processes.first_alone():
+        working = _working_folder(output, key, resume, processes)
+    trainer, prompts, length = _prepare(folder, rows, options, working, processes, dev, general, report)
+    found = _fit(trainer, options, working, resume, rows)
+    device = choose_device(options.device)
+    if processes.is_first:
+        described = {
+            "inputs": inputs,
+            "precision": resolve_precision(options.precision, device),
+            "device": device,
+            "seconds": time.monotonic() - started,
+            "records": len(records),
+            "rows": len(rows),
+            "processes": processes.count,
+        }
+        _write(trainer.model, folder, output, options, prompts, length, found, described, overwrite)
+        shutil.rmtree(working)
+    processes.wait()
+    return output
+
+
+def training_key(base: str | Path, records: Sequence[Record], options: Training, dev: Judged | None) -> str:
+    """The key that run.json of the same training has."""
+    inputs = [hash_path(model_folder(base)), hash_records(records), hash_judged(dev)]
+    return step_key("train", options.model_dump(mode="json"), dict(zip("abc", inputs, strict=True)))
+
+
+def save_encoder(
+    model: SentenceTransformer, folder: Path, *, like: Path, prompts: Mapping[str, str], length: int | None
+) -> None:
+    """Write a model in the portable layout.
+
+    Args:
+        model: The model.
+        folder: An existing empty folder.
+        like: The folder it was tuned from, for its tokenizer files.
+        prompts: Prompts to store, by name.
+        length: Its longest text in tokens.
+    """
+    model.save_pretrained(str(folder), create_model_card=False)
+    make_portable(folder, max_length=length, tokenizer_from=like)
+    if prompts:
+        set_prompts(folder, dict(prompts))
+
+
+def _prepare(
+    folder: Path,
+    rows: TrainingRows,
+    options: Training,
+    working: Path,
+    processes: Processes,
+    dev: Judged | None,
+    general: Sequence[Path],
+    report: Callable[[int, float], None] | None,
+) -> tuple[Trainer, dict[str, str], int | None]:
+    """The trainer, the prompts by role, and the longest text that the model declares."""
+    from bge_cocktail.training.parameters import prepare_parameters
+    from bge_cocktail.training.trainer import Setting, make_trainer
+    from bge_cocktail.training.watching import PRIMARY, watch
+
+    device = choose_device(options.device)
+    precision = resolve_precision(options.precision, device)
+    model = load_encoder(folder, device=processes.device(device))
+    length = model.max_seq_length
+    if options.max_length:
+        model.max_seq_length = options.max_length
+    prepare_parameters(model, options)
+    prompts = {
+        role: prompt_for(folder, role) if chosen is None else chosen
+        for role, chosen in (
+            ("query", options.query_prompt),
+            ("document", options.document_prompt),
+            ("text", None),
+        )
+    }
+    trainer = make_trainer(
+        model,
+        rows,
+        options,
+        prompts,
+        working / "checkpoints",
+        Setting(device, precision, processes.number, processes.count),
+        metrics=watch(dev, general, options, prompts, precision),
+        primary=PRIMARY if dev is not None else None,
+        report=report,
+    )
+    return trainer, prompts, length
+
+
+def _fit(trainer: Trainer, options: Training, working: Path, resume: bool, rows: TrainingRows) -> dict[str, Any]:
+    """Run the trainer; the model ends with its best weights."""
+    from safetensors import SafetensorError
+
+    from bge_cocktail.training.callbacks import StopCallback
+    from bge_cocktail.training.checkpoints import checkpoints_in, last_checkpoint, load_weights
+    from bge_cocktail.training.module import BadLoss
+    from bge_cocktail.training.parameters import finish_parameters
+    from bge_cocktail.training.trainer import explain_failure
+
+    checkpoints = working / "checkpoints"
+    last = last_checkpoint(checkpoints) if resume else None
+    if resume:
+        for damaged in checkpoints_in(checkpoints):
+            if last is None or int(damaged.name.rsplit("-", 1)[1]) > int(last.name.rsplit("-", 1)[1]):
+                log.warning("%s is cut off or damaged and is passed over", damaged)
+        if last is None:
+            log.warning("no whole checkpoint in %s; the training starts from the beginning", checkpoints)
+    # a resumed run has judged its start already; judging it again would count against its patience
+    trainer.args.eval_on_start &= last is None
+    with StopCallback() as stop:
+        trainer.add_callback(stop)
+        try:
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+        except BadLoss as error:
+            bad = working / BAD_BATCH
+            write_records([rows[row] for row in error.rows], bad)
+            raise CocktailError(
+                f"step {trainer.state.global_step + 1}: {error}; the records of the batch are in {bad}"
+            ) from None
+        except (RuntimeError, SafetensorError) as error:
+            explain_failure(error, trainer, options)
+            raise
+    state = trainer.state
+    if stop.signal is not None and state.global_step < state.max_steps:
+        raise Interrupted(signal.Signals(stop.signal).name)
+    if state.best_model_checkpoint and state.best_global_step != state.global_step:
+        load_weights(trainer.parts(), Path(state.best_model_checkpoint))
+    finish_parameters(trainer.model, options)
+    return history(trainer.state)
+
+
+def _write(
+    model: SentenceTransformer,
+    folder: Path,
+    output: Path,
+    options: Training,
+    prompts: Mapping[str, str],
+    length: int | None,
+    found: Mapping[str, Any],
+    described: Mapping[str, Any],
+    overwrite: bool,
+) -> None:
+    from safetensors import SafetensorError
+
+    new_prompts = {role: prompts[role] for role in ("query", "document")}
+    if all(prompt == declared_prompts(folder).get(role, "") for role, prompt in new_prompts.items()):
+        new_prompts = {}
+    with new_folder(output, overwrite=overwrite) as new:
+        try:
+            save_encoder(model, new, like=folder, prompts=new_prompts, length=length)
+        except SafetensorError as error:  # it isn't an OSError, not even on a full disk
+            raise CocktailError(f"{output} could not be written: {error}") from error
+        write_curves(found["curves"], new)
+        more = {name: value for name, value in found.items() if name != "curves"}
+        run = describe_run("train", options=options.model_dump(mode="json"), **described, **more)
+        write_json(new / RUN_FILE, run)
+
+
+def _working_folder(output: Path, key: str, resume: bool, processes: Processes) -> Path:
+    """The folder of an unfinished training; the first process makes it."""
+    working = output.with_name(output.name + ".unfinished")
+    if not processes.is_first:
+        return working
+    if working.exists():
+        same = finished_key(working) == key
+        if resume and not same:
+            raise CocktailError(
+                f"{working} was made from other records, options or another model; remove it, or run without --resume"
+            )
+        if not resume:
+            if finished_key(working) is None:
+                raise UsageError(f"{working} is in the way and is not a training of bge-cocktail; remove it")
+            log.warning("an unfinished training in %s is started again (--resume would go on with it)", working)
+            shutil.rmtree(working)
+    working.mkdir(parents=True, exist_ok=True)
+    write_json(working / RUN_FILE, {"command": "train", "key": key, "unfinished": True})
+    return working
