@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -75,8 +75,6 @@ _EXAMPLES: dict[str, Any] = {
 
 
 def _described(name: str, field: Any) -> list[str]:
-    if get_origin(field.annotation) is dict:
-        return [f"# {field.description}: in a table of its own, such as [train.{name}.NAME]"]
     default = field.get_default(call_default_factory=True)
     if name in _EXAMPLES and (default is None or default is PydanticUndefined or default == []):
         shown = f"{name} = {_toml(_EXAMPLES[name])}"
@@ -88,6 +86,8 @@ def _described(name: str, field: Any) -> list[str]:
 
 
 def _toml(value: Any) -> str:
+    if value == {}:
+        return "{}"
     if isinstance(value, list):
         return "[" + ", ".join(_toml(one) for one in value) + "]"
     return json.dumps(value if isinstance(value, bool | int | float) else str(value), ensure_ascii=False)

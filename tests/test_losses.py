@@ -291,12 +291,15 @@ def test_matryoshka_is_sentence_transformers_over_the_number_of_sizes() -> None:
 
     model = Stored()
     peer = MatryoshkaLoss(model, MultipleNegativesRankingLoss(model, 10.0, dot_score), [8, 4, 2])
+
     # both from the same place before the norm, whose length theirs takes away once more
-    queries, documents = (torch.nn.functional.normalize(part, dim=1) for part in (one.queries, one.documents))
-    theirs = peer([{"embedding": queries}, {"embedding": documents}], None) / 3
+    def normalised() -> list[torch.Tensor]:
+        return [torch.nn.functional.normalize(part, dim=1) for part in (one.queries, one.documents)]
+
+    theirs = peer([{"embedding": part} for part in normalised()], None) / 3
     settings = LossSettings(temperature=0.1, matryoshka=(4, 2))
-    normalised = Embedded(queries, documents, one.relevance, one.own, one.scores)
-    assert_alike(one, total_loss(normalised, settings)["info-nce"], theirs)
+    again = Embedded(*normalised(), one.relevance, one.own, one.scores)
+    assert_alike(one, total_loss(again, settings)["info-nce"], theirs)
 
 
 def test_losses_add_up_by_their_weights() -> None:

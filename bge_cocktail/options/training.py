@@ -151,7 +151,8 @@ class Training(Options):
     device: str = Field("auto", description="where to compute: auto, cpu, cuda, cuda:N or mps")
     seed: int = Field(13, ge=0, description="seeds the order of records, dropout and all that is new")
     tasks: dict[str, TaskTraining] = Field(
-        default_factory=dict, description="options of single tasks, by the records' 'task'"
+        default_factory=dict,
+        description="options of single tasks, by the records' 'task': a table [train.tasks.NAME] for each",
     )
 
     def of_task(self, task: str) -> Training:

@@ -3,6 +3,6 @@
 from bge_cocktail.training.checks import check_training
 from bge_cocktail.training.processes import is_first_process
 from bge_cocktail.training.rows import TrainingRows
-from bge_cocktail.training.train import Interrupted, train, training_key
+from bge_cocktail.training.tune import Interrupted, train, training_key
 
 __all__ = ["Interrupted", "TrainingRows", "check_training", "is_first_process", "train", "training_key"]

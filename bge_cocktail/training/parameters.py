@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bge_cocktail.errors import CocktailError, UsageError
@@ -28,20 +29,11 @@ def layer_count(names: list[str]) -> int:
     return 1 + max((number for number in map(layer_of, names) if number is not None), default=-1)
 
 
-def check_layers(options: Training, names: list[str], base: object) -> None:
-    """Refuse more layers than there are.
-
-    Raises:
-        UsageError: As said.
-    """
-    layers = layer_count(names)
-    for option in ("freeze_layers", "reinit_layers"):
-        if getattr(options, option) > layers:
-            raise UsageError(f"{option}={getattr(options, option)}: {base} has {layers} layers")
-
-
-def prepare_parameters(model: SentenceTransformer, options: Training) -> None:
+def prepare_parameters(model: SentenceTransformer, options: Training) -> Callable[[], object]:
     """Change a loaded model to what is trained: dropout, new layers, adapters, frozen parameters.
+
+    Returns:
+        What merges adapters into the weights when training is done.
 
     Raises:
         UsageError: peft is asked for and isn't here.
@@ -49,6 +41,7 @@ def prepare_parameters(model: SentenceTransformer, options: Training) -> None:
     import torch
 
     transformer = model[0].auto_model
+    finish: Callable[[], object] = _nothing
     if options.dropout is not None:
         _set_dropout(transformer, options.dropout)
     with torch.random.fork_rng(devices=[]):
@@ -57,7 +50,7 @@ def prepare_parameters(model: SentenceTransformer, options: Training) -> None:
         if options.dense:
             _add_dense(model, options.dense)
         if options.lora:
-            model[0].auto_model = _with_lora(transformer, options)
+            finish = _add_lora(transformer, options)
     for name, parameter in model[0].auto_model.named_parameters():
         number = layer_of(name)
         embedding = bool(_EMBEDDINGS.search(name)) and number is None
@@ -67,12 +60,7 @@ def prepare_parameters(model: SentenceTransformer, options: Training) -> None:
             or (options.fixed_positions and _POSITIONS.search(name))
         ):
             parameter.requires_grad_(False)
-
-
-def finish_parameters(model: SentenceTransformer, options: Training) -> None:
-    """Merge what was added for training into the weights."""
-    if options.lora:
-        model[0].auto_model = model[0].auto_model.merge_and_unload()
+    return finish
 
 
 def learning_rates(model: SentenceTransformer, options: Training) -> dict[str, float]:
@@ -95,6 +83,10 @@ def learning_rates(model: SentenceTransformer, options: Training) -> dict[str, f
         elif _EMBEDDINGS.search(name):
             rates[rf"\b{re.escape(name)}$"] = options.learning_rate * options.layer_decay**layers
     return rates
+
+
+def _nothing() -> None:
+    """Without adapters there is nothing to merge."""
 
 
 def _set_dropout(transformer: Any, rate: float) -> None:
@@ -138,7 +130,8 @@ def _add_dense(model: SentenceTransformer, dimensions: int) -> None:
     model.insert(place, dense.to(model.device))
 
 
-def _with_lora(transformer: Any, options: Training) -> Any:
+def _add_lora(transformer: Any, options: Training) -> Callable[[], object]:
+    """Put low-rank updates beside all linear layers, in place (arXiv:2106.09685)."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
@@ -151,6 +144,7 @@ def _with_lora(transformer: Any, options: Training) -> Any:
         bias="none",
     )
     try:
-        return get_peft_model(transformer, config)
+        finish: Callable[[], object] = get_peft_model(transformer, config).merge_and_unload
     except ValueError as error:
         raise CocktailError(f"lora: {error}") from error
+    return finish

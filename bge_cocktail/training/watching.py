@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 DEV_METRIC = "nDCG@10"
 PRIMARY = f"dev_{DEV_METRIC}"
+# queries in a batch of the dev loss, whatever the batches of training, so that runs can be compared
+DEV_BATCH = 32
 
 
 class Remembering:
@@ -64,7 +66,7 @@ def watch(
     """A function that judges the model as it is.
 
     Args:
-        dev: A retrieval task; gives ``dev_nDCG@10`` and ``dev_loss``, InfoNCE in batches as in training.
+        dev: A retrieval task; gives ``dev_nDCG@10`` and ``dev_loss``, InfoNCE in batches.
         general: Folders of tasks; each gives ``general_NAME``, its main score.
         options: How much of them is looked at.
         prompts: Put before queries and documents, by role.
@@ -122,7 +124,7 @@ def _smaller_task(task: Task, options: Training) -> Judged | None:
 
 
 def _loss(encoder: Remembering, judged: Judged, options: Training) -> float:
-    """InfoNCE of dev with in-batch negatives, in batches of the size of training; the mean over the queries."""
+    """InfoNCE of dev with in-batch negatives; the mean over the queries."""
     import torch
 
     found = {
@@ -132,8 +134,8 @@ def _loss(encoder: Remembering, judged: Judged, options: Training) -> float:
     records = [Record(judged.queries[query], tuple(texts)) for query, texts in found.items() if texts]
     settings = LossSettings(temperature=options.temperature)
     total = 0.0
-    for start in range(0, len(records), options.batch_size):
-        batch = records[start : start + options.batch_size]
+    for start in range(0, len(records), DEV_BATCH):
+        batch = records[start : start + DEV_BATCH]
         targets = batch_targets(batch, negatives=options.negatives)
         embedded = Embedded(
             torch.from_numpy(encoder.encode_query([record.query for record in batch])),

@@ -99,8 +99,9 @@ def train(
     started = time.monotonic()
     with processes.first_alone():
         working = _working_folder(output, key, resume, processes)
-    trainer, prompts, length = _prepare(folder, rows, options, working, processes, dev, general, report)
+    trainer, prompts, length, finish = _prepare(folder, rows, options, working, processes, dev, general, report)
     found = _fit(trainer, options, working, resume, rows)
+    finish()
     device = choose_device(options.device)
     if processes.is_first:
         described = {
@@ -151,8 +152,8 @@ def _prepare(
     dev: Judged | None,
     general: Sequence[Path],
     report: Callable[[int, float], None] | None,
-) -> tuple[Trainer, dict[str, str], int | None]:
-    """The trainer, the prompts by role, and the longest text that the model declares."""
+) -> tuple[Trainer, dict[str, str], int | None, Callable[[], object]]:
+    """The trainer, the prompts by role, the longest text that the model declares, and what merges adapters in."""
     from bge_cocktail.training.parameters import prepare_parameters
     from bge_cocktail.training.trainer import Setting, make_trainer
     from bge_cocktail.training.watching import PRIMARY, watch
@@ -163,7 +164,7 @@ def _prepare(
     length = model.max_seq_length
     if options.max_length:
         model.max_seq_length = options.max_length
-    prepare_parameters(model, options)
+    finish = prepare_parameters(model, options)
     prompts = {
         role: prompt_for(folder, role) if chosen is None else chosen
         for role, chosen in (
@@ -183,7 +184,7 @@ def _prepare(
         primary=PRIMARY if dev is not None else None,
         report=report,
     )
-    return trainer, prompts, length
+    return trainer, prompts, length, finish
 
 
 def _fit(trainer: Trainer, options: Training, working: Path, resume: bool, rows: TrainingRows) -> dict[str, Any]:
@@ -193,7 +194,6 @@ def _fit(trainer: Trainer, options: Training, working: Path, resume: bool, rows:
     from bge_cocktail.training.callbacks import StopCallback
     from bge_cocktail.training.checkpoints import checkpoints_in, last_checkpoint, load_weights
     from bge_cocktail.training.module import BadLoss
-    from bge_cocktail.training.parameters import finish_parameters
     from bge_cocktail.training.trainer import explain_failure
 
     checkpoints = working / "checkpoints"
@@ -224,7 +224,6 @@ def _fit(trainer: Trainer, options: Training, working: Path, resume: bool, rows:
         raise Interrupted(signal.Signals(stop.signal).name)
     if state.best_model_checkpoint and state.best_global_step != state.global_step:
         load_weights(trainer.parts(), Path(state.best_model_checkpoint))
-    finish_parameters(trainer.model, options)
     return history(trainer.state)
 
 

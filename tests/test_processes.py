@@ -1,0 +1,99 @@
+"""Several processes: what they learn is what one process learns from the joined batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from safetensors.numpy import load_file
+from test_training import options
+from test_training_options import data
+
+from bge_cocktail.records import read_beir, write_records
+from bge_cocktail.training import train
+
+
+def launch(*arguments: object, processes: int = 2, **options_: object) -> subprocess.CompletedProcess[str]:
+    """The command line under torchrun, on the CPU (gloo)."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    command = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
+    command += ["--master_addr=127.0.0.1", "-m", "bge_cocktail", "train", *map(str, [*arguments, *flags(**options_)])]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env=environment, timeout=300, check=False
+    )
+
+
+def flags(**values: object) -> list[object]:
+    """As the command line takes them."""
+    return [part for name, value in values.items() for part in ("--" + name.replace("_", "-"), value)]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"loss": ["info-nce", "kl"], "matryoshka": [8], "mask_margin": 0.1, "anchor": 1.0},
+        {"gradient_cache": True, "task_heads": True, "chunk_tokens": 60},
+    ],
+    ids=str,
+)
+def test_two_processes_learn_what_one_does(tiny: Path, beir: Path, tmp_path: Path, more: dict[str, object]) -> None:
+    write_records(data(beir), tmp_path / "records.jsonl")
+    alike = {"epochs": 1, "negatives": 2, "dropout": 0.0, "patience": 0}
+    one = train(tiny, data(beir), tmp_path / "one", options(**alike, **more, batch_size=10), dev=read_beir(beir, "dev"))
+    shown = {name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in more.items()}
+    switches = [f"--{name.replace('_', '-')}" for name, value in shown.items() if value is True]
+    given = {name: value for name, value in shown.items() if value is not True}
+    where = [tmp_path / "records.jsonl", "-m", tiny, "-o", tmp_path / "two", "--dev", beir]
+    result = launch(
+        *where, *switches, **alike, **given, batch_size=5, learning_rate=1e-3, precision="fp32", device="cpu"
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("trained") == 1
+    described = json.loads((tmp_path / "two/run.json").read_text())
+    assert described["processes"] == 2
+    curves = [
+        [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
+        for folder in (one, tmp_path / "two")
+    ]
+    assert len(curves[0]) == len(curves[1])
+    for mine, theirs in zip(*curves, strict=True):
+        assert mine.keys() == theirs.keys()
+        for name, value in mine.items():
+            assert theirs[name] == pytest.approx(value, abs=2e-5), (mine["step"], name)
+    for name, value in load_file(one / "model.safetensors").items():
+        assert np.allclose(value, load_file(tmp_path / "two/model.safetensors")[name], atol=2e-4), name
+    assert not (tmp_path / "two.unfinished").exists()
+
+
+def test_without_cross_device_negatives_each_process_keeps_to_itself(tiny: Path, beir: Path, tmp_path: Path) -> None:
+    write_records(data(beir), tmp_path / "records.jsonl")
+    losses = {}
+    for switch in ("--cross-device-negatives", "--no-cross-device-negatives"):
+        where = [tmp_path / "records.jsonl", "-m", tiny, "-o", tmp_path / switch[2:]]
+        result = launch(
+            *where, switch, epochs=0.2, negatives=0, dropout=0.0, batch_size=5, precision="fp32", device="cpu"
+        )
+        assert result.returncode == 0, result.stderr
+        point = json.loads((tmp_path / switch[2:] / "curves.jsonl").read_text().splitlines()[0])
+        losses[switch] = point["loss"]
+    assert losses["--no-cross-device-negatives"] < losses["--cross-device-negatives"] - 0.1
+
+
+def test_a_refusal_is_said_by_one_process_in_one_line(tiny: Path, beir: Path, tmp_path: Path) -> None:
+    write_records(data(beir)[:12], tmp_path / "records.jsonl")
+    where = [tmp_path / "records.jsonl", "-m", tiny, "-o", tmp_path / "out"]
+    result = launch(*where, batch_size=10, device="cpu")
+    assert result.returncode != 0
+    assert "batch_size=10 in each of 2 processes is larger than the data: 12 pairs" in result.stderr
+    assert not (tmp_path / "out").exists()
