@@ -23,7 +23,16 @@ RUN_FILE = "run.json"
 RECIPE_FILE = "recipe.toml"
 # written for people or by us beside a model; they say nothing about how it embeds
 NOT_THE_MODEL = frozenset(
-    {RUN_FILE, RECIPE_FILE, "README.md", ".gitattributes", "curves.jsonl", "curves.png", "data_config.json"}
+    {
+        RUN_FILE,
+        RECIPE_FILE,
+        "README.md",
+        ".gitattributes",
+        "curves.jsonl",
+        "curves.png",
+        "search.png",
+        "data_config.json",
+    }
 )
 _PACKAGES = ("bge-cocktail", "torch", "transformers", "sentence-transformers", "faiss-cpu", "numpy")
 

@@ -18,10 +18,18 @@ from bge_cocktail.cli.flags import (
     show,
     table_flag,
 )
+from bge_cocktail.errors import UsageError
 from bge_cocktail.options import Training
 
 # what the summary shows of run.json
 _SHOWN = ("records", "steps", "best_step", "final_loss", "dev_before", "dev_best", "precision", "device", "seconds")
+
+
+def _numbers(_context: Any, _parameter: Any, given: str | None) -> list[int] | None:
+    try:
+        return None if given is None else [int(one) for one in given.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{given}: expected whole numbers with commas between") from None
 
 
 @click.command("train")
@@ -29,6 +37,9 @@ _SHOWN = ("records", "steps", "best_step", "final_loss", "dev_before", "dev_best
 @click.option("-m", "--model", required=True, help="The model to tune: a folder or a hub name.")
 @click.option("--dev", type=PATH, help="Records or a BEIR folder (its dev split) for early stopping.")
 @click.option("--general", type=PATH, multiple=True, help="A task that is watched for forgetting (again for more).")
+@click.option("--seeds", callback=_numbers, help="Train once with each of these seeds, and merge the models: 1,2,3.")
+@click.option("--search", "searched", help="Search these options by dev: learning_rate,temperature,batch_size,...")
+@click.option("--trials", type=click.IntRange(2), default=20, show_default=True, help="Trainings of a search.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of a training that was cut off.")
 @table_flag("--task", "tasks", "An option of one task's batches: NAME.option=value (again for more).")
 @output_flag
@@ -40,6 +51,9 @@ def command(
     model: str,
     dev: Path | None,
     general: tuple[Path, ...],
+    seeds: list[int] | None,
+    searched: str | None,
+    trials: int,
     resume: bool,
     output: Path,
     overwrite: bool,
@@ -55,18 +69,29 @@ def command(
     from bge_cocktail.records import open_records, read_judged
 
     options = options_from(Training, flags)
+    if searched is not None and (dev is None or seeds):
+        raise UsageError("--search needs --dev, which judges the trials" if dev is None else "--search or --seeds?")
     refuse_to_replace(output, overwrite, [data, model, *([dev] if dev else []), *general])
     records = open_records(data)
     judged = read_judged(dev, "dev") if dev is not None else None
 
-    from bge_cocktail.training import Interrupted, is_first_process, train
+    from bge_cocktail.training import Interrupted, is_first_process, search_options, train, train_seeds
 
+    common: dict[str, Any] = {"general": general, "resume": resume, "overwrite": overwrite}
     try:
-        train(model, records, output, options, dev=judged, general=general, resume=resume, overwrite=overwrite)
+        if searched is not None and judged is not None:
+            names = [name.strip().replace("-", "_") for name in searched.split(",")]
+            found = search_options(model, records, output, options, names, trials=trials, dev=judged, **common)
+            _show_search(output, found, names, output_format)
+        elif seeds is not None:
+            described = train_seeds(model, records, output, options, seeds, dev=judged, **common)
+            _show_seeds(output, described, output_format)
+        else:
+            train(model, records, output, options, dev=judged, **common)
     except Interrupted:
         click.echo(f"the last step is saved in {output}.unfinished; the same command with --resume goes on", err=True)
         raise
-    if is_first_process():
+    if is_first_process() and searched is None and seeds is None:
         _show(output, json.loads((output / RUN_FILE).read_text()), output_format)
 
 
@@ -79,6 +104,29 @@ def _show(output: Path, described: dict[str, Any], output_format: str) -> None:
     rows += [(f"general {name}", change) for name, change in watched.items()]
     content = {"output": str(output), **summary, "general": described["general"]}
     show(content, text_table(("trained", ""), rows), output_format)
+
+
+def _show_seeds(output: Path, described: dict[str, Any], output_format: str) -> None:
+    from bge_cocktail.report.table import text_table
+
+    names = list(described["mean"])
+    lines = {**described["runs"], "mean": described["mean"], "spread (sd)": described["spread"]}
+    lines["soup"] = described["soup"]
+    rows = [[name, *(f"{one[key]:.4f}" if key in one else "" for key in names)] for name, one in lines.items()]
+    content = {"output": str(output), **{key: described[key] for key in ("runs", "mean", "spread", "soup")}}
+    show(content, text_table(("", *names), rows), output_format)
+
+
+def _show_search(output: Path, found: dict[str, Any], names: list[str], output_format: str) -> None:
+    from bge_cocktail.report.table import text_table
+
+    rows = [
+        [str(one["trial"]), *(f"{one[name]:.3g}" for name in names), f"{one['dev']:.4f}", one["state"]]
+        for one in sorted(found["trials"], key=lambda one: -one["dev"])
+    ]
+    matter = ", ".join(f"{name} {value:.2f}" for name, value in found["importance"].items())
+    text = text_table(("trial", *names, "dev nDCG@10", ""), rows) + (f"\n\nimportance: {matter}" if matter else "")
+    show({"output": str(output), **found}, text, output_format)
 
 
 def _shown(value: object) -> str:

@@ -130,7 +130,7 @@ class Training(Options):
     )
     gradient_checkpointing: bool = Field(False, description="compute activations again instead of keeping them")
     chunk_tokens: int = Field(
-        0, ge=0, description="tokens embedded at once; 0 chooses for the device (CPU 2048, GPU 16384)"
+        0, ge=0, description="tokens embedded at once; 0 chooses for the device (CPU 2048, in bf16 4096, GPU 16384)"
     )
     tf32: bool = Field(False, description="let an NVIDIA GPU multiply fp32 matrices in TF32")
     compile: bool = Field(False, description="compile the model with torch.compile")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bge_cocktail.errors import CocktailError
 from bge_cocktail.losses import Embedded, LossSettings, total_loss
 from bge_cocktail.options import Training
+from bge_cocktail.training.quick import quick_attention
 
 Chunk = dict[str, Tensor]
 
@@ -44,7 +45,7 @@ class BatchLoss(CachedLossMixin, nn.Module):
     def __init__(self, model: SentenceTransformer, options: Training, tasks: Sequence[str] = ("",)) -> None:
         super().__init__()
         self.model = model
-        self._options = options
+        self._options, self._device = options, model.device
         self._settings = {task: loss_settings(options.of_task(task)) for task in tasks}
         self._places = {task: place for place, task in enumerate(tasks)}
         self.heads = nn.ModuleList(_head(model) for _ in tasks if options.task_heads)
@@ -59,7 +60,8 @@ class BatchLoss(CachedLossMixin, nn.Module):
             total = self.forward_cached([dict(chunk) for chunk in chunks], {**targets, "anchors": anchors})
             losses = {"total": total}
         else:
-            embeddings = torch.cat([self.model(dict(chunk))["sentence_embedding"] for chunk in chunks])
+            with quick_attention(self._device.type):
+                embeddings = torch.cat([self.model(dict(chunk))["sentence_embedding"] for chunk in chunks])
             losses = self._losses(embeddings, targets, anchors)
         value = float(sum(losses.values(), torch.zeros(())).detach())
         if value != value or value in (float("inf"), float("-inf")):

@@ -162,7 +162,7 @@ def make_trainer(
         train_dataset=Dataset.from_dict({"row": range(len(rows))}),
         loss=BatchLoss(model, options, rows.tasks),
         evaluator=Evaluator(metrics, primary or "") if metrics else None,
-        data_collator=Collator(model, rows, options, prompts, (setting.process, setting.processes)),
+        data_collator=Collator(model, rows, options, prompts, (setting.process, setting.processes), setting.precision),
         callbacks=[*callbacks, CheckpointCallback(options.save_steps)],
     )
     trainer.batches = batches

@@ -155,11 +155,14 @@ def _prepare(
 ) -> tuple[Trainer, dict[str, str], int | None, Callable[[], object]]:
     """The trainer, the prompts by role, the longest text that the model declares, and what merges adapters in."""
     from bge_cocktail.training.parameters import prepare_parameters
+    from bge_cocktail.training.quick import keep_memory
     from bge_cocktail.training.trainer import Setting, make_trainer
     from bge_cocktail.training.watching import PRIMARY, watch
 
     device = choose_device(options.device)
     precision = resolve_precision(options.precision, device)
+    if device == "cpu":
+        keep_memory()
     model = load_encoder(folder, device=processes.device(device))
     length = model.max_seq_length
     if options.max_length:

@@ -1,0 +1,244 @@
+"""A search for good options of training, by dev nDCG@10, with Optuna."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bge_cocktail.errors import UsageError, nearest
+from bge_cocktail.options import Training
+from bge_cocktail.provenance import (
+    RUN_FILE,
+    finished_key,
+    hash_value,
+    new_file,
+    new_folder,
+    refuse_to_replace,
+    write_json,
+)
+from bge_cocktail.records import Judged, Record
+from bge_cocktail.training.tune import train, training_key
+
+log = logging.getLogger(__name__)
+SPACE: dict[str, tuple[Any, ...]] = {
+    "learning_rate": ("log", 1e-6, 2e-4),
+    "temperature": ("log", 0.01, 0.2),
+    "batch_size": ("one of", 8, 16, 32, 64, 128),
+    "epochs": ("one of", 1, 2, 3, 5),
+    "negatives": ("one of", 0, 1, 3, 7, 15),
+}
+"""What can be searched, and where: between two numbers on a logarithmic scale, or one of some."""
+STUDY_FILE = "study.db"
+PICTURE_FILE = "search.png"
+
+
+def search_options(
+    base: str | Path,
+    records: Sequence[Record],
+    output: Path,
+    options: Training,
+    names: Sequence[str],
+    *,
+    trials: int,
+    dev: Judged,
+    general: Sequence[Path] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Train with options that Optuna proposes; the first trial has the given ones, and the best model is kept.
+
+    Trials that fall behind the others at the same evaluation are ended (median pruning). While it runs, the study
+    (SQLite) and the best model so far are in ``<output>.search``; a search that was cut off goes on with `resume`,
+    the trial that was running begins again.
+
+    Args:
+        base: Folder or hub name of the model to tune.
+        records: What to tune on.
+        output: The folder to write: the best model, `PICTURE_FILE`, and in run.json the trials.
+        options: All that isn't searched.
+        names: What is searched, of `SPACE`.
+        trials: How many in all.
+        dev: Judges the trials.
+        general: See `train`.
+        resume: Go on with a search that was cut off.
+        overwrite: Replace an older output of this tool.
+
+    Returns:
+        ``trials``, ``importance`` of each option, ``best``.
+
+    Raises:
+        UsageError: An unknown name, or Optuna isn't here.
+    """
+    for name in names:
+        if name not in SPACE:
+            raise UsageError(f"search: no '{name}'.{nearest(name, SPACE)}")
+    try:
+        import optuna
+    except ImportError:
+        raise UsageError("a search needs optuna: pip install 'bge-cocktail[search]'") from None
+    refuse_to_replace(output, overwrite, [base])
+    working = output.with_name(output.name + ".search")
+    identity = hash_value([training_key(base, records, options, dev), sorted(names)])
+    _begin(working, identity, resume)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    started = time.monotonic()
+    study = optuna.create_study(
+        study_name="search",
+        storage=f"sqlite:///{working / STUDY_FILE}",
+        direction="maximize",
+        load_if_exists=True,
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
+    )
+    done = _take_up(study)
+    # a study that goes on draws on, and doesn't repeat itself
+    study.sampler = optuna.samplers.TPESampler(seed=options.seed + done)
+    if not study.get_trials(deepcopy=False):
+        study.enqueue_trial({name: getattr(options, name) for name in names if _allowed(options, name)})
+
+    def objective(trial: Any) -> float:
+        proposed = {name: _suggest(trial, name) for name in names}
+        log.info("trial %d: %s", trial.number + 1, ", ".join(f"{name} {value:.3g}" for name, value in proposed.items()))
+        return _try(trial, base, records, working, options.model_copy(update=proposed), dev, general)
+
+    study.optimize(objective, n_trials=max(0, trials - done), callbacks=[_keep_best(working)])
+    return _finish(study, working, output, names, overwrite, time.monotonic() - started)
+
+
+def _begin(working: Path, identity: str, resume: bool) -> None:
+    if working.exists():
+        key = finished_key(working)
+        if key is None:
+            raise UsageError(f"{working} is in the way and is not a search of bge-cocktail; remove it")
+        if resume and key != identity:
+            raise UsageError(f"{working} was made from other records, options or another model; remove it")
+        if not resume:
+            log.warning("an unfinished search in %s is started again (--resume would go on with it)", working)
+            shutil.rmtree(working)
+    working.mkdir(parents=True, exist_ok=True)
+    write_json(working / RUN_FILE, {"command": "search", "key": identity, "unfinished": True})
+
+
+def _take_up(study: Any) -> int:
+    """Have a trial that was cut off begin again with the options it had; how many trials are done."""
+    trials = study.get_trials(deepcopy=False)
+    done = [one for one in trials if one.state.name in ("COMPLETE", "PRUNED")]
+    tried = [one.params for one in done]
+    for one in trials:
+        if one.state.name == "RUNNING":  # killed; one that was interrupted has failed
+            study.tell(one.number, state=type(one.state).FAIL)
+        if one.state.name in ("RUNNING", "FAIL") and one.params and one.params not in tried:
+            study.enqueue_trial(one.params)
+            tried.append(one.params)
+    return len(done)
+
+
+def _allowed(options: Training, name: str) -> bool:
+    """Whether the given value lies in the space."""
+    kind, *values = SPACE[name]
+    value = getattr(options, name)
+    return values[0] <= value <= values[1] if kind == "log" else value in values
+
+
+def _suggest(trial: Any, name: str) -> Any:
+    kind, *values = SPACE[name]
+    if kind == "log":
+        return trial.suggest_float(name, *values, log=True)
+    return trial.suggest_categorical(name, values)
+
+
+def _try(
+    trial: Any,
+    base: str | Path,
+    records: Sequence[Record],
+    working: Path,
+    options: Training,
+    dev: Judged,
+    general: Sequence[Path],
+) -> float:
+    """One training; the best dev metric of its evaluations."""
+    import optuna
+
+    values: list[float] = []
+
+    def report(_step: int, value: float) -> None:
+        # trials with other batches have other steps: the evaluations are compared in their order
+        trial.report(value, len(values))
+        values.append(value)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+
+    folder = working / f"trial-{trial.number + 1}"
+    try:
+        train(base, records, folder, options, dev=dev, general=general, overwrite=True, report=report)
+    except UsageError as error:  # such as a batch larger than the data
+        log.warning("trial %d: %s", trial.number + 1, error)
+        raise optuna.TrialPruned from None
+    finally:
+        shutil.rmtree(folder.with_name(folder.name + ".unfinished"), ignore_errors=True)
+    return max(values)
+
+
+def _keep_best(working: Path) -> Callable[[Any, Any], None]:
+    """A callback that removes the models that are not the best."""
+
+    def tidy(study: Any, _trial: Any) -> None:
+        try:
+            best = study.best_trial.number + 1
+        except ValueError:  # none is finished yet
+            return
+        for folder in working.glob("trial-*"):
+            if folder.name != f"trial-{best}":
+                shutil.rmtree(folder)
+
+    return tidy
+
+
+def _finish(
+    study: Any, working: Path, output: Path, names: Sequence[str], overwrite: bool, seconds: float
+) -> dict[str, Any]:
+    from optuna.importance import get_param_importances
+
+    completed = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
+    varied = {name for name in names if len({trial.params[name] for trial in completed}) > 1}
+    importance = {name: float(value) for name, value in get_param_importances(study).items()} if varied else {}
+    table = [
+        {"trial": trial.number + 1, **trial.params, "dev": trial.value, "state": trial.state.name.lower()}
+        for trial in study.trials
+        if trial.state.name in ("COMPLETE", "PRUNED")
+    ]
+    found = {"trials": table, "importance": importance, "best": study.best_trial.number + 1}
+    best = working / f"trial-{found['best']}"
+    described = json.loads((best / RUN_FILE).read_text())
+    write_json(best / RUN_FILE, {**described, "search": found, "search_seconds": round(seconds, 2)})
+    draw_search(table, importance, best / PICTURE_FILE)
+    with new_folder(output, overwrite=overwrite) as new:
+        for file in best.iterdir():
+            file.rename(new / file.name)
+    shutil.rmtree(working)
+    return found
+
+
+def draw_search(trials: Sequence[dict[str, Any]], importance: dict[str, float], path: Path) -> None:
+    """Draw dev nDCG@10 of the trials, the best so far, and how much each option matters."""
+    from matplotlib.figure import Figure
+
+    complete = [(trial["trial"], trial["dev"]) for trial in trials if trial["state"] == "complete"]
+    best = [max(value for _, value in complete[: place + 1]) for place in range(len(complete))]
+    figure = Figure(figsize=(9, 3.4), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(*zip(*complete, strict=True), "o", color="#2a6fdb", label="trial")
+    left.step([number for number, _ in complete], best, where="post", color="#d9622b", label="best so far")
+    left.set(xlabel="trial", ylabel="dev nDCG@10")
+    left.legend(frameon=False, fontsize=8)
+    shown = sorted(importance.items(), key=lambda item: item[1])
+    right.barh([name.replace("_", " ") for name, _ in shown], [value for _, value in shown], color="#2a6fdb")
+    right.set(xlabel="importance", xlim=(0, 1))
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    with new_file(path) as working:
+        figure.savefig(working, format="png")

@@ -1,0 +1,140 @@
+"""The same training with several seeds: how far results spread, and the soup of their models."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bge_cocktail.devices import choose_device, resolve_precision
+from bge_cocktail.encoding import load_encoder
+from bge_cocktail.errors import UsageError
+from bge_cocktail.hub import model_folder
+from bge_cocktail.layout import prompt_for
+from bge_cocktail.options import Merging, Training
+from bge_cocktail.provenance import (
+    RUN_FILE,
+    describe_run,
+    finished_key,
+    hash_path,
+    new_folder,
+    refuse_to_replace,
+    write_json,
+)
+from bge_cocktail.records import Judged, Record
+from bge_cocktail.training.rows import hash_judged, hash_records
+from bge_cocktail.training.tune import train, training_key
+
+log = logging.getLogger(__name__)
+SOUP = "soup"
+
+
+def train_seeds(
+    base: str | Path,
+    records: Sequence[Record],
+    output: Path,
+    options: Training,
+    seeds: Sequence[int],
+    *,
+    dev: Judged | None = None,
+    general: Sequence[Path] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Train once with each seed and merge the models (model soups, arXiv:2203.05482).
+
+    Writes a folder with ``seed-N/`` for each, ``soup/`` and run.json with every result, their means and standard
+    deviations. What is finished when a run is cut off is kept in ``<output>.unfinished`` for `resume`.
+
+    Args:
+        base: Folder or hub name of the model to tune.
+        records: What to tune on.
+        output: The folder to write.
+        options: How to tune; their seed is replaced.
+        seeds: Two or more.
+        dev: See `train`.
+        general: See `train`.
+        resume: Go on with what was cut off.
+        overwrite: Replace an older output of this tool.
+
+    Returns:
+        What run.json says.
+
+    Raises:
+        UsageError: Fewer than two seeds, or one twice.
+    """
+    if len(seeds) < 2 or len(set(seeds)) < len(seeds):
+        raise UsageError(f"seeds: two or more different ones, got {', '.join(map(str, seeds)) or 'none'}")
+    refuse_to_replace(output, overwrite, [base])
+    started = time.monotonic()
+    working = output.with_name(output.name + ".unfinished")
+    if working.exists() and not resume:
+        if finished_key(working) is None:
+            raise UsageError(f"{working} is in the way and is not a training of bge-cocktail; remove it")
+        shutil.rmtree(working)
+    working.mkdir(parents=True, exist_ok=True)
+    write_json(working / RUN_FILE, {"command": "train", "key": "seeds", "unfinished": True})
+    runs: dict[str, dict[str, Any]] = {}
+    for seed in seeds:
+        folder, one = working / f"seed-{seed}", options.model_copy(update={"seed": seed})
+        key = training_key(base, records, one, dev)
+        if finished_key(folder) != key:
+            log.info("seed %d", seed)
+            unfinished = folder.with_name(folder.name + ".unfinished")
+            again = resume and finished_key(unfinished) == key
+            train(base, records, folder, one, dev=dev, general=general, resume=again, overwrite=True)
+        runs[f"seed {seed}"] = _result(json.loads((folder / RUN_FILE).read_text()))
+
+    from bge_cocktail.merging import merge
+
+    folders = [working / f"seed-{seed}" for seed in seeds]
+    with new_folder(output, overwrite=overwrite) as new:
+        merge(folders, new / SOUP, Merging(weights="uniform"))
+        soup = _judged(new / SOUP, dev, general, options)
+        for folder in folders:
+            folder.rename(new / folder.name)
+        inputs = {str(base): hash_path(model_folder(base)), "records": hash_records(records), "dev": hash_judged(dev)}
+        described = describe_run(
+            "train",
+            options={**options.model_dump(mode="json"), "seeds": list(seeds)},
+            inputs=inputs,
+            seconds=time.monotonic() - started,
+            runs=runs,
+            mean=_over(runs, statistics.fmean),
+            spread=_over(runs, statistics.stdev),
+            soup=soup,
+        )
+        write_json(new / RUN_FILE, described)
+    shutil.rmtree(working)
+    return described
+
+
+def _result(described: Mapping[str, Any]) -> dict[str, float]:
+    """What is compared between seeds."""
+    found = {"final loss": described["final_loss"], "dev before": described["dev_before"], "dev": described["dev_best"]}
+    found |= {f"general {name}": after for name, (_, after) in described["general"].items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _over(runs: Mapping[str, Mapping[str, float]], what: Any) -> dict[str, float]:
+    names = list(next(iter(runs.values())))
+    return {name: what([run[name] for run in runs.values()]) for name in names}
+
+
+def _judged(folder: Path, dev: Judged | None, general: Sequence[Path], options: Training) -> dict[str, float]:
+    """The soup by what the seeds are judged by."""
+    from bge_cocktail.training.watching import PRIMARY, watch
+
+    device = choose_device(options.device)
+    prompts = {role: prompt_for(folder, role) for role in ("query", "document", "text")}
+    metrics = watch(dev, general, options, prompts, resolve_precision(options.precision, device))
+    if metrics is None:
+        return {}
+    values = metrics(load_encoder(folder, device=device, max_length=options.max_length))
+    found = {"dev": values[PRIMARY]} if PRIMARY in values else {}
+    return found | {name.replace("_", " ", 1): value for name, value in values.items() if name.startswith("general_")}
