@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from bge_cocktail.errors import DataError, UsageError, nearest
-from bge_cocktail.options import RunFile, checked, field_names
+from bge_cocktail.options import RunFile, checked, field_names, is_table
 
 
 def read_run_file(path: Path, settings: Sequence[str] = ()) -> RunFile:
@@ -119,8 +119,9 @@ def _parse_setting(setting: str) -> tuple[list[str], Any]:
 
 def _put(values: dict[str, Any], name: list[str], value: Any, setting: str) -> None:
     for depth, part in enumerate(name[:-1]):
-        if part not in field_names(RunFile, tuple(name[:depth])):
-            allowed = field_names(RunFile, tuple(name[:depth]))
+        section = tuple(name[:depth])
+        allowed = field_names(RunFile, section)
+        if part not in allowed and not is_table(RunFile, section):
             raise UsageError(f"--set {setting}: no section '{part}'.{nearest(part, allowed)}")
         values = values.setdefault(part, {})
         if not isinstance(values, dict):

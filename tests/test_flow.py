@@ -12,7 +12,7 @@ from click.testing import Result
 from conftest import leftovers
 
 from bge_cocktail import run
-from bge_cocktail.errors import CocktailError, UsageError
+from bge_cocktail.errors import CocktailError, DataError, UsageError
 from bge_cocktail.runfile import read_run_file
 
 Cli = Callable[..., Result]
@@ -229,6 +229,9 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
         ("tarin.epochs=3", r"no section 'tarin'. Did you mean 'train'\?"),
         ("train.epochs", "expected section.name=value"),
         ("train.epochs=many", "--set train.epochs=many: train.epochs"),
+        ("train.tasks.faq.temprature=1", r"unknown name 'train.tasks.faq.temprature'. Did you mean 'temperature'\?"),
+        ("train.tasks.faq.temperature=99", "train.tasks.faq.temperature: Input should be less than or equal to 10"),
+        ("train.task.faq.temperature=1", r"no section 'task'. Did you mean 'tasks'\?"),
     ],
 )
 def test_wrong_settings(run_file: Path, setting: str, message: str) -> None:
@@ -242,6 +245,32 @@ def test_settings_go_before_the_file(run_file: Path) -> None:
     assert options.evaluate.split == "dev"
     assert options.evaluate.recall_at == [3]
     assert options.train.learning_rate == 1e-3
+    options = read_run_file(run_file, ["train.tasks.faq.temperature=0.5", "train.tasks.faq.loss=['kl']"])
+    assert options.train.of_task("faq").temperature == 0.5
+    assert options.train.of_task("faq").loss == ["kl"]
+    assert options.train.of_task("other") == options.train
+
+
+def test_a_task_has_a_table_of_its_own(run_file: Path) -> None:
+    run_file.write_text(run_file.read_text() + "\n[train.tasks.faq]\nin_batch_negatives = false\n")
+    options = read_run_file(run_file)
+    assert not options.train.of_task("faq").in_batch_negatives
+    run_file.write_text(run_file.read_text() + "temprature = 1\n")
+    line = len(run_file.read_text().splitlines())
+    with pytest.raises(UsageError, match=rf":{line}: unknown name 'train.tasks.faq.temprature'"):
+        read_run_file(run_file)
+
+
+def test_what_is_watched_is_in_the_curves(run_file: Path, labelled: Path, tmp_path: Path) -> None:
+    settings = [f"data.watch=['{labelled}']", "train.general_split=test", "train.epochs=1", "merge.shares=[]"]
+    run(run_file, settings)
+    points = [json.loads(line) for line in (tmp_path / "run/tuned/curves.jsonl").read_text().splitlines()]
+    watched = [point[f"general_{labelled.name}"] for point in points if f"general_{labelled.name}" in point]
+    assert len(watched) > 1
+    described = json.loads((tmp_path / "run/tuned/run.json").read_text())
+    assert described["general"][labelled.name][0] == watched[0]
+    with pytest.raises(DataError, match="no such split"):
+        run(run_file, [*settings, "train.general_split=dev"])
 
 
 def test_a_folder_that_is_not_ours_is_left_alone(run_file: Path, tmp_path: Path) -> None:

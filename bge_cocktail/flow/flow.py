@@ -155,7 +155,7 @@ class Flow:
         folders = {name: sentence_transformers_folder(name) for name in names}
         check_alike([read_checkpoint(*one) for one in folders.items()], AS_TUNED)
         refuse_nested(self.folder, [path for path in (self.base, self.options.data.train) if path.exists()])
-        check_training(self.base, self.training)
+        check_training(self.base, self.training, self.options.data.watch)
         check_mining(self.options.mine, self.options.mine.teacher is not None)
         for name in self.options.mine.also:
             sentence_transformers_folder(name)
@@ -185,7 +185,10 @@ class Flow:
         log.info("train %s: %d records", name, len(records))
         unfinished = output.with_name(output.name + ".unfinished")
         resume = finished_key(unfinished) == self._training_key(records)
-        return train(self.base, records, output, self.training, dev=self.data.dev, resume=resume, overwrite=True)
+        watch = self.options.data.watch
+        return train(
+            self.base, records, output, self.training, dev=self.data.dev, general=watch, resume=resume, overwrite=True
+        )
 
     def blend(self, name: str, models: Sequence[str | Path], weights: Literal["uniform", "cocktail"]) -> Path:
         """A cocktail: the share for the first model, the rest among the others."""

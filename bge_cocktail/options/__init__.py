@@ -3,7 +3,7 @@
 Command-line flags and the sections of a run file are both made from these models.
 """
 
-from bge_cocktail.options.base import NAMED_PROMPTS, Options, checked, field_names
+from bge_cocktail.options.base import NAMED_PROMPTS, Options, checked, field_names, is_table
 from bge_cocktail.options.merging import Merging
 from bge_cocktail.options.preparing import Preparing
 from bge_cocktail.options.runfile import Cocktails, Data, RunFile
@@ -25,4 +25,5 @@ __all__ = [
     "Training",
     "checked",
     "field_names",
+    "is_table",
 ]

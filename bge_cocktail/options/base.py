@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
@@ -79,12 +79,26 @@ def checked(model: type[Options], values: dict[str, Any], where: dict[str, str] 
 
 def field_names(model: type[BaseModel], path: tuple[str, ...] = ()) -> list[str]:
     """The names allowed in a (nested) section; empty when the path leads to no section."""
-    for part in path:
+    parts = iter(path)
+    for part in parts:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if get_origin(annotation) is dict:  # of options by names that the user chose
+            annotation = get_args(annotation)[1]
+            next(parts, None)
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
         model = annotation
     return list(model.model_fields)
+
+
+def is_table(model: type[BaseModel], path: tuple[str, ...]) -> bool:
+    """Whether a path leads to a table of options by names that the user chooses."""
+    *section, name = path or ("",)
+    holder: Any = model
+    for part in section:
+        holder = holder.model_fields[part].annotation if part in getattr(holder, "model_fields", {}) else None
+    fields = getattr(holder, "model_fields", {})
+    return name in fields and get_origin(fields[name].annotation) is dict
 
 
 def _explain(model: type[Options], error: Any, where: dict[str, str]) -> str:

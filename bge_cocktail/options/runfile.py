@@ -20,6 +20,9 @@ class Data(Options):
     )
     target: list[Path] = Field(default_factory=list, description="tasks tuned for")
     general: list[Path] = Field(default_factory=list, description="tasks that must not get worse")
+    watch: list[Path] = Field(
+        default_factory=list, description="general tasks that are also judged while training, on train.general_split"
+    )
 
 
 class Cocktails(Options):
