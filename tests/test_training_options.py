@@ -215,10 +215,10 @@ def test_dense_is_stored_and_works_alone(tiny: Path, beir: Path, tmp_path: Path)
     ]
 
 
-def test_layers_learn_at_falling_rates(tiny: Path) -> None:
+def test_layers_learn_at_falling_rates(tiny: Path, tmp_path: Path) -> None:
     chosen = options(layer_decay=0.5)
     model = load_encoder(tiny, device="cpu")
-    trainer = trainer_of(model, chosen)
+    trainer = trainer_of(model, chosen, tmp_path)
     trainer.create_optimizer()
     rate_of = {id(parameter): group["lr"] for group in trainer.optimizer.param_groups for parameter in group["params"]}
     decay_of = {
@@ -234,10 +234,10 @@ def test_layers_learn_at_falling_rates(tiny: Path) -> None:
     assert learning_rates(model, options()) == {}
 
 
-def trainer_of(model: Any, chosen: Training) -> Any:
+def trainer_of(model: Any, chosen: Training, folder: Path) -> Any:
     records = [Record(f"q{row}", (f"p{row}",)) for row in range(20)]
     rows = TrainingRows(records, chosen)
-    return make_trainer(model, rows, chosen, {"query": "", "document": ""}, Path("unused"), Setting())
+    return make_trainer(model, rows, chosen, {"query": "", "document": ""}, folder, Setting())
 
 
 def test_the_anchor_holds_on_to_the_base(tiny: Path, beir: Path, tmp_path: Path) -> None:

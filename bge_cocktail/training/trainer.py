@@ -201,7 +201,7 @@ def make_arguments(
         fp16=setting.precision == "fp16",
         tf32=True if options.tf32 else None,
         torch_compile=options.compile,
-        gradient_checkpointing=options.gradient_checkpointing,
+        **_recomputing(options),
         use_cpu=setting.device == "cpu",
         dataloader_num_workers=options.workers,
         # processes embed different numbers of chunks: a broadcast with each would wait forever
@@ -228,6 +228,13 @@ def make_arguments(
     # several visible GPUs would make the trainer copy the model to each and split our batches between them
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def _recomputing(options: Training) -> dict[str, bool]:
+    """Gradient checkpointing by the name that this version of transformers has for it; none where it is off."""
+    names = SentenceTransformerTrainingArguments.__dataclass_fields__
+    name = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+    return {name: True} if options.gradient_checkpointing else {}
 
 
 def explain_failure(error: Exception, trainer: Trainer, options: Training) -> None:
