@@ -83,7 +83,10 @@ def test_all_the_same_positive_is_still_trained() -> None:
 
 
 def test_no_row_is_left_alone() -> None:
-    assert min(map(len, batches_of(rows_of([Record(f"q{n}", (f"p{n}",)) for n in range(17)]), batch_size=4))) > 1
+    rows = rows_of([Record(f"q{n}", (f"p{n}",)) for n in range(17)])
+    assert min(map(len, batches_of(rows, batch_size=4))) > 1
+    # with several processes, each needs a text
+    assert min(map(len, batches_of(rows, batch_size=2, processes=4))) >= 4
 
 
 def test_a_batch_is_shared_by_processes() -> None:
@@ -155,7 +158,8 @@ def test_a_large_file_stays_on_disk(tmp_path: Path) -> None:
 
 def test_a_wrong_line_of_a_large_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
-    path.write_text('\ufeff{"query": "q", "pos": ["p"]}\n\n{"query": "q", "pos": []}\n{"query": "q", "pos": ["p"]}')
+    first, bad, last = ('{"query": "q", "pos": ["p"]}', '{"query": "q", "pos": []}', '{"query": "q", "pos": ["p"]}')
+    path.write_text(f"\ufeff{first}\n\n{' ' * 99}{bad}\n{last}")
     store = open_records(path, large=1)
     assert len(store) == 3
     assert store[0] == store[2] == Record("q", ("p",))
@@ -223,4 +227,4 @@ def test_records_from_the_command_line_may_be_large(tiny: Path, beir: Path, tmp_
     write_records(read_records(beir), tmp_path / "records.jsonl")
     flags = ["--device", "cpu", "--batch-size", "10", "--task", "x.temperature=0.1"]
     result = cli("train", tmp_path / "records.jsonl", "-m", tiny, "-o", tmp_path / "out", *flags, code=2)
-    assert "tasks.x: no record is of that task" in result.stderr
+    assert "tasks.x: no record is of that task. The records name no tasks." in result.stderr

@@ -93,6 +93,8 @@ def test_without_cross_device_negatives_each_process_keeps_to_itself(tiny: Path,
 def test_a_refusal_is_said_by_one_process_in_one_line(tiny: Path, beir: Path, tmp_path: Path) -> None:
     write_records(data(beir)[:12], tmp_path / "records.jsonl")
     where = [tmp_path / "records.jsonl", "-m", tiny, "-o", tmp_path / "out"]
+    result = launch(*where, batch_size=5, device="cpu", seeds="1,2")
+    assert "start it without torchrun" in result.stderr
     result = launch(*where, batch_size=10, device="cpu")
     assert result.returncode != 0
     assert "batch_size=10 in each of 2 processes is larger than the data: 12 pairs" in result.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -85,10 +86,29 @@ def test_seeds_that_are_done_are_not_done_again(
     assert not (tmp_path / "out.unfinished").exists()
 
 
-@pytest.mark.parametrize("seeds", ["1", "1,1", "x"])
+def test_seeds_of_other_options_are_not_gone_on_with(tiny: Path, beir: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.unfinished").mkdir()
+    (tmp_path / "out.unfinished/run.json").write_text('{"key": "another"}')
+    with pytest.raises(UsageError, match="was made from other records, options, tasks or another model"):
+        train_seeds(tiny, read_records(beir), tmp_path / "out", options(epochs=1), [1, 2], resume=True)
+
+
+def test_a_trial_that_fails_does_not_end_the_search(tiny: Path, beir: Path, tmp_path: Path, cli: Cli) -> None:
+    out = tmp_path / "out"
+    few = ["train", beir, "-m", tiny, "-o", out, "--dev", beir, *QUICK, "--search", "batch_size", "--trials", "6"]
+    result = cli(*few)
+    assert "is larger than the data: 50 pairs" in result.stderr
+    assert re.search(r"(64|128)\s+-\s+pruned", result.stdout)
+    result = cli(*few, "--loss", "kl", "--overwrite", code=1)
+    assert "so that kl could learn nothing" in result.stderr
+    assert not (tmp_path / "out.search").exists()
+
+
+@pytest.mark.parametrize("seeds", ["1", "1,1", "x", "1,-2"])
 def test_seeds_are_different_numbers(cli: Cli, tiny: Path, beir: Path, tmp_path: Path, seeds: str) -> None:
     result = cli("train", beir, "-m", tiny, "-o", tmp_path / "out", "--seeds", seeds, *QUICK, code=2)
-    assert "two or more different ones" in result.stderr or "expected whole numbers" in result.stderr
+    said = ("two or more different ones", "expected whole numbers", "seed: Input should be greater than or equal to 0")
+    assert any(one in result.stderr for one in said)
     assert list(tmp_path.iterdir()) == []
 
 

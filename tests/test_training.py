@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +19,8 @@ from bge_cocktail.encoding import CachedEncoder, load_encoder
 from bge_cocktail.errors import CocktailError, UsageError
 from bge_cocktail.options import Training
 from bge_cocktail.records import Record, read_beir, read_records
-from bge_cocktail.training import TrainingRows, train, training_key, watching
+from bge_cocktail.training import Interrupted, TrainingRows, train, training_key, watching
+from bge_cocktail.training.callbacks import CheckpointCallback
 from bge_cocktail.training.checkpoints import last_checkpoint, seal
 from bge_cocktail.training.collate import Collator
 from bge_cocktail.training.module import BatchLoss
@@ -166,6 +169,68 @@ def test_resume_ends_with_the_same_weights(
     resumed = train(tiny, records, tmp_path / "cut", options(epochs=3), dev=dev, resume=True)
     assert weights(resumed) == weights(whole)
     assert (resumed / "curves.jsonl").read_text().splitlines() == (whole / "curves.jsonl").read_text().splitlines()
+
+
+@pytest.mark.parametrize("step", [2, 3, 15])
+def test_told_to_stop_at_any_step_it_goes_on_the_same(
+    tiny: Path, beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Between evaluations, at one, and in the last step, after which there is nothing to go on with."""
+    records, dev, chosen = read_records(beir), read_beir(beir, "dev"), options(epochs=3, patience=0)
+    whole = train(tiny, records, tmp_path / "whole", chosen, dev=dev)
+    real, count = BatchLoss.forward, 0
+
+    def forward(self: BatchLoss, *args: object) -> object:
+        nonlocal count
+        count += 1
+        if count == step:
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, *args)
+
+    monkeypatch.setattr(BatchLoss, "forward", forward)
+    if step < 15:
+        with pytest.raises(Interrupted):
+            train(tiny, records, tmp_path / "cut", chosen, dev=dev)
+        monkeypatch.undo()
+        assert last_checkpoint(tmp_path / "cut.unfinished/checkpoints").name == f"checkpoint-{step}"
+    cut = train(tiny, records, tmp_path / "cut", chosen, dev=dev, resume=step < 15)
+    assert (cut / "curves.jsonl").read_text() == (whole / "curves.jsonl").read_text()
+    assert weights(cut) == weights(whole)
+
+
+def test_what_had_stopped_early_is_not_trained_on(
+    tiny: Path, beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the last step, before the model was written."""
+    values = [0.5, 0.6, 0.4, 0.3]
+    monkeypatch.setattr(watching, "judge", lambda *_: {"nDCG@10": {"q": values.pop(0)}})
+    patient = options(epochs=9, patience=2, evaluations=1)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bge_cocktail.training.tune._write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny, read_records(beir), tmp_path / "out", patient, dev=read_beir(beir, "dev"))
+    out = train(tiny, read_records(beir), tmp_path / "out", patient, dev=read_beir(beir, "dev"), resume=True)
+    described = json.loads((out / "run.json").read_text())
+    assert (described["steps"], described["best_step"], described["dev_best"]) == (15, 5, 0.6)
+
+
+def test_a_damaged_newer_checkpoint_never_comes_back(tmp_path: Path) -> None:
+    """Saving seals what was saved, and not what happens to have a higher number."""
+    for step in (5, 8):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}/model.safetensors").write_bytes(b"content")
+    seal(tmp_path / "checkpoint-5")
+    (tmp_path / "checkpoint-6").mkdir()
+    (tmp_path / "checkpoint-6/model.safetensors").write_bytes(b"content")
+    state = SimpleNamespace(is_world_process_zero=True, global_step=6, best_global_step=None)
+    CheckpointCallback().on_save(SimpleNamespace(output_dir=str(tmp_path)), state, None)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-6"
+    seal(tmp_path / "checkpoint-6")
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-6"
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ def command(
         else:
             train(model, records, output, options, dev=judged, **common)
     except Interrupted:
-        click.echo(f"the last step is saved in {output}.unfinished; the same command with --resume goes on", err=True)
+        kept = f"the study is in {output}.search" if searched else f"the last step is saved in {output}.unfinished"
+        click.echo(f"{kept}; the same command with --resume goes on", err=True)
         raise
     if is_first_process() and searched is None and seeds is None:
         _show(output, json.loads((output / RUN_FILE).read_text()), output_format)
@@ -121,8 +122,13 @@ def _show_search(output: Path, found: dict[str, Any], names: list[str], output_f
     from bge_cocktail.report.table import text_table
 
     rows = [
-        [str(one["trial"]), *(f"{one[name]:.3g}" for name in names), f"{one['dev']:.4f}", one["state"]]
-        for one in sorted(found["trials"], key=lambda one: -one["dev"])
+        [
+            str(one["trial"]),
+            *(f"{one[name]:.3g}" for name in names),
+            "-" if one["dev"] is None else f"{one['dev']:.4f}",
+            one["state"],
+        ]
+        for one in sorted(found["trials"], key=lambda one: -(one["dev"] or 0))
     ]
     matter = ", ".join(f"{name} {value:.2f}" for name, value in found["importance"].items())
     text = text_table(("trial", *names, "dev nDCG@10", ""), rows) + (f"\n\nimportance: {matter}" if matter else "")

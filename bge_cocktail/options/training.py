@@ -149,7 +149,7 @@ class Training(Options):
         default_factory=list, description="where curves also go: tensorboard, mlflow, trackio, wandb"
     )
     device: str = Field("auto", description="where to compute: auto, cpu, cuda, cuda:N or mps")
-    seed: int = Field(13, ge=0, description="seeds the order of records, dropout and all that is new")
+    seed: int = Field(13, ge=0, lt=2**32, description="seeds the order of records, dropout and all that is new")
     tasks: dict[str, TaskTraining] = Field(
         default_factory=dict,
         description="options of single tasks, by the records' 'task': a table [train.tasks.NAME] for each",

@@ -34,7 +34,7 @@ class RecordStore(Sequence[Record]):
         while position < len(self._content):
             end = self._content.find(b"\n", position) + 1 or len(self._content)
             number += 1
-            if not self._content[position : min(end, position + 64)].isspace():
+            if not self._content[position:end].isspace():
                 starts.append(position)
                 numbers.append(number)
             position = end

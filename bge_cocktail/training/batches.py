@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bge_cocktail.errors import UsageError
 from bge_cocktail.options import Training
 from bge_cocktail.training.rows import TrainingRows
 
@@ -24,14 +25,20 @@ class Batches:
         rows: What to train on.
         options: Size, mixing, seed.
         processes: How many share a batch; each has `batch_size` rows of it.
+
+    Raises:
+        UsageError: A task can't give every process a text.
     """
 
     def __init__(self, rows: TrainingRows, options: Training, processes: int = 1) -> None:
         self._rows, self._options = rows, options
         self._size = options.batch_size * processes
+        self._least = max(2, processes)
         self._epoch = 0
         self._groups = self._make_groups()
         self._counts = self._batches_of_groups()
+        if min(map(len, self._groups)) < processes:
+            raise UsageError(f"a task with options of its own has fewer rows than there are processes ({processes})")
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch comes next; the trainer calls it."""
@@ -112,6 +119,7 @@ class Batches:
         # what repeats more often than there are batches: known positives are left out of the loss
         batch += waiting
         batches += [batch[start : start + self._size] for start in range(0, len(batch), self._size)]
-        if len(batches) > 1 and len(batches[-1]) == 1:  # alone, it would have nothing to be told from
+        # alone, a row would have nothing to be told from; and every process needs a text to embed
+        while len(batches) > 1 and len(batches[-1]) < self._least:
             batches[-1].insert(0, batches[-2].pop())
         return batches

@@ -66,9 +66,9 @@ class CheckpointCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not state.is_world_process_zero:
             return
-        newest, *older = checkpoints_in(Path(args.output_dir))
-        seal(newest)
-        for path in older[1:]:
+        folder = Path(args.output_dir)
+        seal(folder / f"checkpoint-{state.global_step}")
+        for path in checkpoints_in(folder)[2:]:
             if path.name != f"checkpoint-{state.best_global_step}":
                 shutil.rmtree(path)
 
@@ -101,8 +101,8 @@ class StopCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._anyone(args):
+            # an evaluation that is due is made: the resumed run begins after it
             control.should_save = control.should_training_stop = True
-            control.should_evaluate = False
 
     def _anyone(self, args: Any) -> bool:
         """Whether any process was told to stop: all must save at the same step."""

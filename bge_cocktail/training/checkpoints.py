@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bge_cocktail.errors import CocktailError
+from bge_cocktail.options import Training
 from bge_cocktail.provenance import hash_file, write_json
 
 SEAL = "seal.json"
@@ -48,6 +49,7 @@ def load_weights(parts: nn.Module, folder: Path) -> None:
 
 def seal(folder: Path) -> None:
     """Note the hash of every file of a checkpoint, all of it on the disk before."""
+    (folder / SEAL).unlink(missing_ok=True)
     hashes = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         with file.open("rb") as opened:
@@ -63,6 +65,13 @@ def is_whole(folder: Path) -> bool:
         return bool(hashes) and all(hash_file(folder / name) == value for name, value in hashes.items())
     except (OSError, ValueError, AttributeError):
         return False
+
+
+def had_stopped(folder: Path, options: Training) -> bool:
+    """Whether a checkpoint is of the step after which its training stopped early."""
+    state = json.loads((folder / "trainer_state.json").read_text())
+    kept = state.get("stateful_callbacks", {}).get("EarlyStoppingCallback", {}).get("attributes", {})
+    return bool(options.patience) and kept.get("early_stopping_patience_counter", 0) >= options.patience
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -74,29 +75,21 @@ def check_rows(rows: TrainingRows, options: Training, processes: int = 1) -> Non
         )
     for task in options.tasks:
         if task not in rows.tasks:
-            known = ", ".join(one or "(none)" for one in rows.tasks)
-            raise UsageError(f"tasks.{task}: no record is of that task ({known}).{nearest(task, rows.tasks)}")
+            named = [one for one in rows.tasks if one]
+            hint = nearest(task, named) if named else " The records name no tasks."
+            raise UsageError(f"tasks.{task}: no record is of that task.{hint}")
     counts = np.bincount(rows.task_of, minlength=len(rows.tasks))
     for number, task in enumerate(rows.tasks):
         if not counts[number]:
             raise DataError(f"task '{task}' has no record to train on: all were left out")
-        needs = {losses.trait(name, "needs") for name in options.of_task(task).loss}
-        scored = rows.scored_of[number]
-        if needs & {"teacher", "scores"} and not scored:
-            which = f"task '{task}'" if task else "the data"
-            raise DataError(
-                f"{which} has no scores (pos_scores, neg_scores), which {', '.join(options.of_task(task).loss)} learns "
-                "from; mine with --teacher, or choose another loss"
-            )
-        if needs & {"teacher", "scores"} and scored < counts[number]:
-            log.warning(
-                "%d of %d rows have no scores and are not learnt from by them", counts[number] - scored, counts[number]
-            )
-        if scored and not needs & {"teacher", "scores"}:
-            log.warning(
-                "the records have teacher scores, which %s doesn't use (kl, m3 and margin-mse do)",
-                ", ".join(options.of_task(task).loss),
-            )
+        for name in options.of_task(task).loss:
+            _check_usable(name, task, rows.usable[number], int(counts[number]))
+        used = {losses.trait(name, "needs") for name in options.of_task(task).loss}
+        if rows.usable[number]["scores"] and not used & {"teacher", "scores"}:
+            names = ", ".join(options.of_task(task).loss)
+            log.warning("the records have teacher scores, which %s doesn't use (kl, m3 and margin-mse do)", names)
+        if rows.weighted and "scores" in used:
+            log.warning("cosent and angle compare pairs and don't use the weights of records")
     if rows.short:
         log.info(
             "%d of %d rows have fewer than %d negatives; they are trained with those that they have",
@@ -115,6 +108,24 @@ def check_rows(rows: TrainingRows, options: Training, processes: int = 1) -> Non
             options.batch_size,
             options.accumulate * options.batch_size,
         )
+
+
+_LACKS = {
+    "positives": "has nothing to tell positives from: no negatives are used, and none of the batch's either",
+    "teacher": "has no scores (pos_scores, neg_scores) of positives and negatives; mine with --teacher, use negatives",
+    "scores": "has no scores (pos_scores, neg_scores)",
+}
+
+
+def _check_usable(name: str, task: str, usable: Counter[str], rows: int) -> None:
+    needs = losses.trait(name, "needs")
+    if needs not in _LACKS:  # of a plugin that doesn't say
+        return
+    which = f"task '{task}'" if task else "the data"
+    if not usable[needs]:
+        raise DataError(f"{which} {_LACKS[needs]}, so that {name} could learn nothing")
+    if usable[needs] < rows:
+        log.warning("%s: %d of %d rows have nothing that %s learns from", which, rows - usable[needs], rows, name)
 
 
 def _check_device(options: Training) -> None:
@@ -141,13 +152,6 @@ def _losses(options: Training) -> Iterator[str]:
         yield "partition=apart goes only with query-document and document-query: the others hold no positive"
     if "query-document" not in options.directions:
         yield "directions must have query-document, which holds the positives"
-    if "info-nce" not in options.loss:
-        defaults = Training()
-        for name in ("directions", "mask_margin", "label_smoothing", "partition"):
-            if getattr(options, name) != getattr(defaults, name):
-                yield f"{name} goes with the loss info-nce, not with {', '.join(options.loss)}"
-    if options.teacher_temperature != 1 and not {"kl", "m3"} & set(options.loss):
-        yield "teacher_temperature goes with the losses kl and m3"
 
 
 def _words(options: Training) -> Iterator[str]:
@@ -162,6 +166,8 @@ def _words(options: Training) -> Iterator[str]:
         known = [one.value for one in kinds]
         if value not in known:
             yield f"{name}: transformers has no '{value}'.{nearest(value, known)}"
+    if options.schedule in [one.value for one in SchedulerType] and not _can_schedule(options.schedule):
+        yield f"schedule {options.schedule} needs arguments of its own, which can't be given here"
     for one in options.report_to:
         if one not in REPORTERS:
             yield f"report_to: no '{one}'.{nearest(one, REPORTERS)}"
@@ -169,7 +175,27 @@ def _words(options: Training) -> Iterator[str]:
             yield f"report_to: {one} is not installed; pip install {one}"
 
 
+def _can_schedule(name: str) -> bool:
+    import torch
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    try:
+        get_scheduler(name, optimizer, num_warmup_steps=1, num_training_steps=10)
+    except (ValueError, TypeError, AttributeError):
+        return False
+    return name != "reduce_lr_on_plateau"  # it wants a metric at every step
+
+
 def _together(options: Training) -> Iterator[str]:
+    used = {name for task in ("", *options.tasks) for name in options.of_task(task).loss}
+    if "info-nce" not in used:
+        defaults = Training()
+        for name in ("directions", "mask_margin", "label_smoothing", "partition"):
+            if getattr(options, name) != getattr(defaults, name):
+                yield f"{name} goes with the loss info-nce, not with {', '.join(sorted(used))}"
+    if options.teacher_temperature != 1 and not {"kl", "m3"} & used:
+        yield "teacher_temperature goes with the losses kl and m3"
     if options.lora and options.anchor and options.anchor_by == "weights":
         yield "anchor_by=weights holds on to weights that lora doesn't train; take anchor_by=embeddings"
     if options.lora_alpha is not None and not options.lora:
@@ -182,6 +208,10 @@ def _together(options: Training) -> Iterator[str]:
         yield "lora freezes all of the base; leave freeze_layers and freeze_embeddings out"
     if options.dense and options.anchor and options.anchor_by == "embeddings":
         yield "dense changes the embeddings' size, so they can't be held to the base's; take anchor_by=weights"
+    if options.anchor and options.reinit_layers:
+        yield "anchor holds on to the base, which reinit_layers leaves; take one of them"
+    if options.task_heads and options.matryoshka:
+        yield "matryoshka is for the embeddings, and task_heads put a map behind them; take one of them"
     if options.gradient_cache and options.gradient_checkpointing:
         log.info("gradient_cache embeds twice and gradient_checkpointing once more: slow, for very little memory")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,6 +50,7 @@ class BatchLoss(CachedLossMixin, nn.Module):
         self._settings = {task: loss_settings(options.of_task(task)) for task in tasks}
         self._places = {task: place for place, task in enumerate(tasks)}
         self.heads = nn.ModuleList(_head(model) for _ in tasks if options.task_heads)
+        self._of_heads: list[Tensor | None] = []
         by_embeddings = bool(options.anchor) and options.anchor_by == "embeddings"
         # in a tuple, so that the base is no part of this module and its weights are not trained
         self._base = (copy.deepcopy(model).eval().requires_grad_(False),) if by_embeddings else ()
@@ -58,6 +60,7 @@ class BatchLoss(CachedLossMixin, nn.Module):
         anchors = self._anchors(chunks)
         if self._options.gradient_cache and self.training and torch.is_grad_enabled():
             total = self.forward_cached([dict(chunk) for chunk in chunks], {**targets, "anchors": anchors})
+            total.register_hook(partial(self._add_to_heads, gradients=self._of_heads))
             losses = {"total": total}
         else:
             with quick_attention(self._device.type):
@@ -73,8 +76,24 @@ class BatchLoss(CachedLossMixin, nn.Module):
         losses = self._losses(torch.cat([one for [one] in reps]), labels, labels["anchors"])
         total: Tensor = torch.stack(list(losses.values())).sum()
         if with_backward:
+            # the heads' gradients wait for the factor that the real backward pass brings (accumulation, fp16's scale)
+            before = [one.grad for one in self.heads.parameters()]
+            self.heads.zero_grad()
             total.backward()
+            self._of_heads = [one.grad for one in self.heads.parameters()]
+            for one, gradient in zip(self.heads.parameters(), before, strict=True):
+                one.grad = gradient
         return total.detach() if with_backward else total
+
+    def embed_minibatch(self, *given: Any, **more: Any) -> Any:
+        """A chunk's embeddings, in the backward pass by the same arithmetic as before."""
+        with quick_attention(self._device.type):
+            return super().embed_minibatch(*given, **more)
+
+    def _add_to_heads(self, factor: Tensor, gradients: Sequence[Tensor | None]) -> None:
+        for one, gradient in zip(self.heads.parameters(), gradients, strict=True):
+            if gradient is not None:
+                one.grad = gradient * factor if one.grad is None else one.grad + gradient * factor
 
     def _losses(self, embeddings: Tensor, targets: Mapping[str, Any], anchors: Tensor | None) -> dict[str, Tensor]:
         with torch.autocast(embeddings.device.type, enabled=False):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 # "encoder.layer.3." in BERT and its kin, "layers.3." in newer ones, "h.3." in GPT-2's
-_LAYER = re.compile(r"\b(?:layer|layers|h|block)\.(\d+)\.")
+_LAYER = re.compile(r"(?:\b|_)(?:layer|layers|h|block)\.(\d+)\.")
 _EMBEDDINGS = re.compile(r"\b(?:embeddings?|embed_tokens|wte|wpe|shared|tok_embeddings)\.")
 _POSITIONS = re.compile(r"position_embeddings|embed_positions|\bwpe\.")
 
@@ -36,7 +36,7 @@ def prepare_parameters(model: SentenceTransformer, options: Training) -> Callabl
         What merges adapters into the weights when training is done.
 
     Raises:
-        UsageError: peft is asked for and isn't here.
+        UsageError: peft is asked for and isn't here, or what is to be kept or changed isn't there.
     """
     import torch
 
@@ -51,16 +51,29 @@ def prepare_parameters(model: SentenceTransformer, options: Training) -> Callabl
             _add_dense(model, options.dense)
         if options.lora:
             finish = _add_lora(transformer, options)
+    _freeze(model, options)
+    return finish
+
+
+def _freeze(model: SentenceTransformer, options: Training) -> None:
+    asked = {name for name in ("freeze_embeddings", "freeze_layers", "fixed_positions") if getattr(options, name)}
+    found: set[str] = set()
     for name, parameter in model[0].auto_model.named_parameters():
         number = layer_of(name)
-        embedding = bool(_EMBEDDINGS.search(name)) and number is None
-        if (
-            (options.freeze_embeddings and embedding)
-            or (number is not None and number < options.freeze_layers)
-            or (options.fixed_positions and _POSITIONS.search(name))
-        ):
+        reasons = {
+            "freeze_embeddings": number is None and bool(_EMBEDDINGS.search(name)),
+            "freeze_layers": number is not None and number < options.freeze_layers,
+            "fixed_positions": bool(_POSITIONS.search(name)),
+        }
+        if held := {reason for reason, holds in reasons.items() if holds} & asked:
+            found |= held
             parameter.requires_grad_(False)
-    return finish
+    if missing := asked - found:
+        raise UsageError(f"{', '.join(sorted(missing))}: the model has no parameters of that kind to keep")
+    # a pooler learns nothing from embeddings that are pooled otherwise
+    rest = [name for name, one in model.named_parameters() if one.requires_grad and ".pooler." not in name]
+    if not rest:
+        raise UsageError(f"{', '.join(sorted(asked))} leave nothing to train")
 
 
 def learning_rates(model: SentenceTransformer, options: Training) -> dict[str, float]:

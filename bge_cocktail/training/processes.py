@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from bge_cocktail.errors import UsageError
+
 
 @dataclass(frozen=True, slots=True)
 class Processes:
@@ -51,6 +53,16 @@ class Processes:
 def is_first_process() -> bool:
     """Whether this process was started alone, or is the first of several."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def refuse_several(what: str) -> None:
+    """Raise if this process was started with others.
+
+    Raises:
+        UsageError: It was.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(f"{what} runs its trainings one after the other in one process; start it without torchrun")
 
 
 def join_processes(device: str) -> Processes:

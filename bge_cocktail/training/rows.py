@@ -34,7 +34,9 @@ class TrainingRows(Sequence[Record]):
         positive_keys: Hash of each row's positive.
         short: Rows with fewer negatives than asked for.
         longer: Rows with more.
-        scored_of: Rows of each task whose positive has a teacher's score.
+        usable: For each task, rows that a kind of loss can learn from: ``positives`` (something to tell the positive
+            from), ``teacher`` (scores of all own documents, two or more), ``scores`` (any score).
+        weighted: Rows with a weight of their own.
         left_out: Why records were left out, and how many.
         hash: Of all records.
     """
@@ -49,7 +51,8 @@ class TrainingRows(Sequence[Record]):
         known: Any = getattr(records, "hash", None)  # a file's, where they stay on disk
         digest = xxhash.xxh3_128()
         rows: dict[str, list[int]] = {"record": [], "positive": [], "task": [], "query": [], "key": []}
-        self.scored_of: list[int] = []
+        self.usable: list[Counter[str]] = []
+        self.weighted = 0
         for place, record in enumerate(records):
             if known is None:
                 digest.update(json_line(record.to_json()))
@@ -58,7 +61,7 @@ class TrainingRows(Sequence[Record]):
                 number_of[task] = len(self.tasks)
                 self.tasks.append(task)
                 settings.append(options.of_task(task))
-                self.scored_of.append(0)
+                self.usable.append(Counter())
             wanted = settings[number_of[task]].negatives
             if record.weight == 0:
                 self.left_out["have weight 0"] += 1
@@ -80,7 +83,8 @@ class TrainingRows(Sequence[Record]):
                     rows[name].append(value)
                 self.short += len(record.neg) < wanted
                 self.longer += len(record.neg) > wanted
-                self.scored_of[number_of[task]] += bool(record.pos_scores)
+                self.weighted += record.weight != 1
+                self.usable[number_of[task]].update(_uses(record, settings[number_of[task]]))
         self._record_of = np.array(rows["record"], np.int64)
         self._positive_of = np.array(rows["positive"], np.int32)
         self.task_of = np.array(rows["task"], np.int32)
@@ -134,6 +138,19 @@ def hash_records(records: Sequence[Record]) -> str:
 def hash_judged(judged: Any) -> str:
     """Hash of a retrieval task, or of none."""
     return hash_value([dict(judged.corpus), dict(judged.queries), dict(judged.qrels)] if judged else None)
+
+
+def _uses(record: Record, options: Training) -> list[str]:
+    """What kinds of loss can learn from a record."""
+    negatives = min(len(record.neg), options.negatives)
+    kinds = []
+    if negatives or (record.in_batch_negatives and options.in_batch_negatives):
+        kinds.append("positives")
+    if negatives and record.pos_scores and record.neg_scores:
+        kinds.append("teacher")
+    if record.pos_scores or (negatives and record.neg_scores):
+        kinds.append("scores")
+    return kinds
 
 
 def _key(text: str) -> int:

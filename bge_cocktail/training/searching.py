@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bge_cocktail.errors import UsageError, nearest
+from bge_cocktail.errors import CocktailError, UsageError, nearest
+from bge_cocktail.hub import model_folder
 from bge_cocktail.options import Training
 from bge_cocktail.provenance import (
     RUN_FILE,
@@ -22,6 +23,9 @@ from bge_cocktail.provenance import (
     write_json,
 )
 from bge_cocktail.records import Judged, Record
+from bge_cocktail.training.checks import check_rows, check_training
+from bge_cocktail.training.processes import refuse_several
+from bge_cocktail.training.rows import TrainingRows
 from bge_cocktail.training.tune import train, training_key
 
 log = logging.getLogger(__name__)
@@ -82,10 +86,15 @@ def search_options(
     except ImportError:
         raise UsageError("a search needs optuna: pip install 'bge-cocktail[search]'") from None
     refuse_to_replace(output, overwrite, [base])
+    refuse_several("--search")
+    # what is wrong in every trial is said before the first
+    check_training(model_folder(base), options, general)
+    check_rows(TrainingRows(records, options), options)
     working = output.with_name(output.name + ".search")
     identity = hash_value([training_key(base, records, options, dev), sorted(names)])
     _begin(working, identity, resume)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    optuna.logging.disable_default_handler()
     started = time.monotonic()
     study = optuna.create_study(
         study_name="search",
@@ -175,7 +184,7 @@ def _try(
     folder = working / f"trial-{trial.number + 1}"
     try:
         train(base, records, folder, options, dev=dev, general=general, overwrite=True, report=report)
-    except UsageError as error:  # such as a batch larger than the data
+    except CocktailError as error:  # such as a batch larger than the data or the memory, or a loss that is no number
         log.warning("trial %d: %s", trial.number + 1, error)
         raise optuna.TrialPruned from None
     finally:
@@ -204,6 +213,8 @@ def _finish(
     from optuna.importance import get_param_importances
 
     completed = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
+    if not completed:
+        raise CocktailError(f"no trial came to its end; the study is in {working}")
     varied = {name for name in names if len({trial.params[name] for trial in completed}) > 1}
     importance = {name: float(value) for name, value in get_param_importances(study).items()} if varied else {}
     table = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import statistics
 import time
@@ -16,17 +17,19 @@ from bge_cocktail.encoding import load_encoder
 from bge_cocktail.errors import UsageError
 from bge_cocktail.hub import model_folder
 from bge_cocktail.layout import prompt_for
-from bge_cocktail.options import Merging, Training
+from bge_cocktail.options import Merging, Training, checked
 from bge_cocktail.provenance import (
     RUN_FILE,
     describe_run,
     finished_key,
     hash_path,
+    hash_value,
     new_folder,
     refuse_to_replace,
     write_json,
 )
 from bge_cocktail.records import Judged, Record
+from bge_cocktail.training.processes import refuse_several
 from bge_cocktail.training.rows import hash_judged, hash_records
 from bge_cocktail.training.tune import train, training_key
 
@@ -71,34 +74,28 @@ def train_seeds(
     if len(seeds) < 2 or len(set(seeds)) < len(seeds):
         raise UsageError(f"seeds: two or more different ones, got {', '.join(map(str, seeds)) or 'none'}")
     refuse_to_replace(output, overwrite, [base])
+    refuse_several("--seeds")
+    each = {seed: checked(Training, {**options.model_dump(), "seed": seed}) for seed in seeds}
     started = time.monotonic()
     working = output.with_name(output.name + ".unfinished")
-    if working.exists() and not resume:
-        if finished_key(working) is None:
-            raise UsageError(f"{working} is in the way and is not a training of bge-cocktail; remove it")
-        shutil.rmtree(working)
-    working.mkdir(parents=True, exist_ok=True)
-    write_json(working / RUN_FILE, {"command": "train", "key": "seeds", "unfinished": True})
+    places = sorted(str(path) for path in general)
+    _begin(working, hash_value([training_key(base, records, options, dev), places]), resume)
     runs: dict[str, dict[str, Any]] = {}
-    for seed in seeds:
-        folder, one = working / f"seed-{seed}", options.model_copy(update={"seed": seed})
+    for seed, one in each.items():
+        folder = working / f"seed-{seed}"
         key = training_key(base, records, one, dev)
         if finished_key(folder) != key:
             log.info("seed %d", seed)
-            unfinished = folder.with_name(folder.name + ".unfinished")
-            again = resume and finished_key(unfinished) == key
+            again = finished_key(folder.with_name(folder.name + ".unfinished")) == key
             train(base, records, folder, one, dev=dev, general=general, resume=again, overwrite=True)
         runs[f"seed {seed}"] = _result(json.loads((folder / RUN_FILE).read_text()))
 
     from bge_cocktail.merging import merge
 
-    folders = [working / f"seed-{seed}" for seed in seeds]
+    inputs = {str(base): hash_path(model_folder(base)), "records": hash_records(records), "dev": hash_judged(dev)}
     with new_folder(output, overwrite=overwrite) as new:
+        folders = [working / f"seed-{seed}" for seed in seeds]
         merge(folders, new / SOUP, Merging(weights="uniform"))
-        soup = _judged(new / SOUP, dev, general, options)
-        for folder in folders:
-            folder.rename(new / folder.name)
-        inputs = {str(base): hash_path(model_folder(base)), "records": hash_records(records), "dev": hash_judged(dev)}
         described = describe_run(
             "train",
             options={**options.model_dump(mode="json"), "seeds": list(seeds)},
@@ -107,11 +104,32 @@ def train_seeds(
             runs=runs,
             mean=_over(runs, statistics.fmean),
             spread=_over(runs, statistics.stdev),
-            soup=soup,
+            soup=_judged(new / SOUP, dev, general, options),
         )
         write_json(new / RUN_FILE, described)
+        for folder in folders:  # linked, so that nothing is lost if this fails
+            shutil.copytree(folder, new / folder.name, copy_function=os.link)
     shutil.rmtree(working)
     return described
+
+
+def _begin(working: Path, key: str, resume: bool) -> None:
+    """The folder of unfinished seeds.
+
+    Raises:
+        UsageError: It is in the way, or another's.
+    """
+    if working.exists():
+        found = finished_key(working)
+        if found is None:
+            raise UsageError(f"{working} is in the way and is not a training of bge-cocktail; remove it")
+        if resume and found != key:
+            raise UsageError(f"{working} was made from other records, options, tasks or another model; remove it")
+        if not resume:
+            log.warning("unfinished trainings in %s are started again (--resume would go on with them)", working)
+            shutil.rmtree(working)
+    working.mkdir(parents=True, exist_ok=True)
+    write_json(working / RUN_FILE, {"command": "train", "key": key, "unfinished": True})
 
 
 def _result(described: Mapping[str, Any]) -> dict[str, float]:

@@ -99,6 +99,10 @@ def train(
     started = time.monotonic()
     with processes.first_alone():
         working = _working_folder(output, key, resume, processes)
+        if not working.is_dir():
+            raise CocktailError(
+                f"this machine doesn't see {working}, which the first one made: they need a shared disk"
+            )
     trainer, prompts, length, finish = _prepare(folder, rows, options, working, processes, dev, general, report)
     found = _fit(trainer, options, working, resume, rows)
     finish()
@@ -187,15 +191,21 @@ def _prepare(
         primary=PRIMARY if dev is not None else None,
         report=report,
     )
+    if processes.count == 1:
+        try:
+            trainer.create_optimizer()
+        except (ImportError, ValueError, TypeError, RuntimeError) as error:
+            raise UsageError(f"optimizer {options.optimizer}: {str(error).splitlines()[0]}") from None
     return trainer, prompts, length, finish
 
 
 def _fit(trainer: Trainer, options: Training, working: Path, resume: bool, rows: TrainingRows) -> dict[str, Any]:
     """Run the trainer; the model ends with its best weights."""
     from safetensors import SafetensorError
+    from transformers import TrainerState
 
     from bge_cocktail.training.callbacks import StopCallback
-    from bge_cocktail.training.checkpoints import checkpoints_in, last_checkpoint, load_weights
+    from bge_cocktail.training.checkpoints import checkpoints_in, had_stopped, last_checkpoint, load_weights
     from bge_cocktail.training.module import BadLoss
     from bge_cocktail.training.trainer import explain_failure
 
@@ -205,6 +215,8 @@ def _fit(trainer: Trainer, options: Training, working: Path, resume: bool, rows:
         for damaged in checkpoints_in(checkpoints):
             if last is None or int(damaged.name.rsplit("-", 1)[1]) > int(last.name.rsplit("-", 1)[1]):
                 log.warning("%s is cut off or damaged and is passed over", damaged)
+                if trainer.is_world_process_zero():
+                    shutil.rmtree(damaged)
         if last is None:
             log.warning("no whole checkpoint in %s; the training starts from the beginning", checkpoints)
     # a resumed run has judged its start already; judging it again would count against its patience
@@ -212,7 +224,11 @@ def _fit(trainer: Trainer, options: Training, working: Path, resume: bool, rows:
     with StopCallback() as stop:
         trainer.add_callback(stop)
         try:
-            trainer.train(resume_from_checkpoint=str(last) if last else None)
+            if last is not None and had_stopped(last, options):
+                trainer.state = TrainerState.load_from_json(str(last / "trainer_state.json"))
+                load_weights(trainer.parts(), last)
+            else:
+                trainer.train(resume_from_checkpoint=str(last) if last else None)
         except BadLoss as error:
             bad = working / BAD_BATCH
             write_records([rows[row] for row in error.rows], bad)

@@ -26,6 +26,8 @@ DEV_METRIC = "nDCG@10"
 PRIMARY = f"dev_{DEV_METRIC}"
 # queries in a batch of the dev loss, whatever the batches of training, so that runs can be compared
 DEV_BATCH = 32
+# seeds the draw of what is evaluated, whatever the seed of training, for the same reason
+DRAW = 13
 
 
 class Remembering:
@@ -116,7 +118,7 @@ def check_general(general: Sequence[Path], split: str) -> None:
 
 
 def _smaller(judged: Judged, options: Training) -> Judged:
-    return sample_judged(judged, queries=options.dev_queries, documents=options.dev_documents, seed=options.seed)
+    return sample_judged(judged, queries=options.dev_queries, documents=options.dev_documents, seed=DRAW)
 
 
 def _smaller_task(task: Task, options: Training) -> Judged | None:
