@@ -163,7 +163,7 @@ def test_a_search_begins_with_the_given_options_and_goes_on(
     other = options(epochs=1, learning_rate=1e-4)
     (tmp_path / "more.search").mkdir()
     (tmp_path / "more.search/run.json").write_text('{"key": "another"}')
-    with pytest.raises(UsageError, match="was made from other records, options or another model"):
+    with pytest.raises(UsageError, match="was made from other records, options, tasks or another model"):
         search_options(tiny, read_records(beir), tmp_path / "more", other, names, **where, resume=True)
 
 

@@ -250,7 +250,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
 def test_resume_of_another_run_is_refused(tiny: Path, beir: Path, tmp_path: Path) -> None:
     (tmp_path / "out.unfinished").mkdir()
     (tmp_path / "out.unfinished/run.json").write_text('{"key": "other"}')
-    with pytest.raises(CocktailError, match="was made from other records, options or another model"):
+    with pytest.raises(CocktailError, match="was made from other records, options, tasks or another model"):
         train(tiny, read_records(beir), tmp_path / "out", options(), resume=True)
 
 

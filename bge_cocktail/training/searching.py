@@ -15,7 +15,6 @@ from bge_cocktail.hub import model_folder
 from bge_cocktail.options import Training
 from bge_cocktail.provenance import (
     RUN_FILE,
-    finished_key,
     hash_value,
     new_file,
     new_folder,
@@ -27,6 +26,7 @@ from bge_cocktail.training.checks import check_rows, check_training
 from bge_cocktail.training.processes import refuse_several
 from bge_cocktail.training.rows import TrainingRows
 from bge_cocktail.training.tune import train, training_key
+from bge_cocktail.training.unfinished import begin
 
 log = logging.getLogger(__name__)
 SPACE: dict[str, tuple[Any, ...]] = {
@@ -92,7 +92,7 @@ def search_options(
     check_rows(TrainingRows(records, options), options)
     working = output.with_name(output.name + ".search")
     identity = hash_value([training_key(base, records, options, dev), sorted(names)])
-    _begin(working, identity, resume)
+    begin(working, "search", identity, resume)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     optuna.logging.disable_default_handler()
     started = time.monotonic()
@@ -116,20 +116,6 @@ def search_options(
 
     study.optimize(objective, n_trials=max(0, trials - done), callbacks=[_keep_best(working)])
     return _finish(study, working, output, names, overwrite, time.monotonic() - started)
-
-
-def _begin(working: Path, identity: str, resume: bool) -> None:
-    if working.exists():
-        key = finished_key(working)
-        if key is None:
-            raise UsageError(f"{working} is in the way and is not a search of bge-cocktail; remove it")
-        if resume and key != identity:
-            raise UsageError(f"{working} was made from other records, options or another model; remove it")
-        if not resume:
-            log.warning("an unfinished search in %s is started again (--resume would go on with it)", working)
-            shutil.rmtree(working)
-    working.mkdir(parents=True, exist_ok=True)
-    write_json(working / RUN_FILE, {"command": "search", "key": identity, "unfinished": True})
 
 
 def _take_up(study: Any) -> int:

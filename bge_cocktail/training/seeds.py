@@ -32,6 +32,7 @@ from bge_cocktail.records import Judged, Record
 from bge_cocktail.training.processes import refuse_several
 from bge_cocktail.training.rows import hash_judged, hash_records
 from bge_cocktail.training.tune import train, training_key
+from bge_cocktail.training.unfinished import begin
 
 log = logging.getLogger(__name__)
 SOUP = "soup"
@@ -79,7 +80,7 @@ def train_seeds(
     started = time.monotonic()
     working = output.with_name(output.name + ".unfinished")
     places = sorted(str(path) for path in general)
-    _begin(working, hash_value([training_key(base, records, options, dev), places]), resume)
+    begin(working, "seeds", hash_value([training_key(base, records, options, dev), places]), resume)
     runs: dict[str, dict[str, Any]] = {}
     for seed, one in each.items():
         folder = working / f"seed-{seed}"
@@ -111,25 +112,6 @@ def train_seeds(
             shutil.copytree(folder, new / folder.name, copy_function=os.link)
     shutil.rmtree(working)
     return described
-
-
-def _begin(working: Path, key: str, resume: bool) -> None:
-    """The folder of unfinished seeds.
-
-    Raises:
-        UsageError: It is in the way, or another's.
-    """
-    if working.exists():
-        found = finished_key(working)
-        if found is None:
-            raise UsageError(f"{working} is in the way and is not a training of bge-cocktail; remove it")
-        if resume and found != key:
-            raise UsageError(f"{working} was made from other records, options, tasks or another model; remove it")
-        if not resume:
-            log.warning("unfinished trainings in %s are started again (--resume would go on with them)", working)
-            shutil.rmtree(working)
-    working.mkdir(parents=True, exist_ok=True)
-    write_json(working / RUN_FILE, {"command": "train", "key": key, "unfinished": True})
 
 
 def _result(described: Mapping[str, Any]) -> dict[str, float]:

@@ -19,7 +19,6 @@ from bge_cocktail.options import Training
 from bge_cocktail.provenance import (
     RUN_FILE,
     describe_run,
-    finished_key,
     hash_path,
     new_folder,
     refuse_to_replace,
@@ -32,6 +31,7 @@ from bge_cocktail.training.checks import check_rows, check_training
 from bge_cocktail.training.curves import history, write_curves
 from bge_cocktail.training.processes import Processes, join_processes
 from bge_cocktail.training.rows import TrainingRows, hash_judged, hash_records
+from bge_cocktail.training.unfinished import begin
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -98,7 +98,9 @@ def train(
 
     started = time.monotonic()
     with processes.first_alone():
-        working = _working_folder(output, key, resume, processes)
+        working = output.with_name(output.name + ".unfinished")
+        if processes.is_first:
+            begin(working, "train", key, resume)
         if not working.is_dir():
             raise CocktailError(
                 f"this machine doesn't see {working}, which the first one made: they need a shared disk"
@@ -271,24 +273,3 @@ def _write(
         more = {name: value for name, value in found.items() if name != "curves"}
         run = describe_run("train", options=options.model_dump(mode="json"), **described, **more)
         write_json(new / RUN_FILE, run)
-
-
-def _working_folder(output: Path, key: str, resume: bool, processes: Processes) -> Path:
-    """The folder of an unfinished training; the first process makes it."""
-    working = output.with_name(output.name + ".unfinished")
-    if not processes.is_first:
-        return working
-    if working.exists():
-        same = finished_key(working) == key
-        if resume and not same:
-            raise CocktailError(
-                f"{working} was made from other records, options or another model; remove it, or run without --resume"
-            )
-        if not resume:
-            if finished_key(working) is None:
-                raise UsageError(f"{working} is in the way and is not a training of bge-cocktail; remove it")
-            log.warning("an unfinished training in %s is started again (--resume would go on with it)", working)
-            shutil.rmtree(working)
-    working.mkdir(parents=True, exist_ok=True)
-    write_json(working / RUN_FILE, {"command": "train", "key": key, "unfinished": True})
-    return working
