@@ -380,6 +380,24 @@ def test_attention_under_bf16_is_computed_in_fp32(tiny: Path) -> None:
     assert torch.equal(found, attend(*(one.float() for one in low)).bfloat16())
 
 
+def test_one_lookup_of_all_chunks_gives_the_same_rows_and_gradients() -> None:
+    from bge_cocktail.training.quick import OneLookup
+
+    words, other = torch.nn.Embedding(9, 4, padding_idx=0), torch.nn.Embedding(9, 4)
+    chunks = [torch.tensor([[1, 2, 0], [3, 2, 5]]), torch.tensor([[2], [0]])]
+
+    def found(together: bool) -> tuple[list[torch.Tensor], torch.Tensor]:
+        with OneLookup(chunks if together else []):
+            rows = [words(chunk) + other(chunk) for chunk in chunks]
+        (gradient,) = torch.autograd.grad(torch.cat([one.flatten() for one in rows]).pow(2).sum(), [words.weight])
+        return rows, gradient
+
+    (rows, gradient), (plain, expected) = found(True), found(False)
+    assert all(map(torch.equal, rows, plain))
+    assert torch.allclose(gradient, expected)
+    assert not gradient[0].any()
+
+
 def test_nothing_left_to_train_is_refused(tiny: Path, beir: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="freeze_embeddings, freeze_layers leave nothing to train"):
         train(tiny, data(beir), tmp_path / "out", options(freeze_embeddings=True, freeze_layers=2))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import embedding, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 # of malloc.h
@@ -28,6 +29,36 @@ class AttentionInFull(TorchFunctionMode):
         with torch.autocast("cpu", enabled=False):
             values = {name: _in_full(value) for name, value in (kwargs or {}).items()}
             return func(*map(_in_full, args), **values).to(torch.bfloat16)
+
+
+class OneLookup(TorchFunctionMode):
+    """Looks the tokens of several chunks up together.
+
+    The gradient of a lookup is as large as the vocabulary's weights; made and added up for every chunk, it was a
+    twelfth of a step in fp32.
+
+    Args:
+        tokens: Of each chunk, the very tensors that the model will look up. (texts, tokens)
+    """
+
+    def __init__(self, tokens: Sequence[torch.Tensor]) -> None:
+        super().__init__()
+        self._tokens = tokens
+        self._weight: torch.Tensor | None = None
+        self._found: tuple[torch.Tensor, ...] = ()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not embedding:
+            return func(*args, **(kwargs or {}))
+        tokens, weight, *more = args
+        place = next((place for place, one in enumerate(self._tokens) if one is tokens), None)
+        if place is None or (self._weight is not None and weight is not self._weight):
+            return func(*args, **(kwargs or {}))
+        if self._weight is None:
+            self._weight = weight
+            flat = func(torch.cat([one.flatten() for one in self._tokens]), weight, *more, **(kwargs or {}))
+            self._found = flat.split([one.numel() for one in self._tokens])
+        return self._found[place].view(*tokens.shape, -1)
 
 
 def quick_attention(device: str) -> AbstractContextManager[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -50,7 +51,10 @@ class TrainingRows(Sequence[Record]):
         settings: list[Training] = []
         known: Any = getattr(records, "hash", None)  # a file's, where they stay on disk
         digest = xxhash.xxh3_128()
-        rows: dict[str, list[int]] = {"record": [], "positive": [], "task": [], "query": [], "key": []}
+        # arrays, for a list would hold every number as an object
+        record_of, positive_of, task_of = array("q"), array("i"), array("i")
+        query_keys, positive_keys = array("Q"), array("Q")
+        uses: Counter[tuple[int, tuple[str, ...]]] = Counter()
         self.usable: list[Counter[str]] = []
         self.weighted = 0
         for place, record in enumerate(records):
@@ -79,17 +83,22 @@ class TrainingRows(Sequence[Record]):
             for number, positive in enumerate(record.pos):
                 if positive in record.pos[:number]:
                     continue
-                for name, value in zip(rows, (place, number, number_of[task], query, _key(positive)), strict=True):
-                    rows[name].append(value)
+                record_of.append(place)
+                positive_of.append(number)
+                task_of.append(number_of[task])
+                query_keys.append(query)
+                positive_keys.append(_key(positive))
                 self.short += len(record.neg) < wanted
                 self.longer += len(record.neg) > wanted
                 self.weighted += record.weight != 1
-                self.usable[number_of[task]].update(_uses(record, settings[number_of[task]]))
-        self._record_of = np.array(rows["record"], np.int64)
-        self._positive_of = np.array(rows["positive"], np.int32)
-        self.task_of = np.array(rows["task"], np.int32)
-        self.query_keys: NDArray[np.uint64] = np.array(rows["query"], np.uint64)
-        self.positive_keys: NDArray[np.uint64] = np.array(rows["key"], np.uint64)
+                uses[number_of[task], _uses(record, settings[number_of[task]])] += 1
+        for (number, kinds), count in uses.items():
+            self.usable[number].update(dict.fromkeys(kinds, count))
+        self._record_of = np.array(record_of, np.int64)
+        self._positive_of = np.array(positive_of, np.int32)
+        self.task_of = np.array(task_of, np.int32)
+        self.query_keys: NDArray[np.uint64] = np.array(query_keys, np.uint64)
+        self.positive_keys: NDArray[np.uint64] = np.array(positive_keys, np.uint64)
         self.hash = known or digest.hexdigest()
         self._order = np.argsort(self.query_keys, kind="stable")
         self._sorted = self.query_keys[self._order]
@@ -140,16 +149,16 @@ def hash_judged(judged: Any) -> str:
     return hash_value([dict(judged.corpus), dict(judged.queries), dict(judged.qrels)] if judged else None)
 
 
-def _uses(record: Record, options: Training) -> list[str]:
+def _uses(record: Record, options: Training) -> tuple[str, ...]:
     """What kinds of loss can learn from a record."""
     negatives = min(len(record.neg), options.negatives)
-    kinds = []
+    kinds: tuple[str, ...] = ()
     if negatives or (record.in_batch_negatives and options.in_batch_negatives):
-        kinds.append("positives")
+        kinds += ("positives",)
     if negatives and record.pos_scores and record.neg_scores:
-        kinds.append("teacher")
+        kinds += ("teacher",)
     if record.pos_scores or (negatives and record.neg_scores):
-        kinds.append("scores")
+        kinds += ("scores",)
     return kinds
 
 
