@@ -80,7 +80,7 @@ def _load(name: str | Path, folder: Path, device: str) -> SentenceTransformer:
     from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
 
-    _quiet_libraries()
+    quiet_libraries()
     try:
         return SentenceTransformer(
             str(folder),
@@ -268,7 +268,7 @@ def encode_queries_of(records: Sequence[Record], encoder: Encoder) -> Embeddings
     return embeddings
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Silence the loading bars of transformers and torch's advice; errors still come as exceptions."""
     import transformers
 

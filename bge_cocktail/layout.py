@@ -196,7 +196,7 @@ def declared_length(folder: Path) -> int | None:
     length = read_object(config).get("max_seq_length") if config.is_file() else None
     if length is not None and (not isinstance(length, int) or length < 1):
         raise DataError(f"{config}: 'max_seq_length' must be a whole number, found {length!r}")
-    return length or _tokenizer_length(path)
+    return length or tokenizer_length(path)
 
 
 def declare_pooling(folder: Path, pooling: str) -> None:
@@ -230,7 +230,8 @@ def check_length(folder: Path, length: int | None) -> None:
     Raises:
         UsageError: It hasn't.
     """
-    for kind, path in modules_of(folder):
+    plain = not (folder / "modules.json").is_file()
+    for kind, path in [("Transformer", folder)] if plain else modules_of(folder):
         if length is not None and kind == "Transformer" and (path / "config.json").is_file():
             positions = read_object(path / "config.json").get("max_position_embeddings")
             if isinstance(positions, int) and length > positions:
@@ -273,12 +274,12 @@ def _portable_transformer(path: Path, max_length: int | None, like: Path | None)
     config = read_object(config_path) if config_path.is_file() else {}
     before = like / "sentence_bert_config.json" if like else config_path
     lower = read_object(before).get("do_lower_case", False) if before.is_file() else False
-    length = max_length or config.get("max_seq_length") or _tokenizer_length(path)
+    length = max_length or config.get("max_seq_length") or tokenizer_length(path)
     kept = {key: value for key, value in config.items() if key in _OLD_KEYS}
     _write(config_path, {**kept, "max_seq_length": length, "do_lower_case": lower})
 
 
-def _tokenizer_length(path: Path) -> int | None:
+def tokenizer_length(path: Path) -> int | None:
     """The model's own limit: the tokenizer's, but never more than the position embeddings."""
     limits = []
     for name, key in (

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
 # started from a small process, because a child's peak memory begins with that of its parent
 _RUN = """
 import os, resource, subprocess, sys
@@ -102,10 +103,7 @@ _COLUMNS = "ours | peer | ratio | target | met |"
 
 def write_table(name: str, figures: list[dict[str, Any]]) -> None:
     """Put figures into README's table of a benchmark; rows of figures that weren't measured this time stay."""
-    path = ROOT / "README.md"
-    start, end = f"<!-- bench {name} -->", f"<!-- /bench {name} -->"
-    before, _, rest = path.read_text(encoding="utf-8").partition(start)
-    old, _, after = rest.partition(end)
+    _, old, _ = _readme_block(name)
     rows = {line.split("|")[1].strip(): line for line in old.splitlines()[2:] if line.count("|") > 3}
     rows = {row: line for row, line in rows.items() if row and not row.startswith("---")}
     for figure in figures:
@@ -115,5 +113,21 @@ def write_table(name: str, figures: list[dict[str, Any]]) -> None:
     # what README says of the figures stays
     said = old.splitlines()[1] if old.count("|") else "| whole command, CPU seconds unless said | " + _COLUMNS
     head = [said, "|---|---|---|---|---|---|"]
-    block = "\n".join([start, *head, *rows.values(), end])
-    path.write_text(before + block + after, encoding="utf-8")
+    into_readme(name, "\n".join([*head, *rows.values()]))
+
+
+def into_readme(name: str, table: str) -> None:
+    """Replace what README holds between the marks of a benchmark."""
+    before, _, after = _readme_block(name)
+    README.write_text(f"{before}\n{table}\n{after}", encoding="utf-8")
+
+
+def _readme_block(name: str) -> tuple[str, str, str]:
+    """README up to and with the opening mark, what is between the marks, and the rest."""
+    start, end = f"<!-- bench {name} -->", f"<!-- /bench {name} -->"
+    text = README.read_text(encoding="utf-8")
+    if start not in text or end not in text:
+        raise SystemExit(f"README has no marks {start} and {end}")
+    before, _, rest = text.partition(start)
+    old, _, after = rest.partition(end)
+    return before + start, old, end + after

@@ -26,7 +26,7 @@ FLOORS = [
     ["mining", "merging", "tasks", "preparing"],
     ["evaluation"],
     ["training", "report", "outcome", "rundata", "runfile", "demo"],
-    ["tradeoff"],
+    ["tradeoff", "classifying"],
     ["flow"],
     ["cli"],
 ]

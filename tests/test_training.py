@@ -20,11 +20,12 @@ from bge_cocktail.errors import CocktailError, UsageError
 from bge_cocktail.options import Training
 from bge_cocktail.records import Record, read_beir, read_records
 from bge_cocktail.training import Interrupted, TrainingRows, train, training_key, watching
+from bge_cocktail.training.arguments import Setting
 from bge_cocktail.training.callbacks import CheckpointCallback
 from bge_cocktail.training.checkpoints import last_checkpoint, seal
 from bge_cocktail.training.collate import Collator
 from bge_cocktail.training.module import BatchLoss
-from bge_cocktail.training.trainer import Setting, make_trainer
+from bge_cocktail.training.trainer import make_trainer
 
 FAST = {
     "epochs": 2,

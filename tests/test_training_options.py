@@ -18,10 +18,11 @@ from bge_cocktail.errors import DataError, UsageError
 from bge_cocktail.options import Training
 from bge_cocktail.records import Record, read_records
 from bge_cocktail.training import TrainingRows, train
+from bge_cocktail.training.arguments import Setting
 from bge_cocktail.training.collate import Collator
 from bge_cocktail.training.module import BatchLoss
 from bge_cocktail.training.parameters import layer_of, learning_rates, prepare_parameters
-from bge_cocktail.training.trainer import Setting, make_trainer
+from bge_cocktail.training.trainer import make_trainer
 
 PLAIN = {"epochs": 1, "negatives": 2}
 

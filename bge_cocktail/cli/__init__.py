@@ -17,7 +17,7 @@ import rich_click as click
 from bge_cocktail import __version__
 from bge_cocktail.errors import CocktailError, explain_os_error
 
-COMMANDS = ("demo", "init", "run", "prepare", "mine", "train", "inspect", "merge", "evaluate", "list")
+COMMANDS = ("demo", "init", "run", "prepare", "mine", "train", "inspect", "merge", "evaluate", "classify", "list")
 
 
 class Commands(click.RichGroup):

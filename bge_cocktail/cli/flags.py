@@ -62,6 +62,17 @@ def flags_from(*models: type[Options]) -> Callable[[Command], Command]:
     return add
 
 
+def source_flags(command: Command) -> Command:
+    """Decorator: how a source of data is read."""
+    for option in (
+        click.option("--labels", default="", help="Names for labels: 0=negative,1=positive."),
+        click.option("--columns", default="", help="Which column is what: text=review,label=stars; ..."),
+        click.option("--config", help="Configuration of a data set of the hub."),
+    ):
+        command = option(command)
+    return command
+
+
 def table_flag(flag: str, name: str, text: str) -> Callable[[Command], Command]:
     """Decorator: a flag that is given again for every entry of a table of options, ``NAME.option=value``.
 
@@ -102,6 +113,17 @@ def given_flags(model: type[Options], flags: dict[str, Any]) -> dict[str, Any]:
 def show(value: Any, as_text: str, output_format: str) -> None:
     """Print a result: text for people or JSON for programs."""
     click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str) if output_format == "json" else as_text)
+
+
+def pairs_of(text: str) -> dict[str, str] | None:
+    """Names for labels, as users write them: ``0=negative,1=positive``; None without any."""
+    pairs = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        number, sign, name = part.partition("=")
+        if not sign or not name:
+            raise click.UsageError(f"labels are said as value=name, with commas between (0=negative), got '{part}'")
+        pairs[number.strip()] = name.strip()
+    return pairs or None
 
 
 def _shown(default: Any) -> str:

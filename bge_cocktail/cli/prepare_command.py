@@ -13,6 +13,7 @@ from bge_cocktail.cli.flags import (
     options_from,
     output_flag,
     overwrite_flag,
+    pairs_of,
     show,
 )
 from bge_cocktail.options import Encoding, Preparing
@@ -67,7 +68,7 @@ def command(
     from bge_cocktail.report.data import data_page, data_text
 
     preparing, encoding = options_from(Preparing, flags), options_from(Encoding, flags)
-    one = Source("", split, config, columns, _pairs(labels), scale)
+    one = Source("", split, config, columns, pairs_of(labels), scale)
     report = prepare(
         [Source(**{**vars(one), "name": name}) for name in sources],
         output,
@@ -79,13 +80,3 @@ def command(
         page=lambda found: data_page(found, f"Data of {', '.join(Path(name).name for name in sources)}"),
     )
     show({"output": str(output), **report}, f"{data_text(report)}\n\nwritten: {output}", output_format)
-
-
-def _pairs(text: str) -> dict[str, str] | None:
-    pairs = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        number, sign, name = part.partition("=")
-        if not sign or not name:
-            raise click.UsageError(f"labels are said as value=name, with commas between (0=negative), got '{part}'")
-        pairs[number.strip()] = name.strip()
-    return pairs or None

@@ -30,6 +30,8 @@ _NAMES = {
     "id": ("id",),
     "prompt": ("prompt",),
 }
+# between the labels of a text that may have several
+SEPARATOR = "|"
 _NUMBERED = re.compile(r"(?:neg|negative)_?\d+")
 _FORMS = (("query", "pos"), ("first", "second", "score"), ("first", "second", "label"), ("text", "label"))
 
@@ -132,6 +134,10 @@ class Columns:
     def _label(self, row: Mapping[str, Any], where: str) -> str:
         column = self.roles["label"][0]
         label = self._cell(row, column, where)
+        if isinstance(label, list):  # a text may have several
+            if wrong := [one for one in label if not isinstance(one, str) or not one or SEPARATOR in one]:
+                raise DataError(f"{where}: labels of '{column}' are texts without '{SEPARATOR}', got {wrong[0]!r:.60}")
+            return SEPARATOR.join(self.labels.get(one, one) for one in label)
         if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
             raise DataError(f"{where}: '{column}' must be a text or a whole number, got {label!r:.60}")
         if is_broken(str(label)):

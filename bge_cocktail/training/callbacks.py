@@ -16,8 +16,12 @@ from transformers import TrainerCallback
 
 from bge_cocktail.progress import Advance, progress
 from bge_cocktail.training.checkpoints import checkpoints_in, seal
+from bge_cocktail.training.quick import free_memory, resident_memory
 
 log = logging.getLogger(__name__)
+# memory may grow to this many times what the first steps took
+MEMORY_GROWTH = 1.2
+FIRST_STEPS = 2
 
 
 class ProgressCallback(TrainerCallback):
@@ -73,6 +77,21 @@ class CheckpointCallback(TrainerCallback):
                 shutil.rmtree(path)
 
 
+class MemoryCallback(TrainerCallback):
+    """Keeps kept memory from growing: batches of many sizes leave holes in it, more with every step (`keep_memory`)."""
+
+    def __init__(self) -> None:
+        self._steps, self._limit = 0, 0.0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._steps += 1
+        size = resident_memory()
+        if self._steps <= FIRST_STEPS:
+            self._limit = max(self._limit, MEMORY_GROWTH * size)
+        elif size > self._limit:
+            free_memory()
+
+
 class StopCallback(TrainerCallback):
     """On SIGTERM or Ctrl-C, ends after the step that is being done, with a checkpoint; a second signal ends at once."""
 
@@ -121,14 +140,14 @@ class AnchorCallback(TrainerCallback):
     """Pulls weights towards the base's (L2-SP, arXiv:1802.01483).
 
     Adds ``strength * (weight - base)`` to their gradients, after these are clipped.
+
+    Args:
+        strength: How much.
+        model: Its weights are now the base's.
     """
 
-    def __init__(self, strength: float) -> None:
+    def __init__(self, strength: float, model: torch.nn.Module) -> None:
         self._strength = strength
-        self._base: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
-
-    def remember(self, model: torch.nn.Module) -> None:
-        """Take the model's weights as the base's."""
         self._base = [(one, one.detach().clone()) for one in model.parameters() if one.requires_grad]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bge_cocktail.errors import CocktailError
-from bge_cocktail.options import Training
+from bge_cocktail.options import Tuning
 from bge_cocktail.provenance import hash_file, write_json
 
 SEAL = "seal.json"
@@ -67,7 +67,7 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-def had_stopped(folder: Path, options: Training) -> bool:
+def had_stopped(folder: Path, options: Tuning) -> bool:
     """Whether a checkpoint is of the step after which its training stopped early."""
     state = json.loads((folder / "trainer_state.json").read_text())
     kept = state.get("stateful_callbacks", {}).get("EarlyStoppingCallback", {}).get("attributes", {})

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
-from bge_cocktail.devices import choose_device, resolve_precision
 from bge_cocktail.errors import DataError, UsageError, nearest
-from bge_cocktail.layout import check_length, modules_of, read_object, refuse_unportable, transformer_folder
+from bge_cocktail.layout import check_length, modules_of, read_object, refuse_unportable
 from bge_cocktail.losses import losses
 from bge_cocktail.options import Training
+from bge_cocktail.training.common_checks import problems_of_tuning
 from bge_cocktail.training.rows import TrainingRows
 from bge_cocktail.training.watching import check_general
 
 log = logging.getLogger(__name__)
-REPORTERS = ("tensorboard", "mlflow", "trackio", "wandb")
 
 
 def check_training(base: Path, options: Training, general: Sequence[Path] = ()) -> None:
@@ -51,8 +48,7 @@ def check_training(base: Path, options: Training, general: Sequence[Path] = ()) 
         for length in (own.max_length, own.query_max_length):
             attempt(partial(check_length, base, length))
         problems += [where + one for one in _losses(own)]
-    attempt(lambda: _check_device(options))
-    problems += [*_words(options), *_together(options), *_sizes(base, options), *_tools(options)]
+    problems += [*problems_of_tuning(base, options), *_together(options), *_sizes(base, options)]
     attempt(lambda: check_general(general, options.general_split))
     if problems:
         raise UsageError("\n".join(dict.fromkeys(problems)))
@@ -128,18 +124,6 @@ def _check_usable(name: str, task: str, usable: Counter[str], rows: int) -> None
         log.warning("%s: %d of %d rows have nothing that %s learns from", which, rows - usable[needs], rows, name)
 
 
-def _check_device(options: Training) -> None:
-    device = choose_device(options.device)
-    if device.startswith("cuda:") and device != "cuda:0":
-        raise UsageError(
-            f"training takes the first GPU that it sees, not {device}; choose one with "
-            f"CUDA_VISIBLE_DEVICES={device.removeprefix('cuda:')} and device auto"
-        )
-    resolve_precision(options.precision, device)
-    if options.tf32 and not device.startswith("cuda"):
-        raise UsageError(f"tf32 is an NVIDIA GPU's, this is {device}")
-
-
 def _losses(options: Training) -> Iterator[str]:
     for name in options.loss:
         if name not in losses:
@@ -154,39 +138,6 @@ def _losses(options: Training) -> Iterator[str]:
         yield "directions must have query-document, which holds the positives"
 
 
-def _words(options: Training) -> Iterator[str]:
-    """Names that transformers knows."""
-    from transformers.trainer_utils import SchedulerType
-    from transformers.training_args import OptimizerNames
-
-    for name, value, kinds in (
-        ("optimizer", options.optimizer, OptimizerNames),
-        ("schedule", options.schedule, SchedulerType),
-    ):
-        known = [one.value for one in kinds]
-        if value not in known:
-            yield f"{name}: transformers has no '{value}'.{nearest(value, known)}"
-    if options.schedule in [one.value for one in SchedulerType] and not _can_schedule(options.schedule):
-        yield f"schedule {options.schedule} needs arguments of its own, which can't be given here"
-    for one in options.report_to:
-        if one not in REPORTERS:
-            yield f"report_to: no '{one}'.{nearest(one, REPORTERS)}"
-        elif not (find_spec(one) or (one == "tensorboard" and find_spec("tensorboardX"))):
-            yield f"report_to: {one} is not installed; pip install {one}"
-
-
-def _can_schedule(name: str) -> bool:
-    import torch
-    from transformers import get_scheduler
-
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    try:
-        get_scheduler(name, optimizer, num_warmup_steps=1, num_training_steps=10)
-    except (ValueError, TypeError, AttributeError):
-        return False
-    return name != "reduce_lr_on_plateau"  # it wants a metric at every step
-
-
 def _together(options: Training) -> Iterator[str]:
     used = {name for task in ("", *options.tasks) for name in options.of_task(task).loss}
     if "info-nce" not in used:
@@ -198,14 +149,8 @@ def _together(options: Training) -> Iterator[str]:
         yield "teacher_temperature goes with the losses kl and m3"
     if options.lora and options.anchor and options.anchor_by == "weights":
         yield "anchor_by=weights holds on to weights that lora doesn't train; take anchor_by=embeddings"
-    if options.lora_alpha is not None and not options.lora:
-        yield "lora_alpha goes with lora"
     if options.anchor_by == "weights" and not options.anchor:
         yield "anchor_by goes with anchor, which is 0"
-    if options.lora and options.reinit_layers:
-        yield "reinit_layers starts layers afresh that lora would keep frozen; take one of them"
-    if options.lora and (options.freeze_layers or options.freeze_embeddings):
-        yield "lora freezes all of the base; leave freeze_layers and freeze_embeddings out"
     if options.dense and options.anchor and options.anchor_by == "embeddings":
         yield "dense changes the embeddings' size, so they can't be held to the base's; take anchor_by=weights"
     if options.anchor and options.reinit_layers:
@@ -217,13 +162,6 @@ def _together(options: Training) -> Iterator[str]:
 
 
 def _sizes(base: Path, options: Training) -> Iterator[str]:
-    config = read_object(transformer_folder(base) / "config.json")
-    layers = next((config[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if key in config), None)
-    for name in ("freeze_layers", "reinit_layers"):
-        if layers is not None and getattr(options, name) > layers:
-            yield f"{name}={getattr(options, name)}: the model has {layers} layers"
-    if layers is not None and options.freeze_layers + options.reinit_layers > layers:
-        yield f"freeze_layers and reinit_layers share layers: the model has {layers}"
     dimensions = options.dense or _dimensions(base)
     wrong = [one for one in options.matryoshka if not 0 < one < (dimensions or 10**9)]
     if wrong:
@@ -239,10 +177,3 @@ def _dimensions(base: Path) -> int | None:
         elif kind == "Dense":
             found = config.get("out_features")
     return found
-
-
-def _tools(options: Training) -> Iterator[str]:
-    if options.lora and not find_spec("peft"):
-        yield "lora needs peft: pip install 'bge-cocktail[lora]'"
-    if options.compile and choose_device(options.device) == "cpu" and not (shutil.which("c++") or shutil.which("g++")):
-        yield "compile needs a C++ compiler on the CPU, and there is none"

@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from bge_cocktail.errors import CocktailError
-from bge_cocktail.training.watching import DEV_METRIC, PRIMARY
+from bge_cocktail.training.watching import PRIMARY
 
 log = logging.getLogger(__name__)
 CURVES_FILE = "curves.jsonl"
 PICTURE_FILE = "curves.png"
 
 
-def history(state: Any) -> dict[str, Any]:
+def history(state: Any, primary: str | None) -> dict[str, Any]:
     """What a trainer's state tells of a training: steps, the best of them, the curves.
+
+    Args:
+        state: Of the trainer.
+        primary: The metric that the best step goes by, such as `PRIMARY`; None without one.
 
     Raises:
         CocktailError: A loss was no number.
@@ -27,18 +31,19 @@ def history(state: Any) -> dict[str, Any]:
     losses = [point["loss"] for point in curves if "loss" in point]
     if not losses or not all(math.isfinite(loss) for loss in losses):
         raise CocktailError("the loss became NaN or infinite; a lower learning rate or fp32 may help")
-    developed = [point for point in curves if PRIMARY in point]
-    if developed and state.best_metric is not None and state.best_metric <= developed[0][PRIMARY]:
+    developed = [point[primary] for point in curves if primary in point]
+    if developed and state.best_metric is not None and state.best_metric <= developed[0]:
         log.warning(
-            "tuning did not raise dev %s (base %.4f, best %.4f): try another learning rate, temperature or negatives",
-            DEV_METRIC,
-            developed[0][PRIMARY],
+            "tuning did not raise %s (base %.4f, best %.4f): try another learning rate%s",
+            str(primary).replace("_", " ", 1),
+            developed[0],
             state.best_metric,
+            ", temperature or negatives" if primary == PRIMARY else "",
         )
     return {
         "steps": state.global_step,
         "best_step": state.best_global_step if developed else state.global_step,
-        "dev_before": developed[0][PRIMARY] if developed else None,
+        "dev_before": developed[0] if developed else None,
         "dev_best": state.best_metric if developed else None,
         "general": _before_and_after(curves, state.best_global_step if developed else state.global_step),
         "final_loss": losses[-1],
@@ -104,4 +109,4 @@ def _draw(curves: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def _is_watched(name: str) -> bool:
-    return name == PRIMARY or name.startswith("general_")
+    return name.startswith(("dev_", "general_")) and name != "dev_loss"

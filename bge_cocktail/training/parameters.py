@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bge_cocktail.errors import CocktailError, UsageError
-from bge_cocktail.options import Training
+from bge_cocktail.options import Tuning
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -29,8 +29,13 @@ def layer_count(names: list[str]) -> int:
     return 1 + max((number for number in map(layer_of, names) if number is not None), default=-1)
 
 
-def prepare_parameters(model: SentenceTransformer, options: Training) -> Callable[[], object]:
+def prepare_parameters(model: Any, options: Tuning, *, dense: int = 0) -> Callable[[], object]:
     """Change a loaded model to what is trained: dropout, new layers, adapters, frozen parameters.
+
+    Args:
+        model: Of sentence-transformers; its first module holds a transformer.
+        options: What is changed, and what stays as it is.
+        dense: Dimensions of a linear projection that is added; 0: none.
 
     Returns:
         What merges adapters into the weights when training is done.
@@ -47,15 +52,15 @@ def prepare_parameters(model: SentenceTransformer, options: Training) -> Callabl
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         _start_afresh(transformer, options.reinit_layers)
-        if options.dense:
-            _add_dense(model, options.dense)
+        if dense:
+            _add_dense(model, dense)
         if options.lora:
-            finish = _add_lora(transformer, options)
+            finish = _add_lora(transformer.base_model, options)
     _freeze(model, options)
     return finish
 
 
-def _freeze(model: SentenceTransformer, options: Training) -> None:
+def _freeze(model: Any, options: Tuning) -> None:
     asked = {name for name in ("freeze_embeddings", "freeze_layers", "fixed_positions") if getattr(options, name)}
     found: set[str] = set()
     for name, parameter in model[0].auto_model.named_parameters():
@@ -76,7 +81,7 @@ def _freeze(model: SentenceTransformer, options: Training) -> None:
         raise UsageError(f"{', '.join(sorted(asked))} leave nothing to train")
 
 
-def learning_rates(model: SentenceTransformer, options: Training) -> dict[str, float]:
+def learning_rates(model: Any, options: Tuning) -> dict[str, float]:
     """Learning rates of layers by a pattern of their names, where the rate falls from layer to layer.
 
     The last layer has the full rate, each one below `layer_decay` of the one above, the embeddings come last
@@ -143,7 +148,7 @@ def _add_dense(model: SentenceTransformer, dimensions: int) -> None:
     model.insert(place, dense.to(model.device))
 
 
-def _add_lora(transformer: Any, options: Training) -> Callable[[], object]:
+def _add_lora(transformer: Any, options: Tuning) -> Callable[[], object]:
     """Put low-rank updates beside all linear layers, in place (arXiv:2106.09685)."""
     try:
         from peft import LoraConfig, get_peft_model

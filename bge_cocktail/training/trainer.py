@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ from datasets import Dataset
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
-    SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 from torch import nn
@@ -21,9 +18,16 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from bge_cocktail.errors import CocktailError
-from bge_cocktail.options import Training
+from bge_cocktail.options import Training, Tuning
+from bge_cocktail.training.arguments import Setting, make_arguments
 from bge_cocktail.training.batches import Batches
-from bge_cocktail.training.callbacks import AnchorCallback, CheckpointCallback, ProgressCallback, ReportCallback
+from bge_cocktail.training.callbacks import (
+    AnchorCallback,
+    CheckpointCallback,
+    MemoryCallback,
+    ProgressCallback,
+    ReportCallback,
+)
 from bge_cocktail.training.checkpoints import load_weights, save_weights
 from bge_cocktail.training.collate import Collator
 from bge_cocktail.training.module import BatchLoss
@@ -31,23 +35,6 @@ from bge_cocktail.training.parameters import learning_rates
 from bge_cocktail.training.rows import TrainingRows
 
 Metrics = Callable[[SentenceTransformer], dict[str, float]]
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """Where a training runs.
-
-    Attributes:
-        device: ``cpu``, ``cuda`` or ``mps``.
-        precision: ``fp32``, ``bf16``, ``fp16`` or ``fp8``.
-        process: Which process this is.
-        processes: How many train together.
-    """
-
-    device: str = "cpu"
-    precision: str = "fp32"
-    process: int = 0
-    processes: int = 1
 
 
 class Evaluator(SentenceEvaluator):  # the trainer asks for this class
@@ -90,7 +77,7 @@ class Places(Sequence[Any]):
 class Trainer(SentenceTransformerTrainer):
     """sentence-transformers' trainer with our batches and checkpoints, and without model cards, which ask the hub."""
 
-    batches: Batches
+    batches: Any
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """No model card."""
@@ -148,10 +135,61 @@ def make_trainer(
         report: Is told step and primary metric.
         more_callbacks: For the trainer.
     """
-    batches = Batches(rows, options, setting.processes)
-    arguments = make_arguments(model, options, checkpoints, setting, len(batches), bool(metrics), primary)
-    anchor = [AnchorCallback(options.anchor)] if options.anchor and options.anchor_by == "weights" else []
-    callbacks: list[TrainerCallback] = [ProgressCallback(), *anchor, *more_callbacks]
+    anchor = [AnchorCallback(options.anchor, model)] if options.anchor and options.anchor_by == "weights" else []
+    return assemble(
+        model,
+        options,
+        checkpoints,
+        setting,
+        batches=Batches(rows, options, setting.processes),
+        rows=len(rows),
+        loss=BatchLoss(model, options, rows.tasks),
+        collator=Collator(model, rows, options, prompts, (setting.process, setting.processes), setting.precision),
+        rates=learning_rates(model, options),
+        metrics=metrics,
+        primary=primary,
+        report=report,
+        more_callbacks=[*anchor, *more_callbacks],
+    )
+
+
+def assemble(
+    model: Any,
+    options: Tuning,
+    checkpoints: Path,
+    setting: Setting,
+    *,
+    batches: Any,
+    rows: int,
+    loss: nn.Module,
+    collator: Callable[[Any], dict[str, Any]],
+    rates: dict[str, float],
+    metrics: Metrics | None = None,
+    primary: str | None = None,
+    report: Callable[[int, float], None] | None = None,
+    more_callbacks: Sequence[TrainerCallback] = (),
+) -> Trainer:
+    """A trainer of any of sentence-transformers' models, ready to run.
+
+    Args:
+        model: On its device, its parameters prepared.
+        options: How to tune.
+        checkpoints: Folder for checkpoints.
+        setting: Device, precision, processes.
+        batches: Gives lists of rows; has a length and `set_epoch`.
+        rows: How many there are.
+        loss: Takes what the collator makes; its `heads` are trained too.
+        collator: Makes ``chunks`` and ``targets`` of what `batches` gives.
+        rates: Learning rates by a pattern of parameters' names, where they are others.
+        metrics: What is watched.
+        primary: The metric that early stopping watches; without it, the last weights are kept.
+        report: Is told step and primary metric.
+        more_callbacks: For the trainer.
+    """
+    arguments = make_arguments(options, checkpoints, setting, len(batches), rates, bool(metrics), primary)
+    callbacks: list[TrainerCallback] = [ProgressCallback(), *more_callbacks]
+    if setting.device == "cpu":
+        callbacks.append(MemoryCallback())
     if primary and options.patience:
         callbacks.append(EarlyStoppingCallback(options.patience))
     if primary and report:
@@ -159,85 +197,18 @@ def make_trainer(
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=Dataset.from_dict({"row": range(len(rows))}),
-        loss=BatchLoss(model, options, rows.tasks),
+        train_dataset=Dataset.from_dict({"row": range(rows)}),
+        loss=loss,
         evaluator=Evaluator(metrics, primary or "") if metrics else None,
-        data_collator=Collator(model, rows, options, prompts, (setting.process, setting.processes), setting.precision),
+        data_collator=collator,
         callbacks=[*callbacks, CheckpointCallback(options.save_steps)],
     )
     trainer.batches = batches
     trainer.remove_callback(PrinterCallback)
-    for one in anchor:
-        one.remember(model)
     return trainer
 
 
-def make_arguments(
-    model: SentenceTransformer,
-    options: Training,
-    checkpoints: Path,
-    setting: Setting,
-    batches: int,
-    watched: bool,
-    primary: str | None,
-) -> SentenceTransformerTrainingArguments:
-    """Our options in the trainer's words."""
-    steps_an_epoch = math.ceil(batches / options.accumulate)
-    steps = math.ceil(steps_an_epoch * options.epochs)
-    every = max(1, math.ceil(min(steps_an_epoch, steps) / options.evaluations))
-    arguments = SentenceTransformerTrainingArguments(
-        output_dir=str(checkpoints),
-        num_train_epochs=options.epochs,
-        per_device_train_batch_size=options.batch_size,
-        gradient_accumulation_steps=options.accumulate,
-        learning_rate=options.learning_rate,
-        learning_rate_mapping=learning_rates(model, options),
-        warmup_steps=options.warmup,
-        lr_scheduler_type="constant_with_warmup" if options.schedule == "constant" else options.schedule,
-        optim=options.optimizer,
-        weight_decay=options.weight_decay,
-        max_grad_norm=options.max_grad_norm,
-        bf16=setting.precision == "bf16",
-        fp16=setting.precision == "fp16",
-        tf32=True if options.tf32 else None,
-        torch_compile=options.compile,
-        **_recomputing(options),
-        use_cpu=setting.device == "cpu",
-        dataloader_num_workers=options.workers,
-        # processes embed different numbers of chunks: a broadcast with each would wait forever
-        ddp_broadcast_buffers=False,
-        seed=options.seed,
-        data_seed=options.seed,
-        logging_steps=max(1, steps // 1000),
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=every,
-        eval_strategy="steps" if watched else "no",
-        eval_steps=every,
-        eval_on_start=watched,
-        metric_for_best_model=f"eval_{primary}" if primary else None,
-        greater_is_better=True if primary else None,
-        # the counter of early stopping goes on where it was
-        restore_callback_states_from_checkpoint=True,
-        remove_unused_columns=False,
-        report_to=options.report_to or "none",
-        disable_tqdm=True,
-    )
-    if setting.precision == "fp8":
-        arguments.mixed_precision = "fp8"
-    # several visible GPUs would make the trainer copy the model to each and split our batches between them
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
-
-
-def _recomputing(options: Training) -> dict[str, bool]:
-    """Gradient checkpointing by the name that this version of transformers has for it; none where it is off."""
-    names = SentenceTransformerTrainingArguments.__dataclass_fields__
-    name = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
-    return {name: True} if options.gradient_checkpointing else {}
-
-
-def explain_failure(error: Exception, trainer: Trainer, options: Training) -> None:
+def explain_failure(error: Exception, trainer: Trainer, options: Tuning) -> None:
     """Raise the errors that a user can mend as such; writers of checkpoints don't raise OSError on a full disk."""
     if isinstance(error, torch.OutOfMemoryError):
         raise CocktailError(f"out of memory on {trainer.args.device}: {_cure(options)}") from error
@@ -248,9 +219,9 @@ def explain_failure(error: Exception, trainer: Trainer, options: Training) -> No
         ) from error
 
 
-def _cure(options: Training) -> str:
+def _cure(options: Tuning) -> str:
     """What to change and to what, the least harmful first."""
-    if not options.gradient_cache:
+    if isinstance(options, Training) and not options.gradient_cache:
         return f"add --gradient-cache, which keeps batch size {options.batch_size} and its in-batch negatives"
     tokens = options.chunk_tokens or 16384
     if tokens > 1024:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +27,8 @@ from bge_cocktail.provenance import (
 )
 from bge_cocktail.records import Judged, Record, write_records
 from bge_cocktail.training.checks import check_rows, check_training
-from bge_cocktail.training.curves import history, write_curves
+from bge_cocktail.training.curves import write_curves
+from bge_cocktail.training.fitting import fit
 from bge_cocktail.training.processes import Processes, join_processes
 from bge_cocktail.training.rows import TrainingRows, hash_judged, hash_records
 from bge_cocktail.training.unfinished import begin
@@ -39,11 +39,6 @@ if TYPE_CHECKING:
     from bge_cocktail.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-BAD_BATCH = "bad_batch.jsonl"
-
-
-class Interrupted(KeyboardInterrupt):
-    """A training that was told to stop; its last step is saved."""
 
 
 def train(
@@ -106,7 +101,13 @@ def train(
                 f"this machine doesn't see {working}, which the first one made: they need a shared disk"
             )
     trainer, prompts, length, finish = _prepare(folder, rows, options, working, processes, dev, general, report)
-    found = _fit(trainer, options, working, resume, rows)
+    found = fit(
+        trainer,
+        options,
+        working,
+        resume,
+        lambda numbers, path: write_records([rows[number] for number in numbers], path),
+    )
     finish()
     device = choose_device(options.device)
     if processes.is_first:
@@ -160,9 +161,10 @@ def _prepare(
     report: Callable[[int, float], None] | None,
 ) -> tuple[Trainer, dict[str, str], int | None, Callable[[], object]]:
     """The trainer, the prompts by role, the longest text that the model declares, and what merges adapters in."""
+    from bge_cocktail.training.arguments import Setting
     from bge_cocktail.training.parameters import prepare_parameters
     from bge_cocktail.training.quick import keep_memory
-    from bge_cocktail.training.trainer import Setting, make_trainer
+    from bge_cocktail.training.trainer import make_trainer
     from bge_cocktail.training.watching import PRIMARY, watch
 
     device = choose_device(options.device)
@@ -173,7 +175,7 @@ def _prepare(
     length = model.max_seq_length
     if options.max_length:
         model.max_seq_length = options.max_length
-    finish = prepare_parameters(model, options)
+    finish = prepare_parameters(model, options, dense=options.dense)
     prompts = {
         role: prompt_for(folder, role) if chosen is None else chosen
         for role, chosen in (
@@ -199,53 +201,6 @@ def _prepare(
         except (ImportError, ValueError, TypeError, RuntimeError) as error:
             raise UsageError(f"optimizer {options.optimizer}: {str(error).splitlines()[0]}") from None
     return trainer, prompts, length, finish
-
-
-def _fit(trainer: Trainer, options: Training, working: Path, resume: bool, rows: TrainingRows) -> dict[str, Any]:
-    """Run the trainer; the model ends with its best weights."""
-    from safetensors import SafetensorError
-    from transformers import TrainerState
-
-    from bge_cocktail.training.callbacks import StopCallback
-    from bge_cocktail.training.checkpoints import checkpoints_in, had_stopped, last_checkpoint, load_weights
-    from bge_cocktail.training.module import BadLoss
-    from bge_cocktail.training.trainer import explain_failure
-
-    checkpoints = working / "checkpoints"
-    last = last_checkpoint(checkpoints) if resume else None
-    if resume:
-        for damaged in checkpoints_in(checkpoints):
-            if last is None or int(damaged.name.rsplit("-", 1)[1]) > int(last.name.rsplit("-", 1)[1]):
-                log.warning("%s is cut off or damaged and is passed over", damaged)
-                if trainer.is_world_process_zero():
-                    shutil.rmtree(damaged)
-        if last is None:
-            log.warning("no whole checkpoint in %s; the training starts from the beginning", checkpoints)
-    # a resumed run has judged its start already; judging it again would count against its patience
-    trainer.args.eval_on_start &= last is None
-    with StopCallback() as stop:
-        trainer.add_callback(stop)
-        try:
-            if last is not None and had_stopped(last, options):
-                trainer.state = TrainerState.load_from_json(str(last / "trainer_state.json"))
-                load_weights(trainer.parts(), last)
-            else:
-                trainer.train(resume_from_checkpoint=str(last) if last else None)
-        except BadLoss as error:
-            bad = working / BAD_BATCH
-            write_records([rows[row] for row in error.rows], bad)
-            raise CocktailError(
-                f"step {trainer.state.global_step + 1}: {error}; the records of the batch are in {bad}"
-            ) from None
-        except (RuntimeError, SafetensorError) as error:
-            explain_failure(error, trainer, options)
-            raise
-    state = trainer.state
-    if stop.signal is not None and state.global_step < state.max_steps:
-        raise Interrupted(signal.Signals(stop.signal).name)
-    if state.best_model_checkpoint and state.best_global_step != state.global_step:
-        load_weights(trainer.parts(), Path(state.best_model_checkpoint))
-    return history(trainer.state)
 
 
 def _write(

@@ -16,11 +16,12 @@ from bge_cocktail.encoding import load_encoder
 from bge_cocktail.options import Training
 from bge_cocktail.records import open_records
 from bge_cocktail.training import TrainingRows
+from bge_cocktail.training.arguments import Setting
 from bge_cocktail.training.batches import Batches
 from bge_cocktail.training.collate import Collator
 from bge_cocktail.training.parameters import prepare_parameters
 from bge_cocktail.training.quick import keep_memory
-from bge_cocktail.training.trainer import Setting, Trainer, make_trainer
+from bge_cocktail.training.trainer import Trainer, make_trainer
 
 
 class InOrder(Batches):

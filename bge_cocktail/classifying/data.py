@@ -1,0 +1,217 @@
+"""Labelled texts and pairs, ready to train a classifier on: cleaned, split, their labels numbered."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_cocktail.errors import DataError, nearest
+from bge_cocktail.options import Classifying, Preparing
+from bge_cocktail.preparing import Source
+from bge_cocktail.preparing.cleaning import Cleaner
+from bge_cocktail.preparing.duplicates import Groups
+from bge_cocktail.preparing.splitting import SPLITS, assign_splits
+from bge_cocktail.provenance import hash_value
+from bge_cocktail.records import normalise
+from bge_cocktail.records.columns import SEPARATOR
+from bge_cocktail.records.examples import LabelledText, TextPair
+from bge_cocktail.records.opening import Rejects
+from bge_cocktail.records.sources import splits_of
+
+log = logging.getLogger(__name__)
+Text = str | tuple[str, str]
+"""One text, or a pair such as premise and hypothesis."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledTexts:
+    """Texts with their labels.
+
+    Attributes:
+        texts: Texts, or pairs.
+        labels: Of each, the numbers of its labels; one, unless a text may have several.
+        weights: Of each in the loss.
+    """
+
+    texts: list[Text] = field(default_factory=list)
+    labels: list[tuple[int, ...]] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def at(self, rows: Iterable[int]) -> LabelledTexts:
+        """Some of them."""
+        chosen = list(rows)
+        texts, labels = [self.texts[row] for row in chosen], [self.labels[row] for row in chosen]
+        return LabelledTexts(texts, labels, [self.weights[row] for row in chosen])
+
+    def targets(self, classes: int) -> NDArray[np.float32]:
+        """1 where a text has a label, shape (texts, classes)."""
+        found = np.zeros((len(self), classes), np.float32)
+        for row, labels in enumerate(self.labels):
+            found[row, list(labels)] = 1
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class ClassData:
+    """What a classifier is trained on and judged by.
+
+    Attributes:
+        train: Learned from.
+        dev: Early stopping, temperature.
+        test: Held out where the data came in one file; None where they have a test of their own.
+        names: Of the labels, in the order of their numbers.
+        pairs: Whether texts come in pairs.
+        hash: Of all of it.
+    """
+
+    train: LabelledTexts
+    dev: LabelledTexts
+    test: LabelledTexts | None
+    names: list[str]
+    pairs: bool
+    hash: str
+
+
+def read_class_data(source: Source, options: Classifying, names: Sequence[str] = ()) -> ClassData:
+    """Read, clean and split labelled texts.
+
+    A folder or data set gives train and dev; where it has no dev, a part of train becomes it. One file is split into
+    train, dev and test. Splits are stratified, texts that are the same stay together, and texts of train that are
+    also in dev are left out of train.
+
+    Args:
+        source: What to read.
+        options: Cleaning, ratio, seed, whether a text may have several labels.
+        names: The labels, where they are known already; else those of train.
+
+    Raises:
+        DataError: No labels, one class only, single texts among pairs, a label of dev that train doesn't have.
+    """
+    one_file = source.path.is_file()
+    train = read_split(replace(source, split="train"), options.clean)
+    names = list(names) or label_names([row[1] for row in train], options.multi_label)
+    if len(names) < 2:
+        raise DataError(f"{source.name}: all texts have the label '{names[0]}'; a classifier needs two or more")
+    numbered = number_labels(train, names, options.multi_label, f"{source.name} (train)")
+    test = None
+    if one_file:
+        parts = _split(numbered, options.ratio, options.seed)
+        numbered, dev, test = parts
+    elif "dev" in splits_of(source.name, source.config):
+        rows = read_split(replace(source, split="dev"), options.clean)
+        dev = number_labels(rows, names, options.multi_label, f"{source.name} (dev)")
+        numbered = _without(numbered, dev)
+    else:
+        log.info("%s has no dev: a part of train becomes it (%s)", source.name, ":".join(map(str, options.ratio[:2])))
+        numbered, dev, _ = _split(numbered, [*options.ratio[:2], 0], options.seed)
+    pairs = {isinstance(text, tuple) for text in (*numbered.texts, *dev.texts)}
+    if len(pairs) > 1:
+        raise DataError(f"{source.name} holds single texts and pairs; a classifier takes one or the other")
+    for what, part in (("train", numbered), ("dev", dev)):
+        if not len(part):
+            raise DataError(f"{source.name}: no texts are left for {what}")
+    _warn_of_contradictions(numbered)
+    content = [(part.texts, part.labels, part.weights) for part in (numbered, dev)]
+    return ClassData(numbered, dev, test, names, pairs.pop(), hash_value([content, names]))
+
+
+def read_split(source: Source, clean: Sequence[str]) -> list[tuple[Text, str, float]]:
+    """Text, label and weight of each example of a split, cleaned.
+
+    Raises:
+        DataError: Something else than labelled texts or pairs.
+    """
+    cleaner = Cleaner(Preparing(clean=list(clean)))
+    found: list[tuple[Text, str, float]] = []
+    for number, example in enumerate(source.examples(Rejects()), start=1):
+        if not isinstance(example, LabelledText | TextPair) or (isinstance(example, TextPair) and not example.label):
+            raise DataError(
+                f"{source.name}: row {number} is no labelled text; expected text and label, or premise, hypothesis and "
+                "label (name other columns with --columns)"
+            )
+        cleaned = example.changed(cleaner)
+        if cleaned is not None:
+            texts = cleaned.own_texts()
+            text: Text = texts[0] if len(texts) == 1 else (texts[0], texts[1])
+            found.append((text, cleaned.label_text(), float(example.extra.get("weight", 1.0))))
+    for reason, count in cleaner.dropped.items():
+        log.warning("%s (%s): %d are left out: %s", source.name, source.split, count, reason)
+    if not found:
+        raise DataError(f"{source.name} ({source.split}) holds no labelled texts")
+    return found
+
+
+def label_names(labels: Iterable[str], multi_label: bool) -> list[str]:
+    """All labels in order: whole numbers by value, else by the alphabet."""
+    distinct = {name for label in labels for name in _names(label, multi_label)}
+    if all(name.isdecimal() for name in distinct):
+        return sorted(distinct, key=int)
+    return sorted(distinct)
+
+
+def number_labels(
+    rows: Sequence[tuple[Text, str, float]], names: Sequence[str], multi_label: bool, where: str
+) -> LabelledTexts:
+    """Rows with the numbers of their labels.
+
+    Raises:
+        DataError: A label that isn't among the names.
+    """
+    number_of = {name: number for number, name in enumerate(names)}
+    labels = []
+    for text, label, _ in rows:
+        own = _names(label, multi_label)
+        unknown = next((name for name in own if name not in number_of), None)
+        if unknown is not None:
+            shown = text if isinstance(text, str) else text[0]
+            raise DataError(f"{where}: unknown label '{unknown}' of {shown[:60]!r}.{nearest(unknown, names)}")
+        labels.append(tuple(sorted(number_of[name] for name in own)))
+    return LabelledTexts([row[0] for row in rows], labels, [row[2] for row in rows])
+
+
+def _names(label: str, multi_label: bool) -> list[str]:
+    if not multi_label:
+        return [label]
+    return list(dict.fromkeys(name.strip() for name in label.split(SEPARATOR) if name.strip()))
+
+
+def _key(text: Text) -> str:
+    return normalise(text) if isinstance(text, str) else "\x1f".join(map(normalise, text))
+
+
+def _split(data: LabelledTexts, ratio: Sequence[float], seed: int) -> list[LabelledTexts]:
+    """Train, dev and test; the same text is never in two of them."""
+    keys = [_key(text) for text in data.texts]
+    first: dict[str, int] = {}
+    groups = Groups(len(keys))
+    for row, key in enumerate(keys):
+        groups.join(first.setdefault(key, row), row)
+    strata = [",".join(map(str, labels)) for labels in data.labels]
+    encoded = [key.encode() for key in keys]
+    parts = assign_splits(groups, encoded, strata, ratio=ratio, stratify=True, seed=seed)
+    return [data.at(np.flatnonzero(parts == number).tolist()) for number in range(len(SPLITS))]
+
+
+def _without(train: LabelledTexts, dev: LabelledTexts) -> LabelledTexts:
+    held = {_key(text) for text in dev.texts}
+    kept = [row for row, text in enumerate(train.texts) if _key(text) not in held]
+    if len(kept) < len(train):
+        log.warning("%d texts of train are also in dev and are left out of train", len(train) - len(kept))
+    return train.at(kept)
+
+
+def _warn_of_contradictions(train: LabelledTexts) -> None:
+    labels_of: dict[str, set[tuple[int, ...]]] = {}
+    for text, labels in zip(train.texts, train.labels, strict=True):
+        labels_of.setdefault(_key(text), set()).add(labels)
+    counts = Counter(len(labels) > 1 for labels in labels_of.values())
+    if counts[True]:
+        log.warning("%d texts of train come with different labels", counts[True])

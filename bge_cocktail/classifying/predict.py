@@ -1,0 +1,224 @@
+"""Texts to logits and probabilities."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_cocktail.classifying.data import Text
+from bge_cocktail.classifying.tokens import Tokens
+from bge_cocktail.devices import enough_memory, resolve_precision
+from bge_cocktail.errors import CocktailError, DataError
+from bge_cocktail.options import Predicting, Preparing
+from bge_cocktail.preparing.cleaning import Cleaner
+from bge_cocktail.progress import progress
+from bge_cocktail.records.opening import Rejects
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sentence_transformers import CrossEncoder
+
+    from bge_cocktail.classifying.model import Classifier, Settings
+
+log = logging.getLogger(__name__)
+Floats = NDArray[np.float32]
+BLOCK = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What is predicted for a text.
+
+    Attributes:
+        labels: The likeliest one; where a text may have several, all above the threshold.
+        probabilities: Of each label, shape (classes,).
+    """
+
+    labels: tuple[str, ...]
+    probabilities: Floats
+
+
+def predict(classifier: Classifier, texts: Sequence[Text], options: Predicting | None = None) -> list[Prediction]:
+    """Predict the labels of texts, cleaned as those of the training were.
+
+    Args:
+        classifier: From `load_classifier`.
+        texts: Texts, or pairs for a classifier of pairs; empty after cleaning, a text is predicted as it is.
+        options: Precision, temperature.
+
+    Raises:
+        DataError: Pairs for a classifier of single texts, or the other way round.
+    """
+    options = options or Predicting()
+    settings = classifier.settings
+    logits = logits_of(classifier.model, cleaned(texts, settings), settings.truncation, options)
+    found = probabilities(logits, settings, settings.temperature if options.calibrated else 1.0)
+    return [Prediction(predicted_labels(row, settings), row) for row in found]
+
+
+def logits_of(
+    model: CrossEncoder, texts: Sequence[Text], truncation: str, options: Predicting, label: str = "predicting"
+) -> Floats:
+    """Logits of cleaned texts, in batches of nearly equal length, each text once.
+
+    Returns:
+        Shape (texts, classes).
+
+    Raises:
+        CocktailError: The model gave NaN or infinite numbers.
+    """
+    import torch
+
+    precision = resolve_precision(options.precision, model.device.type)
+    budget = options.batch_tokens or ((4096 if precision == "bf16" else 2048) if model.device.type == "cpu" else 65536)
+    if not texts:
+        return np.empty((0, model.num_labels), np.float32)
+    distinct = list(dict.fromkeys(texts))
+    tokens = Tokens(model, distinct, truncation)
+    rows: list[Floats] = []
+    order: list[int] = []
+    autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
+    memory = enough_memory(label, "predict with a smaller --batch-tokens")
+    training = model.training
+    model.eval()
+    with progress(label, len(distinct)) as advance, torch.inference_mode(), autocast, memory:
+        for chunk in tokens.chunks(budget):
+            features = {
+                name: value.to(model.device) if isinstance(value, torch.Tensor) else value
+                for name, value in tokens.features(chunk).items()
+            }
+            rows.append(model(features)["scores"].float().cpu().numpy())
+            order += chunk
+            advance(len(chunk))
+    model.train(training)
+    logits = np.empty((len(distinct), rows[0].shape[1]), np.float32)
+    logits[order] = np.concatenate(rows)
+    if not np.isfinite(logits).all():
+        bad = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
+        raise CocktailError(f"the model gives NaN or infinite numbers, first for: {str(distinct[bad])[:80]!r}")
+    place = {text: number for number, text in enumerate(distinct)}
+    return logits[[place[text] for text in texts]]
+
+
+def probabilities(logits: Floats, settings: Settings, temperature: float = 1.0) -> Floats:
+    """Softmax of the logits, or of several labels the sigmoid of each.
+
+    Args:
+        logits: Shape (texts, classes).
+        settings: Whether a text may have several labels.
+        temperature: Divides the logits.
+    """
+    from scipy.special import expit, softmax
+
+    scaled = logits.astype(np.float64) / temperature
+    found = expit(scaled) if settings.multi_label else softmax(scaled, axis=1)
+    return np.asarray(found, np.float32)
+
+
+def predicted_labels(row: Floats, settings: Settings) -> tuple[str, ...]:
+    """The labels that a text's probabilities mean."""
+    if not settings.multi_label:
+        return (settings.labels[int(row.argmax())],)
+    return tuple(name for name, value in zip(settings.labels, row, strict=True) if value >= settings.threshold)
+
+
+def cleaned(texts: Sequence[Text], settings: Settings) -> list[Text]:
+    """Texts as the classifier's training had them.
+
+    Raises:
+        DataError: Pairs for a classifier of single texts, or the other way round.
+    """
+    cleaner = Cleaner(Preparing(clean=settings.clean))
+    empty = 0
+
+    def clean(text: str) -> str:
+        nonlocal empty
+        found = cleaner(text, "text")
+        empty += found is None
+        return text if found is None else found
+
+    found: list[Text] = []
+    for number, text in enumerate(texts, start=1):
+        if isinstance(text, tuple) is not settings.pairs:
+            wanted, got = ("pairs of texts", "a single text") if settings.pairs else ("single texts", "a pair")
+            raise DataError(f"text {number}: the classifier takes {wanted}, this is {got}")
+        found.append(clean(text) if isinstance(text, str) else (clean(text[0]), clean(text[1])))
+    if empty:
+        log.warning("%d texts are empty after cleaning and are predicted as they were", empty)
+    return found
+
+
+def read_texts(path: Path, settings: Settings) -> Iterator[tuple[str, Text, dict[str, Any]]]:
+    """The texts of a file, one at a time: JSON Lines, CSV, TSV or Parquet with columns, or plain lines.
+
+    Yields:
+        Where it stands, the text or pair, and its row.
+
+    Raises:
+        DataError: A row lacks its text.
+    """
+    from bge_cocktail.records.opening import byte_lines
+    from bge_cocktail.records.sources import kind_of, rows_of_file
+
+    if not kind_of(path):
+        for number, line in byte_lines(path):
+            text = line.decode("utf-8", "replace").strip()
+            if text:
+                yield f"{path}:{number}", text, {"text": text}
+        return
+    for where, row in rows_of_file(path, Rejects()):
+        if isinstance(row, str):
+            row = {"text": row}
+        yield where, text_of(row, settings.pairs, where), row
+
+
+_PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("text1", "text2"), ("text", "text_pair"))
+_SINGLE = ("text", "sentence", "review", "content")
+
+
+def text_of(row: Any, pairs: bool, where: str) -> Text:
+    """The text or pair of a row.
+
+    Raises:
+        DataError: It has none.
+    """
+    names = row if isinstance(row, dict) else {}
+    if pairs:
+        columns: Sequence[str] = next((pair for pair in _PAIRS if all(name in names for name in pair)), ())
+    else:
+        columns = [name for name in _SINGLE if name in names][:1]
+    values = [names[name] for name in columns]
+    if not values or not all(isinstance(value, str) and value.strip() for value in values):
+        wanted = "premise and hypothesis" if pairs else "text"
+        raise DataError(f"{where}: expected {wanted} that are no empty texts; found {', '.join(names) or 'nothing'}")
+    return values[0] if len(values) == 1 else (values[0], values[1])
+
+
+def predict_file(
+    classifier: Classifier, path: Path, options: Predicting
+) -> Iterator[tuple[dict[str, Any], Prediction]]:
+    """Predict the rows of a file of any size: `BLOCK` of them are in memory at a time.
+
+    Yields:
+        Each row, and what is predicted for it, in the order of the file.
+    """
+    rows = read_texts(path, classifier.settings)
+    while block := list(islice(rows, BLOCK)):
+        found = predict(classifier, [text for _, text, _ in block], options)
+        yield from zip((row for _, _, row in block), found, strict=True)
+
+
+def as_json(row: dict[str, Any], prediction: Prediction, settings: Settings) -> str:
+    """A line of JSON: the row, ``predicted`` and ``probabilities`` by label."""
+    shown: Any = list(prediction.labels) if settings.multi_label else prediction.labels[0]
+    named = zip(settings.labels, prediction.probabilities.tolist(), strict=True)
+    value = {**row, "predicted": shown, "probabilities": {name: round(one, 6) for name, one in named}}
+    return json.dumps(value, ensure_ascii=False, default=str)
