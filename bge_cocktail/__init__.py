@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bge_cocktail.classifying import load_classifier, predict, read_class_data, train_classifier
     from bge_cocktail.encoding import CachedEncoder, Encoder, load_encoder
     from bge_cocktail.errors import CocktailError
     from bge_cocktail.flow import run
@@ -25,13 +26,17 @@ _HOMES = {
     "Record": "records",
     "Score": "tasks",
     "evaluate": "tasks",
+    "load_classifier": "classifying",
     "load_encoder": "encoding",
     "merge": "merging",
     "mine": "mining",
     "open_task": "tasks",
+    "predict": "classifying",
+    "read_class_data": "classifying",
     "read_records": "records",
     "run": "flow",
     "train": "training",
+    "train_classifier": "classifying",
     "write_records": "records",
 }
 __all__ = [
@@ -42,13 +47,17 @@ __all__ = [
     "Record",
     "Score",
     "evaluate",
+    "load_classifier",
     "load_encoder",
     "merge",
     "mine",
     "open_task",
+    "predict",
+    "read_class_data",
     "read_records",
     "run",
     "train",
+    "train_classifier",
     "write_records",
 ]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from bge_cocktail.errors import DataError, UsageError
 
+CLASSIFIER_FILE = "classifier.json"
 NETWORK_SECONDS = 2.0
 # what a model needs; the look-up in the cache must ask for the same as the download
 PATTERNS: dict[str, Any] = {
@@ -50,9 +51,11 @@ def sentence_transformers_folder(name: str | Path) -> Path:
     """The local folder of a model that says how it pools.
 
     Raises:
-        DataError: It is a plain transformers folder.
+        DataError: It is a plain transformers folder, or a classifier.
     """
     folder = model_folder(name)
+    if (folder / CLASSIFIER_FILE).is_file():
+        raise DataError(f"{name} is a classifier and no encoder; it is judged with: bge-cocktail classify evaluate")
     if not (folder / "modules.json").is_file():
         kind = "plain transformers folder" if (folder / "config.json").is_file() else "LoRA adapter"
         raise DataError(

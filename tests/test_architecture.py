@@ -104,13 +104,17 @@ def test_exported_names() -> None:
         "Record",
         "Score",
         "evaluate",
+        "load_classifier",
         "load_encoder",
         "merge",
         "mine",
         "open_task",
+        "predict",
+        "read_class_data",
         "read_records",
         "run",
         "train",
+        "train_classifier",
         "write_records",
     ]
     for name in bge_cocktail.__all__:

@@ -28,6 +28,7 @@ from bge_cocktail.classifying import (
 from bge_cocktail.classifying.batches import ShuffledBatches, class_weights, label_loss
 from bge_cocktail.classifying.model import head_parameters, make_classifier
 from bge_cocktail.classifying.tokens import Tokens, keep_ends
+from bge_cocktail.encoding import load_encoder
 from bge_cocktail.errors import CocktailError, DataError, UsageError
 from bge_cocktail.options import Classifying, Predicting
 from bge_cocktail.preparing import Source
@@ -370,6 +371,19 @@ def test_labels_that_train_does_not_have(tmp_path: Path) -> None:
         data_of(tmp_path)
 
 
+def test_lists_of_labels_need_multi_label(several: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(DataError, match="an empty list of labels, which goes only with multi_label"):
+        data_of(several)
+    rows = [{"text": f"red {n}", "label": ["a", "b"] if n % 2 else ["a"]} for n in range(20)]
+    write_lines(tmp_path / "train.jsonl", rows)
+    assert data_of(tmp_path).names == ["a", "a|b"]
+    assert "labels hold '|'" in caplog.text
+    assert data_of(tmp_path, multi_label=True).names == ["a", "b"]
+    write_lines(tmp_path / "train.jsonl", [{"text": "red", "label": ["a|b"]}])
+    with pytest.raises(DataError, match=r"train.jsonl:1: labels of 'label' are texts without '\|'"):
+        data_of(tmp_path, multi_label=True)
+
+
 def test_wrong_use(tiny: Path, trained: Path, labelled: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
     data = data_of(labelled)
     with pytest.raises(UsageError, match="focal_gamma goes with loss=focal\nthreshold goes with multi_label"):
@@ -378,6 +392,8 @@ def test_wrong_use(tiny: Path, trained: Path, labelled: Path, tmp_path: Path, cl
         train_classifier(tiny, data, tmp_path / "out", options(head_layers=2))
     with pytest.raises(UsageError, match="doesn't say how it pools"):
         train_classifier(trained, data, tmp_path / "out", options(head="pooled"))
+    with pytest.raises(DataError, match="is a classifier and no encoder"):
+        load_encoder(trained)
     with pytest.raises(DataError, match="is no classifier: it has no classification head"):
         load_classifier(tiny)
     broken = tmp_path / "broken"

@@ -132,7 +132,9 @@ def read_split(source: Source, clean: Sequence[str]) -> list[tuple[Text, str, fl
     cleaner = Cleaner(Preparing(clean=list(clean)))
     found: list[tuple[Text, str, float]] = []
     for number, example in enumerate(source.examples(Rejects()), start=1):
-        if not isinstance(example, LabelledText | TextPair) or (isinstance(example, TextPair) and not example.label):
+        if not isinstance(example, LabelledText | TextPair) or (
+            isinstance(example, TextPair) and example.score is not None
+        ):
             raise DataError(
                 f"{source.name}: row {number} is no labelled text; expected text and label, or premise, hypothesis and "
                 "label (name other columns with --columns)"
@@ -150,7 +152,17 @@ def read_split(source: Source, clean: Sequence[str]) -> list[tuple[Text, str, fl
 
 
 def label_names(labels: Iterable[str], multi_label: bool) -> list[str]:
-    """All labels in order: whole numbers by value, else by the alphabet."""
+    """All labels in order: whole numbers by value, else by the alphabet.
+
+    Raises:
+        DataError: A text has none, though each needs one.
+    """
+    labels = list(labels)
+    if not multi_label:
+        if "" in labels:
+            raise DataError("a text has an empty list of labels, which goes only with multi_label")
+        if any(SEPARATOR in label for label in labels):
+            log.warning("labels hold '%s'; with multi_label, a text would have several", SEPARATOR)
     distinct = {name for label in labels for name in _names(label, multi_label)}
     if all(name.isdecimal() for name in distinct):
         return sorted(distinct, key=int)

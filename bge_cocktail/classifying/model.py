@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from bge_cocktail.devices import choose_device
 from bge_cocktail.encoding import load_encoder, quiet_libraries
 from bge_cocktail.errors import CocktailError, DataError, UsageError
-from bge_cocktail.hub import model_folder
+from bge_cocktail.hub import CLASSIFIER_FILE, model_folder
 from bge_cocktail.layout import (
     TOKENIZER_FILES,
     check_length,
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
 log = logging.getLogger(__name__)
-SETTINGS_FILE = "classifier.json"
 POOLED_DROPOUT = 0.1
 
 _NATIVE = "ForSequenceClassification"
@@ -127,7 +126,7 @@ def save_classifier(model: CrossEncoder, settings: Settings, folder: Path, *, li
     path = folder / "tokenizer_config.json"
     described = read_object(path) if path.is_file() else {}
     path.write_text(json.dumps({**described, "model_max_length": settings.max_length}, indent=2) + "\n")
-    (folder / SETTINGS_FILE).write_text(json.dumps(asdict(settings), ensure_ascii=False, indent=2) + "\n")
+    (folder / CLASSIFIER_FILE).write_text(json.dumps(asdict(settings), ensure_ascii=False, indent=2) + "\n")
 
 
 def load_classifier(name: str | Path, *, device: str = "auto") -> Classifier:
@@ -154,7 +153,7 @@ def read_settings(folder: Path) -> Settings:
     Raises:
         DataError: It is no classifier, or its settings are broken.
     """
-    path = folder / SETTINGS_FILE
+    path = folder / CLASSIFIER_FILE
     if path.is_file():
         given = read_object(path)
         unknown = sorted(given.keys() - {one.name for one in fields(Settings)})
