@@ -156,6 +156,30 @@ def test_any_number_of_labels(tiny: Path, several: Path, tmp_path: Path) -> None
     )
 
 
+def test_few_texts_a_class(tiny: Path, labelled: Path, tmp_path: Path) -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    data = data_of(labelled, per_class=8)
+    assert [data.train.labels.count((number,)) for number in (0, 1)] == [8, 8]
+    made = train_classifier(tiny, data, tmp_path / "out", options(few_shot=True, epochs=1, learning_rate=1e-3))
+    texts, labels = texts_of(labelled)
+    assert accuracy_of(made, texts, labels) > 0.9
+    assert not (tmp_path / "out.encoder").exists()
+    # the head is scikit-learn's, on the embeddings that the model has inside
+    classifier = load_classifier(made, device="cpu")
+    body = torch.nn.Sequential(*list(classifier.model)[:-1])
+
+    def embed(some: list[str]) -> Any:
+        return body(classifier.model.preprocess(some))["sentence_embedding"].detach().numpy()
+
+    fitted = LogisticRegression(max_iter=2000)
+    fitted.fit(embed([str(text) for text in data.train.texts]), [own[0] for own in data.train.labels])
+    found = np.stack([one.probabilities for one in predict(classifier, texts, FP32)])
+    assert np.allclose(found, fitted.predict_proba(embed(texts)), atol=1e-3)
+    with pytest.raises(UsageError, match="loss is for a head that is tuned; few_shot fits a logistic one"):
+        train_classifier(tiny, data, tmp_path / "other", options(few_shot=True, loss="focal"))
+
+
 def test_same_seed_same_bytes_and_resumed_is_uninterrupted(tiny: Path, labelled: Path, tmp_path: Path) -> None:
     data, chosen = data_of(labelled), options(save_steps=3)
     whole = train_classifier(tiny, data, tmp_path / "whole", chosen)

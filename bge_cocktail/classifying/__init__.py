@@ -10,7 +10,7 @@ from bge_cocktail.classifying.data import (
 )
 from bge_cocktail.classifying.judging import judge_classifier
 from bge_cocktail.classifying.model import Classifier, Settings, load_classifier, read_settings
-from bge_cocktail.classifying.predict import Prediction, predict, predict_file
+from bge_cocktail.classifying.predicting import Prediction, predict, predict_file
 from bge_cocktail.classifying.tune import train_classifier
 
 __all__ = [

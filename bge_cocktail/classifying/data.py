@@ -118,6 +118,8 @@ def read_class_data(source: Source, options: Classifying, names: Sequence[str] =
     for what, part in (("train", numbered), ("dev", dev)):
         if not len(part):
             raise DataError(f"{source.name}: no texts are left for {what}")
+    if options.per_class:
+        numbered = _draw(numbered, options.per_class, options.seed)
     _warn_of_contradictions(numbered)
     content = [(part.texts, part.labels, part.weights) for part in (numbered, dev)]
     return ClassData(numbered, dev, test, names, pairs.pop(), hash_value([content, names]))
@@ -218,6 +220,18 @@ def _without(train: LabelledTexts, dev: LabelledTexts) -> LabelledTexts:
     if len(kept) < len(train):
         log.warning("%d texts of train are also in dev and are left out of train", len(train) - len(kept))
     return train.at(kept)
+
+
+def _draw(data: LabelledTexts, count: int, seed: int) -> LabelledTexts:
+    """As many texts of each class (of several labels: of each set of them), or all where there are fewer."""
+    order = np.random.default_rng(seed).permutation(len(data)).tolist()
+    taken: Counter[tuple[int, ...]] = Counter()
+    kept = []
+    for row in order:
+        if taken[data.labels[row]] < count:
+            taken[data.labels[row]] += 1
+            kept.append(row)
+    return data.at(sorted(kept))
 
 
 def _warn_of_contradictions(train: LabelledTexts) -> None:

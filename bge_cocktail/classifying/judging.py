@@ -12,7 +12,7 @@ from bge_cocktail.classifying.analysis import confusions, likely_label_errors, m
 from bge_cocktail.classifying.data import LabelledTexts
 from bge_cocktail.classifying.metrics import accuracy, calibration_error, chosen, log_losses, macro_f1
 from bge_cocktail.classifying.model import Classifier, Settings
-from bge_cocktail.classifying.predict import logits_of, probabilities
+from bge_cocktail.classifying.predicting import logits_of, probabilities
 from bge_cocktail.options import Evaluating, Predicting
 from bge_cocktail.statistics import bootstrap_interval
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bge_cocktail.classifying.data import ClassData, LabelledTexts
 from bge_cocktail.classifying.metrics import calibration_temperature, dev_metrics
 from bge_cocktail.classifying.model import Settings, head_parameters, make_classifier, save_classifier
-from bge_cocktail.classifying.predict import logits_of
+from bge_cocktail.classifying.predicting import logits_of
 from bge_cocktail.devices import choose_device, resolve_precision
 from bge_cocktail.errors import CocktailError, UsageError
 from bge_cocktail.hub import model_folder
@@ -31,7 +32,7 @@ from bge_cocktail.provenance import (
     write_json,
 )
 from bge_cocktail.training.common_checks import problems_of_tuning
-from bge_cocktail.training.curves import write_curves
+from bge_cocktail.training.curves import CURVES_FILE, write_curves
 from bge_cocktail.training.fitting import fit
 from bge_cocktail.training.processes import Processes, join_processes
 from bge_cocktail.training.unfinished import begin
@@ -80,6 +81,8 @@ def train_classifier(
     refuse_to_replace(output, overwrite, [base])
     folder = model_folder(base)
     _check(folder, options)
+    if options.few_shot:
+        return _few_shot(folder, str(base), data, output, options, resume, overwrite)
     processes = join_processes(options.device)
     inputs = {str(base): hash_path(folder), "data": data.hash}
     key = step_key("classify train", options.model_dump(mode="json"), inputs)
@@ -97,40 +100,58 @@ def train_classifier(
     found = fit(trainer, options, working, resume, lambda rows, path: _write_rows(data, rows, path))
     finish()
     if processes.is_first:
-        dev_logits = logits_of(model, data.dev.texts, options.truncation, _predicting(options))
-        settings = Settings(
-            labels=data.names,
-            pairs=data.pairs,
-            multi_label=options.multi_label,
-            max_length=model.max_seq_length,
-            truncation=options.truncation,
-            clean=options.clean,
-            temperature=calibration_temperature(dev_logits, data.dev, options.multi_label),
-            threshold=options.threshold,
-        )
-        described: dict[str, Any] = {
-            "inputs": inputs,
-            "precision": resolve_precision(options.precision, choose_device(options.device)),
-            "device": choose_device(options.device),
-            "labels": data.names,
-            "texts": {"train": len(data.train), "dev": len(data.dev)},
-            "processes": processes.count,
-        }
-        if data.test is not None and len(data.test):
-            logits = logits_of(model, data.test.texts, options.truncation, _predicting(options))
-            described["test"] = dev_metrics(logits, data.test, options)
-        with new_folder(output, overwrite=overwrite) as new:
-            save_classifier(model, settings, new, like=folder)
-            write_curves(found["curves"], new)
-            more = {name: value for name, value in found.items() if name not in ("curves", "general")}
-            described["seconds"] = time.monotonic() - started
-            write_json(
-                new / RUN_FILE,
-                describe_run("classify train", options=options.model_dump(mode="json"), **described, **more),
-            )
+        described = {"inputs": inputs, "processes": processes.count, "seconds": time.monotonic() - started}
+        write_classifier(model, data, output, options, described, found, like=folder, overwrite=overwrite)
         shutil.rmtree(working)
     processes.wait()
     return output
+
+
+def write_classifier(
+    model: CrossEncoder,
+    data: ClassData,
+    output: Path,
+    options: Classifying,
+    described: dict[str, Any],
+    found: dict[str, Any],
+    *,
+    like: Path,
+    overwrite: bool,
+) -> None:
+    """Write a trained classifier with its temperature by dev, its curves, and what made it.
+
+    Args:
+        model: The classifier.
+        data: What it was trained on.
+        output: The folder to write.
+        options: How it was tuned.
+        described: For run.json.
+        found: What the training saw, as `history` gives it.
+        like: Where the tokenizer's files come from.
+        overwrite: Replace an older output of this tool.
+    """
+    device = choose_device(options.device)
+    dev_logits = logits_of(model, data.dev.texts, options.truncation, _predicting(options))
+    settings = Settings(
+        labels=data.names,
+        pairs=data.pairs,
+        multi_label=options.multi_label,
+        max_length=model.max_seq_length,
+        truncation=options.truncation,
+        clean=options.clean,
+        temperature=calibration_temperature(dev_logits, data.dev, options.multi_label),
+        threshold=options.threshold,
+    )
+    described |= {"precision": resolve_precision(options.precision, device), "device": device, "labels": data.names}
+    described["texts"] = {"train": len(data.train), "dev": len(data.dev)}
+    if data.test is not None and len(data.test):
+        logits = logits_of(model, data.test.texts, options.truncation, _predicting(options))
+        described["test"] = dev_metrics(logits, data.test, options)
+    with new_folder(output, overwrite=overwrite) as new:
+        save_classifier(model, settings, new, like=like)
+        write_curves(found["curves"], new)
+        described |= {name: value for name, value in found.items() if name not in ("curves", "general")}
+        write_json(new / RUN_FILE, describe_run("classify train", options=options.model_dump(mode="json"), **described))
 
 
 def _check(folder: Path, options: Classifying) -> None:
@@ -141,9 +162,46 @@ def _check(folder: Path, options: Classifying) -> None:
         problems.append("threshold goes with multi_label: without it, the likeliest label is predicted")
     if options.freeze_encoder and (options.lora or options.anchor or options.freeze_layers or options.reinit_layers):
         problems.append("freeze_encoder keeps the encoder as it is; lora, anchor, freeze_layers, reinit_layers don't")
+    if options.few_shot:
+        problems += [
+            f"{name} is for a head that is tuned; few_shot fits a logistic one"
+            for name in ("head_layers", "head_dropout", "head_learning_rate", "loss", "label_smoothing", "multi_label")
+            if getattr(options, name) != getattr(Classifying(), name)
+        ]
+    elif options.pairs_per_text != Classifying().pairs_per_text:
+        problems.append("pairs_per_text goes with few_shot")
     problems += problems_of_tuning(folder, options)
     if problems:
         raise UsageError("\n".join(problems))
+
+
+def _few_shot(
+    folder: Path, base: str, data: ClassData, output: Path, options: Classifying, resume: bool, overwrite: bool
+) -> Path:
+    from bge_cocktail.classifying.few_shot import fit_head, tune_encoder
+    from bge_cocktail.training.processes import refuse_several
+
+    refuse_several("few_shot")
+    started = time.monotonic()
+    working = output.with_name(output.name + ".encoder")
+    tuned = tune_encoder(folder, data, working, options, resume)
+    model = fit_head(tuned, data, options)
+    logits = logits_of(model, data.dev.texts, options.truncation, _predicting(options), "dev")
+    metrics = dev_metrics(logits, data.dev, options)
+    run = json.loads((tuned / RUN_FILE).read_text())
+    curves = [json.loads(line) for line in (tuned / CURVES_FILE).read_text().splitlines()]
+    found = {
+        "steps": run["steps"],
+        "best_step": run["steps"],
+        "dev_before": None,
+        "dev_best": metrics[options.metric],
+        "final_loss": run["final_loss"],
+        "curves": curves,
+    }
+    described = {"inputs": {base: hash_path(folder), "data": data.hash}, "seconds": time.monotonic() - started}
+    write_classifier(model, data, output, options, described, found, like=folder, overwrite=overwrite)
+    shutil.rmtree(working)
+    return output
 
 
 def _prepare(

@@ -37,7 +37,7 @@ def command(model: str, texts: Path, output: Path | None, output_format: str, ov
         raise UsageError(f"{output} exists; choose another file, or --overwrite")
 
     from bge_cocktail.classifying import load_classifier, predict_file
-    from bge_cocktail.classifying.predict import as_json
+    from bge_cocktail.classifying.predicting import as_json
 
     classifier = load_classifier(model, device=options.device)
     settings = classifier.settings

@@ -17,9 +17,9 @@ class Classifying(Tuning):
     panels: ClassVar[dict[str, str]] = {
         "Course": "epochs batch_size accumulate learning_rate head_learning_rate warmup schedule optimizer "
         "weight_decay layer_decay max_grad_norm seed",
-        "Head and loss": "head head_layers head_dropout multi_label threshold loss focal_gamma class_weights "
-        "label_smoothing anchor",
-        "Texts": "clean max_length truncation ratio",
+        "Head and loss": "few_shot pairs_per_text head head_layers head_dropout multi_label threshold loss focal_gamma "
+        "class_weights label_smoothing anchor",
+        "Texts": "clean max_length truncation ratio per_class",
         "Parameters": "freeze_encoder freeze_embeddings freeze_layers fixed_positions reinit_layers dropout lora "
         "lora_alpha",
         "Memory and speed": "precision device gradient_checkpointing chunk_tokens tf32 compile workers",
@@ -73,6 +73,13 @@ class Classifying(Tuning):
         description="sizes of train, dev and test to each other where the data are one file; of train and dev "
         "where only dev is missing",
     )
+    per_class: int = Field(0, ge=0, description="train on a draw of so many texts of each class; 0: on all")
+    few_shot: bool = Field(
+        False,
+        description="for few texts a class: tune the encoder on pairs of texts of one class, then a logistic head on "
+        "its embeddings (SetFit, arXiv:2209.11055)",
+    )
+    pairs_per_text: int = Field(20, ge=1, description="pairs made for each text in few_shot")
     metric: Literal["accuracy", "macro-F1"] = Field(
         "accuracy", description="what early stopping and the best checkpoint go by, on dev"
     )
