@@ -19,6 +19,7 @@ from bge_cocktail.classifying import (
     ClassData,
     LabelledTexts,
     Settings,
+    fold_runs,
     load_classifier,
     predict,
     read_class_data,
@@ -178,6 +179,32 @@ def test_few_texts_a_class(tiny: Path, labelled: Path, tmp_path: Path) -> None:
     assert np.allclose(found, fitted.predict_proba(embed(texts)), atol=1e-3)
     with pytest.raises(UsageError, match="loss is for a head that is tuned; few_shot fits a logistic one"):
         train_classifier(tiny, data, tmp_path / "other", options(few_shot=True, loss="focal"))
+
+
+def test_seeds_and_folds(cli: Callable[..., Result], tiny: Path, labelled: Path, tmp_path: Path) -> None:
+    said = cli("classify", "train", labelled, "-m", tiny, "-o", tmp_path / "seeds", "--seeds", "1,2", *CLI)
+    assert "spread (sd)" in said.output
+    described = json.loads((tmp_path / "seeds/run.json").read_text())
+    values = [described["runs"][f"seed-{seed}"]["test accuracy"] for seed in (1, 2)]
+    assert described["mean"]["test accuracy"] == pytest.approx(np.mean(values))
+    assert described["spread"]["test accuracy"] == pytest.approx(np.std(values, ddof=1))
+    texts, labels = texts_of(labelled)
+    assert accuracy_of(tmp_path / "seeds/seed-1", texts, labels) == pytest.approx(values[0], abs=0.03)  # bf16
+    data = data_of(labelled)
+    runs = fold_runs(data, options(), 3)
+    held = [text for fold, _ in runs.values() for text in fold.dev.texts]
+    assert sorted(map(str, held)) == sorted(map(str, [*data.train.texts, *data.dev.texts]))
+    for fold, _ in runs.values():
+        assert not set(fold.dev.texts) & set(fold.train.texts)
+        assert abs(np.mean([own == (0,) for own in fold.dev.labels]) - 0.5) < 0.1
+    with pytest.raises(UsageError, match="folds=500: allowed are 2 to"):
+        fold_runs(data, options(), 500)
+    assert (
+        "--seeds or --folds?"
+        in cli(
+            "classify", "train", labelled, "-m", tiny, "-o", tmp_path / "x", "--seeds", "1,2", "--folds", 2, code=2
+        ).output
+    )
 
 
 def test_same_seed_same_bytes_and_resumed_is_uninterrupted(tiny: Path, labelled: Path, tmp_path: Path) -> None:

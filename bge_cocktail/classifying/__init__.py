@@ -7,10 +7,12 @@ from bge_cocktail.classifying.data import (
     number_labels,
     read_class_data,
     read_split,
+    read_test,
 )
 from bge_cocktail.classifying.judging import judge_classifier
 from bge_cocktail.classifying.model import Classifier, Settings, load_classifier, read_settings
 from bge_cocktail.classifying.predicting import Prediction, predict, predict_file
+from bge_cocktail.classifying.several import fold_runs, seed_runs, train_runs
 from bge_cocktail.classifying.tune import train_classifier
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "LabelledTexts",
     "Prediction",
     "Settings",
+    "fold_runs",
     "judge_classifier",
     "label_names",
     "load_classifier",
@@ -28,5 +31,8 @@ __all__ = [
     "read_class_data",
     "read_settings",
     "read_split",
+    "read_test",
+    "seed_runs",
     "train_classifier",
+    "train_runs",
 ]

@@ -51,6 +51,10 @@ class LabelledTexts:
         texts, labels = [self.texts[row] for row in chosen], [self.labels[row] for row in chosen]
         return LabelledTexts(texts, labels, [self.weights[row] for row in chosen])
 
+    def joined(self, other: LabelledTexts) -> LabelledTexts:
+        """These, then others."""
+        return LabelledTexts(self.texts + other.texts, self.labels + other.labels, self.weights + other.weights)
+
     def targets(self, classes: int) -> NDArray[np.float32]:
         """1 where a text has a label, shape (texts, classes)."""
         found = np.zeros((len(self), classes), np.float32)
@@ -125,6 +129,20 @@ def read_class_data(source: Source, options: Classifying, names: Sequence[str] =
     return ClassData(numbered, dev, test, names, pairs.pop(), hash_value([content, names]))
 
 
+def read_test(source: Source, options: Classifying, names: Sequence[str]) -> LabelledTexts | None:
+    """The test split of a folder or data set; None where it has none.
+
+    Args:
+        source: What to read.
+        options: Cleaning, whether a text may have several labels.
+        names: Of the labels.
+    """
+    if source.path.is_file() or "test" not in splits_of(source.name, source.config):
+        return None
+    rows = read_split(replace(source, split="test"), options.clean)
+    return number_labels(rows, names, options.multi_label, f"{source.name} (test)")
+
+
 def read_split(source: Source, clean: Sequence[str]) -> list[tuple[Text, str, float]]:
     """Text, label and weight of each example of a split, cleaned.
 
@@ -197,13 +215,14 @@ def _names(label: str, multi_label: bool) -> list[str]:
     return list(dict.fromkeys(name.strip() for name in label.split(SEPARATOR) if name.strip()))
 
 
-def _key(text: Text) -> str:
+def text_key(text: Text) -> str:
+    """What two texts, or pairs, have in common that count as the same."""
     return normalise(text) if isinstance(text, str) else "\x1f".join(map(normalise, text))
 
 
 def _split(data: LabelledTexts, ratio: Sequence[float], seed: int) -> list[LabelledTexts]:
     """Train, dev and test; the same text is never in two of them."""
-    keys = [_key(text) for text in data.texts]
+    keys = [text_key(text) for text in data.texts]
     first: dict[str, int] = {}
     groups = Groups(len(keys))
     for row, key in enumerate(keys):
@@ -215,8 +234,8 @@ def _split(data: LabelledTexts, ratio: Sequence[float], seed: int) -> list[Label
 
 
 def _without(train: LabelledTexts, dev: LabelledTexts) -> LabelledTexts:
-    held = {_key(text) for text in dev.texts}
-    kept = [row for row, text in enumerate(train.texts) if _key(text) not in held]
+    held = {text_key(text) for text in dev.texts}
+    kept = [row for row, text in enumerate(train.texts) if text_key(text) not in held]
     if len(kept) < len(train):
         log.warning("%d texts of train are also in dev and are left out of train", len(train) - len(kept))
     return train.at(kept)
@@ -237,7 +256,7 @@ def _draw(data: LabelledTexts, count: int, seed: int) -> LabelledTexts:
 def _warn_of_contradictions(train: LabelledTexts) -> None:
     labels_of: dict[str, set[tuple[int, ...]]] = {}
     for text, labels in zip(train.texts, train.labels, strict=True):
-        labels_of.setdefault(_key(text), set()).add(labels)
+        labels_of.setdefault(text_key(text), set()).add(labels)
     counts = Counter(len(labels) > 1 for labels in labels_of.values())
     if counts[True]:
         log.warning("%d texts of train come with different labels", counts[True])

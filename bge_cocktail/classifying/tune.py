@@ -85,7 +85,7 @@ def train_classifier(
         return _few_shot(folder, str(base), data, output, options, resume, overwrite)
     processes = join_processes(options.device)
     inputs = {str(base): hash_path(folder), "data": data.hash}
-    key = step_key("classify train", options.model_dump(mode="json"), inputs)
+    key = training_key(base, data, options)
     # weights and two moments of AdamW in each of four checkpoints (three kept, one being written), and the result
     require_space(output.parent, 13 * sum(file.stat().st_size for file in folder.rglob("*.safetensors")))
 
@@ -105,6 +105,12 @@ def train_classifier(
         shutil.rmtree(working)
     processes.wait()
     return output
+
+
+def training_key(base: str | Path, data: ClassData, options: Classifying) -> str:
+    """The key that run.json of the same training has."""
+    inputs = {"base": hash_path(model_folder(base)), "data": data.hash}
+    return step_key("classify train", options.model_dump(mode="json"), inputs)
 
 
 def write_classifier(

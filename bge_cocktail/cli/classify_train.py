@@ -11,6 +11,7 @@ import rich_click as click
 from bge_cocktail.cli.flags import (
     flags_from,
     format_flag,
+    numbers,
     options_from,
     output_flag,
     overwrite_flag,
@@ -18,6 +19,7 @@ from bge_cocktail.cli.flags import (
     show,
     source_flags,
 )
+from bge_cocktail.errors import UsageError
 from bge_cocktail.options import Classifying
 
 _SHOWN = ("steps", "best_step", "dev_before", "dev_best", "final_loss", "precision", "device", "seconds")
@@ -26,6 +28,8 @@ _SHOWN = ("steps", "best_step", "dev_before", "dev_best", "final_loss", "precisi
 @click.command("train")
 @click.argument("data")
 @click.option("-m", "--model", required=True, help="The encoder: a folder or a hub name; a plain BERT, too.")
+@click.option("--seeds", callback=numbers, help="Train once with each of these seeds: 1,2,3.")
+@click.option("--folds", type=click.IntRange(2), help="Cross-validate over train and dev with so many folds.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of a training that was cut off.")
 @source_flags
 @output_flag
@@ -35,6 +39,8 @@ _SHOWN = ("steps", "best_step", "dev_before", "dev_best", "final_loss", "precisi
 def command(
     data: str,
     model: str,
+    seeds: list[int] | None,
+    folds: int | None,
     resume: bool,
     config: str | None,
     columns: str,
@@ -55,17 +61,35 @@ def command(
     options = options_from(Classifying, flags)
     refuse_to_replace(output, overwrite, [data, model])
 
-    from bge_cocktail.classifying import read_class_data, train_classifier
+    from bge_cocktail.classifying import fold_runs, read_class_data, read_test, seed_runs, train_classifier, train_runs
     from bge_cocktail.training import Interrupted, is_first_process
 
-    read = read_class_data(Source(data, config=config, columns=columns, labels=pairs_of(labels)), options)
+    if seeds and folds:
+        raise UsageError("--seeds or --folds?")
+    source = Source(data, config=config, columns=columns, labels=pairs_of(labels))
+    read = read_class_data(source, options)
     try:
+        if seeds or folds:
+            runs = seed_runs(read, options, seeds) if seeds else fold_runs(read, options, folds or 0)
+            test = read_test(source, options, read.names)
+            found = train_runs(model, runs, output, test=test, resume=resume, overwrite=overwrite)
+            _show_runs(output, found, output_format)
+            return
         train_classifier(model, read, output, options, resume=resume, overwrite=overwrite)
     except Interrupted:
         click.echo(f"the last step is saved in {output}.unfinished; the same command with --resume goes on", err=True)
         raise
     if is_first_process():
         _show(output, json.loads((output / RUN_FILE).read_text()), options, output_format)
+
+
+def _show_runs(output: Path, described: dict[str, Any], output_format: str) -> None:
+    from bge_cocktail.report.table import text_table
+
+    lines = {**described["runs"], "mean": described["mean"], "spread (sd)": described["spread"]}
+    rows = [[name.replace("-", " "), *(f"{value:.4f}" for value in one.values())] for name, one in lines.items()]
+    content = {"output": str(output), **{key: described[key] for key in ("runs", "mean", "spread")}}
+    show(content, text_table(("", *described["mean"]), rows), output_format)
 
 
 def _show(output: Path, described: dict[str, Any], options: Classifying, output_format: str) -> None:

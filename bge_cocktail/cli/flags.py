@@ -115,6 +115,14 @@ def show(value: Any, as_text: str, output_format: str) -> None:
     click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str) if output_format == "json" else as_text)
 
 
+def numbers(_context: Any, _parameter: Any, given: str | None) -> list[int] | None:
+    """Callback of a flag: whole numbers with commas between."""
+    try:
+        return None if given is None else [int(one) for one in given.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{given}: expected whole numbers with commas between") from None
+
+
 def pairs_of(text: str) -> dict[str, str] | None:
     """Names for labels, as users write them: ``0=negative,1=positive``; None without any."""
     pairs = {}

@@ -12,6 +12,7 @@ from bge_cocktail.cli.flags import (
     PATH,
     flags_from,
     format_flag,
+    numbers,
     options_from,
     output_flag,
     overwrite_flag,
@@ -25,19 +26,12 @@ from bge_cocktail.options import Training
 _SHOWN = ("records", "steps", "best_step", "final_loss", "dev_before", "dev_best", "precision", "device", "seconds")
 
 
-def _numbers(_context: Any, _parameter: Any, given: str | None) -> list[int] | None:
-    try:
-        return None if given is None else [int(one) for one in given.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"{given}: expected whole numbers with commas between") from None
-
-
 @click.command("train")
 @click.argument("data", type=PATH)
 @click.option("-m", "--model", required=True, help="The model to tune: a folder or a hub name.")
 @click.option("--dev", type=PATH, help="Records or a BEIR folder (its dev split) for early stopping.")
 @click.option("--general", type=PATH, multiple=True, help="A task that is watched for forgetting (again for more).")
-@click.option("--seeds", callback=_numbers, help="Train once with each of these seeds, and merge the models: 1,2,3.")
+@click.option("--seeds", callback=numbers, help="Train once with each of these seeds, and merge the models: 1,2,3.")
 @click.option("--search", "searched", help="Search these options by dev: learning_rate,temperature,batch_size,...")
 @click.option("--trials", type=click.IntRange(2), default=20, show_default=True, help="Trainings of a search.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of a training that was cut off.")

@@ -1,0 +1,144 @@
+"""The same classifier trained several times: with other seeds, or on the folds of a cross-validation."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bge_cocktail.classifying.data import ClassData, LabelledTexts, text_key
+from bge_cocktail.classifying.metrics import dev_metrics
+from bge_cocktail.classifying.model import load_classifier
+from bge_cocktail.classifying.predicting import logits_of
+from bge_cocktail.classifying.tune import train_classifier, training_key
+from bge_cocktail.errors import UsageError
+from bge_cocktail.hub import model_folder
+from bge_cocktail.options import Classifying, Predicting, checked
+from bge_cocktail.provenance import (
+    RUN_FILE,
+    describe_run,
+    finished_key,
+    hash_path,
+    hash_value,
+    new_folder,
+    refuse_to_replace,
+    write_json,
+)
+from bge_cocktail.training.processes import refuse_several
+from bge_cocktail.training.unfinished import begin
+
+log = logging.getLogger(__name__)
+Runs = Mapping[str, tuple[ClassData, Classifying]]
+
+
+def seed_runs(data: ClassData, options: Classifying, seeds: Sequence[int]) -> Runs:
+    """One run for each seed.
+
+    Raises:
+        UsageError: Fewer than two seeds, or one twice.
+    """
+    if len(seeds) < 2 or len(set(seeds)) < len(seeds):
+        raise UsageError(f"seeds: two or more different ones, got {', '.join(map(str, seeds)) or 'none'}")
+    return {f"seed-{seed}": (data, checked(Classifying, {**options.model_dump(), "seed": seed})) for seed in seeds}
+
+
+def fold_runs(data: ClassData, options: Classifying, folds: int) -> Runs:
+    """Cross-validation over train and dev: each fold is dev once; stratified, the same text is in one fold.
+
+    Raises:
+        UsageError: Fewer than two folds, or a class with fewer texts than folds.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    joined = data.train.joined(data.dev)
+    strata = [",".join(map(str, labels)) for labels in joined.labels]
+    least = min(strata.count(one) for one in set(strata))
+    if not 2 <= folds <= least:
+        raise UsageError(f"folds={folds}: allowed are 2 to {least}, for the rarest class has {least} texts")
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=options.seed)
+    groups = [text_key(text) for text in joined.texts]
+    runs = {}
+    for number, (rest, held) in enumerate(splitter.split(joined.texts, strata, groups), start=1):
+        train, dev = joined.at(rest.tolist()), joined.at(held.tolist())
+        name = f"fold-{number}"
+        runs[name] = (ClassData(train, dev, data.test, data.names, data.pairs, hash_value([data.hash, name])), options)
+    return runs
+
+
+def train_runs(
+    base: str | Path,
+    runs: Runs,
+    output: Path,
+    *,
+    test: LabelledTexts | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Train each run and put their results beside each other.
+
+    Writes a folder with one classifier for each run, and run.json with every result, their means and standard
+    deviations. What is finished when it is cut off is kept in ``<output>.unfinished`` for `resume`.
+
+    Args:
+        base: Folder or hub name of the encoder.
+        runs: From `seed_runs` or `fold_runs`.
+        output: The folder to write.
+        test: Judged by each classifier, too; the runs' own where they hold one out.
+        resume: Go on with what was cut off.
+        overwrite: Replace an older output of this tool.
+
+    Returns:
+        What run.json says: ``runs``, ``mean``, ``spread``.
+    """
+    refuse_to_replace(output, overwrite, [base])
+    refuse_several("several runs")
+    started = time.monotonic()
+    working = output.with_name(output.name + ".unfinished")
+    keys = {name: training_key(base, data, options) for name, (data, options) in runs.items()}
+    begin(working, "training of several classifiers", hash_value(keys), resume)
+    results: dict[str, dict[str, float]] = {}
+    for name, (data, options) in runs.items():
+        folder = working / name
+        if finished_key(folder) != keys[name]:
+            log.info("%s", name.replace("-", " "))
+            again = finished_key(folder.with_name(name + ".unfinished")) == keys[name]
+            train_classifier(base, data, folder, options, resume=again, overwrite=True)
+        results[name] = _result(folder, options, data.test or test)
+    options = next(iter(runs.values()))[1]
+    with new_folder(output, overwrite=overwrite) as new:
+        described = describe_run(
+            "classify train",
+            options={**options.model_dump(mode="json"), "runs": list(runs)},
+            inputs={str(base): hash_path(model_folder(base)), **keys},
+            seconds=time.monotonic() - started,
+            runs=results,
+            mean=_over(results, statistics.fmean),
+            spread=_over(results, statistics.stdev),
+        )
+        write_json(new / RUN_FILE, described)
+        for name in runs:  # linked, so that nothing is lost if this fails
+            shutil.copytree(working / name, new / name, copy_function=os.link)
+    shutil.rmtree(working)
+    return described
+
+
+def _result(folder: Path, options: Classifying, test: LabelledTexts | None) -> dict[str, float]:
+    described = json.loads((folder / RUN_FILE).read_text())
+    found = {f"dev {options.metric}": described["dev_best"]}
+    if test is not None and len(test):
+        classifier = load_classifier(folder, device=options.device)
+        predicting = Predicting(device=options.device)
+        logits = logits_of(classifier.model, test.texts, options.truncation, predicting, "test")
+        found |= {f"test {name}": value for name, value in dev_metrics(logits, test, options).items()}
+    return found
+
+
+def _over(results: Mapping[str, Mapping[str, float]], what: Any) -> dict[str, float]:
+    names = next(iter(results.values()))
+    return {name: what([one[name] for one in results.values()]) for name in names}
