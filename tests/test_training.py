@@ -432,3 +432,29 @@ def test_dev_and_checkpoints_follow_the_options(tiny: Path, beir: Path, tmp_path
             primary="dev",
         )
         assert trainer.args.eval_steps == trainer.args.save_steps == every
+
+
+def test_kept_memory_is_given_back_when_it_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bge_cocktail.training import callbacks
+
+    sizes = [100, 110, 125, 131, 140, 133, 120]
+    freed: list[int] = []
+    steps = iter(range(7))
+    monkeypatch.setattr(callbacks, "resident_memory", lambda: sizes[next(steps)])
+    monkeypatch.setattr(callbacks, "free_memory", lambda: freed.append(1))
+    callback = callbacks.MemoryCallback()
+    counts = []
+    for _ in sizes:
+        callback.on_step_end(None, None, None)
+        counts.append(len(freed))
+    assert counts == [0, 0, 0, 0, 1, 2, 2]  # above 1.2 times 110
+
+
+def test_freed_memory_goes_back_to_the_system() -> None:
+    code = (
+        "import torch; from bge_cocktail.training.quick import free_memory, keep_memory, resident_memory\n"
+        "keep_memory(); before = resident_memory(); kept = [torch.ones(1 << 20) for _ in range(100)]\n"
+        "full = resident_memory(); last = kept[-1]; del kept; held = resident_memory(); free_memory()\n"
+        "print(full - before > 300e6, full - held < 100e6, resident_memory() - before < 100e6)"
+    )
+    assert python(code).stdout.split() == ["True"] * 3

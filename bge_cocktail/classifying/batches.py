@@ -15,7 +15,7 @@ from bge_cocktail.classifying.tokens import Tokens
 from bge_cocktail.options import Classifying
 from bge_cocktail.training.collate import CHUNK_TOKENS
 from bge_cocktail.training.module import BadLoss
-from bge_cocktail.training.quick import OneLookup, quick_attention
+from bge_cocktail.training.quick import quick_attention, quick_lookup
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
@@ -121,7 +121,7 @@ class LabelLoss(nn.Module):
 
     def forward(self, chunks: Sequence[dict[str, Tensor]], targets: Mapping[str, Any]) -> Tensor:
         """The loss of a batch."""
-        with quick_attention(self._device.type), OneLookup([chunk["input_ids"] for chunk in chunks]):
+        with quick_attention(self._device.type), quick_lookup(chunks, self._device.type, self._options.compile):
             logits = torch.cat([self.model(dict(chunk))["scores"] for chunk in chunks])
         with torch.autocast(self._device.type, enabled=False):
             losses = label_loss(logits.float(), targets["labels"], self._options, self.class_weights)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bge_cocktail.errors import CocktailError
 from bge_cocktail.losses import Embedded, LossSettings, total_loss
 from bge_cocktail.options import Training
-from bge_cocktail.training.quick import OneLookup, quick_attention
+from bge_cocktail.training.quick import quick_attention, quick_lookup
 
 Chunk = dict[str, Tensor]
 
@@ -63,7 +63,7 @@ class BatchLoss(CachedLossMixin, nn.Module):
             total.register_hook(partial(self._add_to_heads, gradients=self._of_heads))
             losses = {"total": total}
         else:
-            with quick_attention(self._device.type), OneLookup([chunk["input_ids"] for chunk in chunks]):
+            with quick_attention(self._device.type), quick_lookup(chunks, self._device.type, self._options.compile):
                 embeddings = torch.cat([self.model(dict(chunk))["sentence_embedding"] for chunk in chunks])
             losses = self._losses(embeddings, targets, anchors)
         value = float(sum(losses.values(), torch.zeros(())).detach())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,18 @@ class OneLookup(TorchFunctionMode):
 def quick_attention(device: str) -> AbstractContextManager[Any]:
     """What makes attention quick on a device."""
     return AttentionInFull() if device == "cpu" else nullcontext()
+
+
+def quick_lookup(chunks: Sequence[Mapping[str, Any]], device: str, compiled: bool) -> AbstractContextManager[Any]:
+    """What makes looking up tokens quick: `OneLookup` on a CPU, where it was measured.
+
+    Args:
+        chunks: Features of each chunk.
+        device: Where it is computed.
+        compiled: Whether torch compiles the model, which would trace the lookup of one batch into all.
+    """
+    tokens = [chunk["input_ids"] for chunk in chunks if "input_ids" in chunk]
+    return OneLookup(tokens) if device == "cpu" and not compiled and tokens else nullcontext()
 
 
 def keep_memory() -> None:
