@@ -92,7 +92,10 @@ class Ways:
         order = np.random.default_rng(0).permutation(len(self.random))[:count].tolist()
         self.random = [self.random[row] for row in order]
         plain = [replace(record, neg=(), in_batch_negatives=True) for record in self.random]
-        self.mined = mine(plain, self.base, Mining(negatives=NEGATIVES), corpus=corpus, known_positives=known).records
+        # labels say for certain what is relevant, and one text of a label can be far from another: no margin
+        certain = {"relative_margin": None, "duplicate_similarity": None, "depth": 200} if self.labelled else {}
+        mining = Mining.model_validate({"negatives": NEGATIVES, **certain})
+        self.mined = mine(plain, self.base, mining, corpus=corpus, known_positives=known).records
 
     def records(self, way: str) -> list[Record]:
         """What a way trains on."""
