@@ -27,6 +27,7 @@ class Classifying(Tuning):
     }
 
     batch_size: int = Field(32, ge=1, description="texts in a batch of each process")
+    accumulate: int = Field(1, ge=1, description="batches whose gradients make one step")
     evaluations: int = Field(1, ge=1, description="dev evaluations (and checkpoints) in an epoch")
     head: Literal["cls", "pooled"] = Field(
         "cls",
