@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from importlib import import_module
 
 # before any of the libraries is imported: no telemetry, and no bars but ours
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -15,31 +14,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 import rich_click as click
 
 from bge_cocktail import __version__
+from bge_cocktail.cli.lazy import LazyGroup
 from bge_cocktail.errors import CocktailError, explain_os_error
 
 COMMANDS = ("demo", "init", "run", "prepare", "mine", "train", "inspect", "merge", "evaluate", "classify", "list")
 
 
-class Commands(click.RichGroup):
-    """Commands that are imported when they are called, and errors without tracebacks."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        command: click.Command = import_module(f"bge_cocktail.cli.{cmd_name}_command").command
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        from bge_cocktail.errors import nearest
-
-        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
-            raise click.UsageError(f"no command '{args[0]}'.{nearest(args[0], COMMANDS)}", ctx)
-        return super().resolve_command(ctx, args)
+class Commands(LazyGroup):
+    """Errors without tracebacks."""
 
     def invoke(self, ctx: click.Context) -> object:  # noqa: RET503  (ctx.exit never returns)
         from bge_cocktail.cli.progress_bars import on_terminal
@@ -64,6 +46,7 @@ class Commands(click.RichGroup):
 
 @click.group(
     cls=Commands,
+    homes={name: f"bge_cocktail.cli.{name}_command" for name in COMMANDS},
     context_settings={"auto_envvar_prefix": "BGE_COCKTAIL", "help_option_names": ["-h", "--help"]},
 )
 @click.version_option(__version__, prog_name="bge-cocktail")
