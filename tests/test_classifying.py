@@ -20,6 +20,7 @@ from bge_cocktail.classifying import (
     LabelledTexts,
     Settings,
     fold_runs,
+    judge_classifier,
     load_classifier,
     predict,
     read_class_data,
@@ -177,8 +178,8 @@ def test_few_texts_a_class(tiny: Path, labelled: Path, tmp_path: Path) -> None:
     fitted.fit(embed([str(text) for text in data.train.texts]), [own[0] for own in data.train.labels])
     found = np.stack([one.probabilities for one in predict(classifier, texts, FP32)])
     assert np.allclose(found, fitted.predict_proba(embed(texts)), atol=1e-3)
-    with pytest.raises(UsageError, match="loss is for a head that is tuned; few_shot fits a logistic one"):
-        train_classifier(tiny, data, tmp_path / "other", options(few_shot=True, loss="focal"))
+    with pytest.raises(UsageError, match="loss goes with a head that is tuned; .*\nanchor goes with a head"):
+        train_classifier(tiny, data, tmp_path / "other", options(few_shot=True, loss="focal", anchor=1.0))
 
 
 def test_seeds_and_folds(cli: Callable[..., Result], tiny: Path, labelled: Path, tmp_path: Path) -> None:
@@ -363,6 +364,12 @@ def test_predictions_are_calibrated_by_a_temperature_of_dev(trained: Path, label
     scaled = [np.log(one.probabilities[0] / one.probabilities[1]) for one in changed]
     ratio = np.median(np.array(odds) / np.array(scaled))
     assert ratio == pytest.approx(classifier.settings.temperature, rel=0.05)
+
+
+def test_one_class_alone_is_not_ranked(trained: Path) -> None:
+    texts = LabelledTexts(["the red dog runs", "a big cat"], [(0,), (0,)], [1.0, 1.0])
+    judged = judge_classifier(load_classifier(trained, device="cpu"), texts, FP32)
+    assert not {one["metric"] for one in judged["scores"]} & {"AUC", "AP"}
 
 
 def test_cleaning_of_the_training_is_that_of_predictions(trained: Path) -> None:

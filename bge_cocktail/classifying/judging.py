@@ -111,7 +111,8 @@ def _scores(
             lambda rows: calibration_error(sure[rows].ravel().astype(np.float32), right[rows].ravel()),
         ),
     ]
-    if len(settings.labels) == 2 and not settings.multi_label:
+    # of one class alone, there is nothing to rank
+    if len(settings.labels) == 2 and not settings.multi_label and truth.any(axis=0).all():
         positive, likely = truth[:, 1], found[:, 1]
         scores += [score("AUC", _ranking(positive, likely, "auc")), score("AP", _ranking(positive, likely, "ap"))]
     return scores

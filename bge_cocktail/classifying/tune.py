@@ -43,6 +43,18 @@ if TYPE_CHECKING:
     from bge_cocktail.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
+_NOT_FEW_SHOT = (
+    "head",
+    "head_layers",
+    "head_dropout",
+    "head_learning_rate",
+    "loss",
+    "label_smoothing",
+    "multi_label",
+    "anchor",
+    "freeze_encoder",
+    "truncation",
+)
 
 
 def train_classifier(
@@ -170,8 +182,8 @@ def _check(folder: Path, options: Classifying) -> None:
         problems.append("freeze_encoder keeps the encoder as it is; lora, anchor, freeze_layers, reinit_layers don't")
     if options.few_shot:
         problems += [
-            f"{name} is for a head that is tuned; few_shot fits a logistic one"
-            for name in ("head_layers", "head_dropout", "head_learning_rate", "loss", "label_smoothing", "multi_label")
+            f"{name} goes with a head that is tuned; leave it out, or few_shot, which fits a logistic one"
+            for name in _NOT_FEW_SHOT
             if getattr(options, name) != getattr(Classifying(), name)
         ]
     elif options.pairs_per_text != Classifying().pairs_per_text:
