@@ -7,7 +7,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bge_cocktail.classifying import load_classifier, predict, read_class_data, train_classifier
+    from bge_cocktail.classifying import (
+        load_classifier,
+        merge_classifiers,
+        predict,
+        read_class_data,
+        train_classifier,
+    )
     from bge_cocktail.encoding import CachedEncoder, Encoder, load_encoder
     from bge_cocktail.errors import CocktailError
     from bge_cocktail.flow import run
@@ -29,6 +35,7 @@ _HOMES = {
     "load_classifier": "classifying",
     "load_encoder": "encoding",
     "merge": "merging",
+    "merge_classifiers": "classifying",
     "mine": "mining",
     "open_task": "tasks",
     "predict": "classifying",
@@ -50,6 +57,7 @@ __all__ = [
     "load_classifier",
     "load_encoder",
     "merge",
+    "merge_classifiers",
     "mine",
     "open_task",
     "predict",

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bge_cocktail.encoding import CachedEncoder, Encoder
 from bge_cocktail.errors import DataError, UsageError
+from bge_cocktail.layout import read_object
 from bge_cocktail.options import Encoding, Evaluating
 from bge_cocktail.provenance import RUN_FILE, describe_run, hash_path, new_folder, write_json
-from bge_cocktail.tasks import Role, Score, Task, check_task, evaluate, open_task
+from bge_cocktail.tasks import Role, Run, Score, Task, check_task, evaluate, open_task
 
 SCORES_FILE = "scores.json"
 PER_QUERY_FILE = "per_query.jsonl"
+RUNS = "runs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ def scorer(
 def write_evaluation(
     output: Path, make: Callable[[], list[ModelScores]], options: Mapping[str, Any], inputs: Mapping[str, str]
 ) -> list[ModelScores]:
-    """Evaluate and keep the result: scores.json, per_query.jsonl and run.json.
+    """Evaluate and keep the result: scores.json, per_query.jsonl and run.json, and runs/ where runs were kept.
 
     Args:
         output: The folder to write; an older one of this tool is replaced.
@@ -137,9 +139,27 @@ def write_evaluation(
                     if score.per_query:
                         line = {"model": result.model, **score.to_json(per_query=True)}
                         file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    if score.run:
+                        write_run(score.run, new / RUNS / result.model.replace("/", "_") / f"{score.task}.trec")
         seconds = time.monotonic() - started
         write_json(new / RUN_FILE, describe_run("evaluate", options=options, inputs=inputs, seconds=seconds))
     return results
+
+
+def write_run(run: Run, path: Path) -> None:
+    """Keep what was found for each query in TREC's format: query, Q0, document, rank, score, tag.
+
+    Raises:
+        DataError: An id holds white space, which the format has no way to say.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for query, found in run.items():
+            for rank, (document, score) in enumerate(found.items(), start=1):
+                for name in (query, document):
+                    if not name or name.split() != [name]:
+                        raise DataError(f"the id {name!r} can't stand in a TREC run, whose columns end at white space")
+                file.write(f"{query} Q0 {document} {rank} {score:.9g} bge-cocktail\n")
 
 
 def read_evaluation(folder: Path) -> list[ModelScores]:
@@ -170,6 +190,38 @@ def read_evaluation(folder: Path) -> list[ModelScores]:
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder} holds no readable evaluation: {error}") from None
+
+
+def gather_evaluations(folders: Sequence[Path]) -> list[ModelScores]:
+    """The models of several evaluations, each with all its scores.
+
+    Raises:
+        DataError: A folder holds no evaluation, a task's data aren't the same in all, or two models have one name.
+    """
+    models: dict[str, tuple[str, ModelScores]] = {}
+    data: dict[str, tuple[str, Path]] = {}
+    for folder in folders:
+        found = read_evaluation(folder)
+        inputs = read_object(folder / RUN_FILE).get("inputs", {})
+        for name, value in inputs.items():
+            role, _, task = name.partition(" ")
+            if role not in ("target", "general"):
+                continue
+            known, where = data.setdefault(task, (value, folder))
+            if known != value:
+                raise DataError(f"task '{task}' has other data in {folder} than in {where}; evaluate on the same")
+        for one in found:
+            content = inputs.get(one.model, "")
+            if one.model not in models:
+                models[one.model] = (content, one)
+                continue
+            earlier, before = models[one.model]
+            if earlier != content:
+                raise DataError(f"two models are called '{one.model}'; evaluate them as NAME=FOLDER")
+            seen = {score.task for score in before.scores}
+            scores = [*before.scores, *(score for score in one.scores if score.task not in seen)]
+            models[one.model] = (content, replace(before, scores=scores))
+    return [one for _, one in models.values()]
 
 
 def evaluation_inputs(models: Mapping[str, str | Path], task_list: Sequence[Task]) -> dict[str, str]:

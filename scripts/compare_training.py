@@ -144,12 +144,13 @@ def _retrieval(path: Path) -> tuple[list[Record], list[Record], Sequence[str]]:
 def _labelled(path: Path) -> tuple[list[Record], list[Record], Sequence[str]]:
     """Records, what is relevant to each query (all texts of its label), and the texts."""
     read = read_labelled(path, "train")
-    examples = [LabelledText(text, label) for text, label in zip(read.texts, read.labels, strict=True)]
+    texts = [text for text in read.texts if isinstance(text, str)]
+    examples = [LabelledText(text, label) for text, label in zip(texts, read.labels, strict=True)]
     by_label: dict[str, list[str]] = {}
     for one in examples:
         by_label.setdefault(one.label, []).append(one.text)
     known = [Record(one.text, tuple(by_label[one.label])) for one in examples]
-    return records_from_labels(examples, negatives=NEGATIVES, seed=0, dropped=Counter()), known, list(read.texts)
+    return records_from_labels(examples, negatives=NEGATIVES, seed=0, dropped=Counter()), known, texts
 
 
 def _scored(record: Record, base: CachedEncoder) -> Record:

@@ -14,6 +14,8 @@ LM_COCKTAIL = ["LM_Cocktail==0.0.4", "transformers<5", "sentence-transformers<5.
 MERGEKIT = ["mergekit"]
 # the last version whose package holds hn_mine
 FLAGEMBEDDING = ["FlagEmbedding==1.2.11", "faiss-cpu", "transformers<5", "sentence-transformers<5.2"]
+# as it was tested: transformers 5 no longer has what SetFit 1.1 imports
+SETFIT = ["setfit==1.1.3", "transformers<5", "sentence-transformers<5.2"]
 # its trainer
 FLAGEMBEDDING_TRAIN = ["FlagEmbedding==1.4.2"]
 

@@ -27,6 +27,7 @@ from bge_cocktail.classifying import (
     read_settings,
     train_classifier,
 )
+from bge_cocktail.classifying.augmenting import with_varied
 from bge_cocktail.classifying.batches import ShuffledBatches, class_weights, label_loss
 from bge_cocktail.classifying.model import head_parameters, make_classifier
 from bge_cocktail.classifying.tokens import Tokens, keep_ends
@@ -36,6 +37,7 @@ from bge_cocktail.options import Classifying, Predicting
 from bge_cocktail.preparing import Source
 from bge_cocktail.provenance import hash_path
 
+Cli = Callable[..., Result]
 FAST: dict[str, Any] = {"epochs": 4, "batch_size": 16, "learning_rate": 3e-3, "device": "cpu", "precision": "fp32"}
 FP32 = Predicting(device="cpu", precision="fp32")
 CLI = ("--epochs", 4, "--batch-size", 16, "--learning-rate", 3e-3, "--device", "cpu", "--precision", "fp32")
@@ -182,7 +184,7 @@ def test_few_texts_a_class(tiny: Path, labelled: Path, tmp_path: Path) -> None:
         train_classifier(tiny, data, tmp_path / "other", options(few_shot=True, loss="focal", anchor=1.0))
 
 
-def test_seeds_and_folds(cli: Callable[..., Result], tiny: Path, labelled: Path, tmp_path: Path) -> None:
+def test_seeds_and_folds(cli: Cli, tiny: Path, labelled: Path, tmp_path: Path) -> None:
     said = cli("classify", "train", labelled, "-m", tiny, "-o", tmp_path / "seeds", "--seeds", "1,2", *CLI)
     assert "spread (sd)" in said.output
     described = json.loads((tmp_path / "seeds/run.json").read_text())
@@ -378,9 +380,7 @@ def test_cleaning_of_the_training_is_that_of_predictions(trained: Path) -> None:
     assert np.array_equal(plain.probabilities, messy.probabilities)
 
 
-def test_the_command_line_from_data_to_predictions(
-    cli: Callable[..., Result], tiny: Path, labelled: Path, tmp_path: Path
-) -> None:
+def test_the_command_line_from_data_to_predictions(cli: Cli, tiny: Path, labelled: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     said = cli("classify", "train", labelled, "-m", tiny, "-o", model, *CLI)
     assert "dev accuracy" in said.output
@@ -442,7 +442,7 @@ def test_lists_of_labels_need_multi_label(several: Path, tmp_path: Path, caplog:
         data_of(tmp_path, multi_label=True)
 
 
-def test_wrong_use(tiny: Path, trained: Path, labelled: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
+def test_wrong_use(tiny: Path, trained: Path, labelled: Path, tmp_path: Path, cli: Cli) -> None:
     data = data_of(labelled)
     with pytest.raises(UsageError, match="focal_gamma goes with loss=focal\nthreshold goes with multi_label"):
         train_classifier(tiny, data, tmp_path / "out", options(focal_gamma=1.0, threshold=0.4))
@@ -489,3 +489,72 @@ def test_a_loss_that_is_no_number_keeps_its_batch(tiny: Path, labelled: Path, tm
     kept = [json.loads(line) for line in (tmp_path / "out.unfinished/bad_batch.jsonl").read_text().splitlines()]
     assert kept
     assert set(kept[0]) == {"text", "label"}
+
+
+@pytest.mark.parametrize("kind", ["single", "pairs"])
+def test_varied_copies_of_train(kind: str, labelled: Path, pairs: Path, tmp_path: Path) -> None:
+    folder = labelled if kind == "single" else pairs
+    data = data_of(folder)
+    chosen = options(augment="swap,delete", augment_share=1.0)
+    varied = with_varied(data, chosen)
+    assert with_varied(data, chosen).train == varied.train
+    assert with_varied(data, options()) is data
+    assert varied.dev is data.dev
+    held = {str(text) for text in data.dev.texts}
+    originals = list(zip(data.train.texts, data.train.labels, strict=True))
+    rows = list(zip(varied.train.texts, varied.train.labels, strict=True))
+    following = iter(rows)
+    assert all(row in following for row in originals)
+    copies = [(text, labels) for text, labels in rows if text not in set(data.train.texts)]
+    assert len(copies) > 20
+    assert not {str(text) for text, _ in copies} & held
+    place = {text: number for number, text in enumerate(varied.train.texts)}
+    for text, labels in copies:
+        before = varied.train.texts[place[text] - 1]
+        assert varied.train.labels[place[text] - 1] == labels
+        words = [set((one if isinstance(one, str) else one[0]).split()) for one in (text, before)]
+        assert words[0] <= words[1]
+        assert isinstance(text, str) or text[1] == before[1]
+
+
+def test_augmentation_is_trained_on(tiny: Path, labelled: Path, cli: Cli, tmp_path: Path) -> None:
+    more = ("--augment", "swap", "--augment-share", 1)
+    cli("classify", "train", labelled, "-m", tiny, "-o", tmp_path / "out", *CLI, *more)
+    described = json.loads((tmp_path / "out/run.json").read_text())
+    assert described["texts"]["train"] > len(data_of(labelled).train)
+    result = cli("classify", "train", labelled, "-m", tiny, "-o", tmp_path / "no", *CLI, "--augment", "swop", code=2)
+    assert "Did you mean 'swap'" in result.stderr
+
+
+def test_a_search_of_a_classifier(tiny: Path, labelled: Path, cli: Cli, tmp_path: Path) -> None:
+    command = (
+        "classify",
+        "train",
+        labelled,
+        "-m",
+        tiny,
+        "-o",
+        tmp_path / "out",
+        *CLI,
+        "--trials",
+        3,
+        "--learning-rate",
+        5e-4,
+    )
+    result = cli(*command, "--search", "learning_rate,epochs", "--format", "json")
+    found = json.loads(result.stdout)
+    assert len(found["trials"]) == 3
+    assert found["trials"][0]["learning_rate"] == 5e-4
+    best = max(found["trials"], key=lambda one: one["dev"] or 0)
+    described = json.loads((tmp_path / "out/run.json").read_text())
+    assert described["dev_best"] == pytest.approx(best["dev"])
+    assert described["search"]["best"] == found["best"]
+    assert (tmp_path / "out/search.png").read_bytes()[:4] == b"\x89PNG"
+    assert load_classifier(tmp_path / "out").settings.labels == ["animal", "vehicle"]
+    assert not (tmp_path / "out.search").exists()
+    few = ("classify", "train", labelled, "-m", tiny, "-o", tmp_path / "few", "--few-shot", "--per-class", 4)
+    result = cli(*few, "--epochs", 1, "--device", "cpu", "--search", "pairs_per_text", "--trials", 2)
+    assert "dev accuracy" in result.stdout
+    for wrong, words in (("learning_rat", "Did you mean"), ("epochs", "--seeds or --search?")):
+        more = ("--seeds", "1,2") if wrong == "epochs" else ()
+        assert words in cli(*command, "--search", wrong, *more, "--overwrite", code=2).stderr

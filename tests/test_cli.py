@@ -101,7 +101,11 @@ def test_a_corpus_of_lines(cli: Cli, tiny: Path, beir: Path, tmp_path: Path) -> 
         (["evaluate", "{tiny}", "-o", "{out}"], 2, "nothing to evaluate on"),
         (["evaluate", "{tiny}", "{tiny}", "--target", "{beir}", "-o", "{out}"], 2, "two models are called"),
         (["evaluate", "{tiny}", "--target", "{tiny}", "-o", "{out}"], 1, "is no task"),
-        (["evaluate", "{tiny}", "--target", "{beir}", "-o", "{out}", "--recall-at", "200"], 2, "recall_at has [200]"),
+        (
+            ["evaluate", "{tiny}", "--target", "{beir}", "-o", "{out}", "--metrics", "MAP@200"],
+            2,
+            "MAP@200 looks further",
+        ),
         (["evaluate", "{tiny}", "--target", "{beir}", "-o", "{out}", "--split", "tets"], 1, "Did you mean 'test'?"),
         (["run", "{missing}"], 1, "bge-cocktail init writes one"),
         (["list", "loses"], 2, "loses"),

@@ -87,7 +87,7 @@ def test_end_to_end_and_not_twice(cli: Cli, run_file: Path, tmp_path: Path) -> N
     assert cli("run", run_file, "--dry-run").stdout.count("done") == 4
 
     # an option of a later step leaves the earlier ones alone
-    cli("run", run_file, "--set", "evaluate.recall_at=[1]")
+    cli("run", run_file, "--set", "evaluate.metrics=['nDCG@10','P@1']")
     done = json.loads((folder / "run.json").read_text())["steps_found_done"]
     assert "train tuned" in done
     assert "evaluate" not in done
@@ -240,10 +240,10 @@ def test_wrong_settings(run_file: Path, setting: str, message: str) -> None:
 
 
 def test_settings_go_before_the_file(run_file: Path) -> None:
-    options = read_run_file(run_file, ["train.epochs=9", "evaluate.split=dev", "evaluate.recall_at=[3]"])
+    options = read_run_file(run_file, ["train.epochs=9", "evaluate.split=dev", "evaluate.metrics=['P@3']"])
     assert options.train.epochs == 9
     assert options.evaluate.split == "dev"
-    assert options.evaluate.recall_at == [3]
+    assert options.evaluate.metrics == ["P@3"]
     assert options.train.learning_rate == 1e-3
     options = read_run_file(run_file, ["train.tasks.faq.temperature=0.5", "train.tasks.faq.loss=['kl']"])
     assert options.train.of_task("faq").temperature == 0.5

@@ -16,20 +16,26 @@ from safetensors.numpy import load_file
 from test_training import options
 from test_training_options import data
 
+from bge_cocktail.classifying import read_class_data, train_classifier
+from bge_cocktail.options import Classifying
+from bge_cocktail.preparing import Source
 from bge_cocktail.records import read_beir, write_records
 from bge_cocktail.training import train
 
 
-def launch(*arguments: object, processes: int = 2, **options_: object) -> subprocess.CompletedProcess[str]:
+def launch(
+    *arguments: object, processes: int = 2, command: tuple[str, ...] = ("train",), **options_: object
+) -> subprocess.CompletedProcess[str]:
     """The command line under torchrun, on the CPU (gloo)."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
-    command = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
-    command += ["--master_addr=127.0.0.1", "-m", "bge_cocktail", "train", *map(str, [*arguments, *flags(**options_)])]
+    started = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
+    started += ["--master_addr=127.0.0.1", "-m", "bge_cocktail", *command]
+    started += map(str, [*arguments, *flags(**options_)])
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, env=environment, timeout=300, check=False
+        [sys.executable, *started], capture_output=True, text=True, env=environment, timeout=300, check=False
     )
 
 
@@ -99,3 +105,19 @@ def test_a_refusal_is_said_by_one_process_in_one_line(tiny: Path, beir: Path, tm
     assert result.returncode != 0
     assert "batch_size=10 in each of 2 processes is larger than the data: 12 pairs" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_two_processes_train_the_classifier_that_one_does(tiny: Path, labelled: Path, tmp_path: Path) -> None:
+    common: dict[str, object] = {"epochs": 2, "dropout": 0.0, "head_dropout": 0.0, "learning_rate": 1e-3}
+    common |= {"precision": "fp32", "device": "cpu", "seed": 3}
+    one = Classifying.model_validate({**common, "batch_size": 12})
+    train_classifier(tiny, read_class_data(Source(str(labelled)), one), tmp_path / "one", one)
+    where = (labelled, "-m", tiny, "-o", tmp_path / "two")
+    result = launch(*where, command=("classify", "train"), **common, batch_size=6)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("trained") == 1
+    assert json.loads((tmp_path / "two/run.json").read_text())["processes"] == 2
+    mine, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name, value in mine.items():
+        assert np.allclose(value, theirs[name], atol=2e-4), name
+    assert (tmp_path / "one/classifier.json").read_text()[:200] == (tmp_path / "two/classifier.json").read_text()[:200]

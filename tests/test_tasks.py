@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import pytrec_eval
+from click.testing import Result
 from conftest import write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,12 +20,13 @@ from bge_cocktail.encoding import CachedEncoder
 from bge_cocktail.errors import DataError, UsageError
 from bge_cocktail.evaluation import evaluate_models, open_tasks, read_evaluation, write_evaluation
 from bge_cocktail.options import Encoding, Evaluating
+from bge_cocktail.ranking import measure_run
 from bge_cocktail.records import Judged
 from bge_cocktail.search import top_k
 from bge_cocktail.statistics import bootstrap_interval
 from bge_cocktail.tasks import evaluate, open_task
 from bge_cocktail.tasks.classification import macro_f1
-from bge_cocktail.tasks.retrieval import judge, metrics, search_run
+from bge_cocktail.tasks.retrieval import judge, search_run
 
 
 class Given:
@@ -51,6 +54,21 @@ def judged_runs(draw: st.DrawFn) -> tuple[dict[str, dict[str, float]], dict[str,
     return run, qrels
 
 
+THEIRS = {
+    "nDCG@10": "ndcg_cut_10",
+    "nDCG": "ndcg_cut_1000",  # its "ndcg" never ends where all grades are negative
+    "MAP@{depth}": "map_cut_{depth}",
+    "MAP": "map",
+    "Recall@5": "recall_5",
+    "P@5": "P_5",
+    "P@15": "P_15",
+    "MRR": "recip_rank",
+    "hit@1": "success_1",
+    "hit@5": "success_5",
+    "R-precision": "Rprec",
+}
+
+
 @settings(deadline=None, max_examples=120)
 @given(judged_runs(), st.integers(10, 20))
 def test_equals_trec_eval_with_ties(
@@ -59,40 +77,39 @@ def test_equals_trec_eval_with_ties(
     run, qrels = data
     # trec_eval: by score, then by document id, both descending; cut at the depth
     ranked = {q: sorted(scores, key=lambda d: (scores[d], d), reverse=True)[:depth] for q, scores in run.items()}
-    found = metrics(ranked, qrels, depth, (5, 10))
+    found = measure_run(ranked, qrels, [name.format(depth=depth) for name in THEIRS])
     cut = {q: {d: run[q][d] for d in documents} for q, documents in ranked.items()}
-    names = {f"map_cut.{depth}", "ndcg_cut.10", "recall.5,10", "recip_rank"}
-    judge = pytrec_eval.RelevanceEvaluator(qrels, names)
-    for query, expected in judge.evaluate(cut).items():
+    names = {re.sub(r"_(\d+|\{depth\})$", r".\1", name).format(depth=depth) for name in THEIRS.values()}
+    for query, expected in pytrec_eval.RelevanceEvaluator(qrels, names).evaluate(cut).items():
         if not any(grade > 0 for grade in qrels[query].values()):
-            assert query not in found
+            assert all(query not in values for values in found.values())
             continue
-        values = found[query]
-        assert values["nDCG@10"] == pytest.approx(expected["ndcg_cut_10"], abs=1e-6)
-        assert values[f"MAP@{depth}"] == pytest.approx(expected[f"map_cut_{depth}"], abs=1e-6)
-        assert values["Recall@5"] == pytest.approx(expected["recall_5"], abs=1e-6)
-        assert values["Recall@10"] == pytest.approx(expected["recall_10"], abs=1e-6)
+        for mine, theirs in THEIRS.items():
+            value = found[mine.format(depth=depth)][query]
+            assert value == pytest.approx(expected[theirs.format(depth=depth)], abs=1e-6), mine
+        # trec_eval has no cut for this one
         reciprocal = expected["recip_rank"]
-        assert values["MRR@10"] == pytest.approx(reciprocal if reciprocal >= 0.1 else 0, abs=1e-6)
+        cut_at = measure_run(ranked, qrels, ["MRR@10"])["MRR@10"][query]
+        assert cut_at == pytest.approx(reciprocal if reciprocal >= 0.1 else 0, abs=1e-6)
 
 
 def test_ties_are_ordered_by_id_descending() -> None:
     encoder = Given({"q": [1, 0], **{f"t{n}": [0.5, 0.1 * n] for n in range(4)}, "best": [1, 0]})
     corpus = {"a": "t0", "c": "t1", "b": "t2", "z": "best", "y": "t3"}
     run = search_run(encoder, Judged(corpus, {"q": "q"}, {"q": {"a": 1}}), depth=4)
-    assert run == {"q": ["z", "y", "c", "b"]}
+    assert list(run["q"]) == ["z", "y", "c", "b"]
 
 
 def test_a_query_that_is_a_document_does_not_find_itself() -> None:
     encoder = Given({"one": [1, 0], "two": [0.9, 0.1], "ask": [1, 0.1]})
     corpus = {"1": "one", "2": "two"}
-    assert search_run(encoder, Judged(corpus, {"1": "one"}, {"1": {"2": 1}}), depth=10) == {"1": ["2"]}
+    assert search_run(encoder, Judged(corpus, {"1": "one"}, {"1": {"2": 1}}), depth=10)["1"].keys() == {"2"}
     titled = Given({"A title one": [1, 0], "two": [0.9, 0.1], "One": [1, 0]})
     judged = Judged({"1": "A title one", "2": "two"}, {"1": "One"}, {"1": {"2": 1}})
-    assert search_run(titled, judged, depth=10) == {"1": ["2"]}
+    assert search_run(titled, judged, depth=10)["1"].keys() == {"2"}
     # ids that are only numbered alike, or a judgement that says so, are something else
-    assert search_run(encoder, Judged(corpus, {"1": "ask"}, {"1": {"1": 1}}), depth=10) == {"1": ["1", "2"]}
-    assert search_run(encoder, Judged(corpus, {"1": "one"}, {"1": {"1": 1}}), depth=10) == {"1": ["1", "2"]}
+    assert search_run(encoder, Judged(corpus, {"1": "ask"}, {"1": {"1": 1}}), depth=10)["1"].keys() == {"1", "2"}
+    assert search_run(encoder, Judged(corpus, {"1": "one"}, {"1": {"1": 1}}), depth=10)["1"].keys() == {"1", "2"}
 
 
 def test_judgements_without_a_relevant_document() -> None:
@@ -101,12 +118,24 @@ def test_judgements_without_a_relevant_document() -> None:
 
 
 def test_queries_missing_from_a_run_count_zero() -> None:
-    assert metrics({}, {"q": {"d": 1}}, 10, (10,))["q"] == {
-        "nDCG@10": 0,
-        "MRR@10": 0,
-        "MAP@10": 0,
-        "Recall@10": 0,
-    }
+    names = ["nDCG@10", "MRR@10", "MAP@10", "Recall@10", "P@3", "hit@1", "R-precision"]
+    assert measure_run({}, {"q": {"d": 1}}, names) == {name: {"q": 0} for name in names}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nDGC@10", "Did you mean 'nDCG'"),
+        ("P", "P@10"),
+        ("hit@0", "hit@10"),
+        ("R-precision@5", "leave out @5"),
+        ("nDCG@x", "no measure 'nDCG@x'"),
+    ],
+)
+def test_measures_that_are_refused(cli: Callable[..., Result], name: str, words: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(words)):
+        measure_run({}, {}, [name])
+    assert "R-precision" in cli("list", "measures").stdout
 
 
 @given(st.integers(1, 40), st.integers(1, 60), st.integers(0, 10**6))
@@ -161,12 +190,23 @@ def test_retrieval_and_classification_end_to_end(tiny: Path, beir: Path, labelle
     ]
 
 
-def test_judge_follows_recall_at(tiny: Path, beir: Path) -> None:
+def test_any_measure_and_runs_that_trec_eval_reads(
+    cli: Callable[..., Result], tiny: Path, beir: Path, tmp_path: Path
+) -> None:
     from bge_cocktail.records import read_beir
 
-    values = judge(CachedEncoder(tiny), read_beir(beir), 20, (1, 20))
-    assert {"Recall@1", "Recall@20", "MAP@20"} <= values.keys()
-    assert all(values["Recall@1"][query] <= values["Recall@20"][query] for query in values["Recall@1"])
+    names = "Recall@1,Recall@20,R-precision,nDCG@3"
+    judged = ("evaluate", tiny, "--target", beir, "-o", tmp_path / "out", "--metrics", names, "--save-runs")
+    found = json.loads(cli(*judged, "--format", "json").stdout)["models"][0]["scores"]
+    assert [one["metric"] for one in found] == names.split(",")
+    assert [one["main"] for one in found] == [True, False, False, False]
+    with (tmp_path / "out/runs/tiny/animals.trec").open() as file:
+        run = pytrec_eval.parse_run(file)
+    theirs = pytrec_eval.RelevanceEvaluator(read_beir(beir).qrels, {"recall.1,20", "Rprec", "ndcg_cut.3"}).evaluate(run)
+    for one, name in zip(found, ("recall_1", "recall_20", "Rprec", "ndcg_cut_3"), strict=True):
+        assert one["value"] == pytest.approx(np.mean([values[name] for values in theirs.values()]), abs=1e-6)
+    result = cli("evaluate", tiny, "--target", beir, "-o", tmp_path / "no", "--metrics", "Recall@200", code=2)
+    assert "Recall@200 looks further than the depth=100" in result.stderr
 
 
 def test_evaluation_round_trip(tiny: Path, beir: Path, labelled: Path, tmp_path: Path) -> None:

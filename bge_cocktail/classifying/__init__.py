@@ -10,8 +10,10 @@ from bge_cocktail.classifying.data import (
     read_test,
 )
 from bge_cocktail.classifying.judging import judge_classifier
+from bge_cocktail.classifying.merging import merge_classifiers
 from bge_cocktail.classifying.model import Classifier, Settings, load_classifier, read_settings
 from bge_cocktail.classifying.predicting import Prediction, predict, predict_file
+from bge_cocktail.classifying.searching import search_classifier
 from bge_cocktail.classifying.several import fold_runs, seed_runs, train_runs
 from bge_cocktail.classifying.tune import train_classifier
 
@@ -25,6 +27,7 @@ __all__ = [
     "judge_classifier",
     "label_names",
     "load_classifier",
+    "merge_classifiers",
     "number_labels",
     "predict",
     "predict_file",
@@ -32,6 +35,7 @@ __all__ = [
     "read_settings",
     "read_split",
     "read_test",
+    "search_classifier",
     "seed_runs",
     "train_classifier",
     "train_runs",

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_cocktail.classifying.data import LabelledTexts, Text
+from bge_cocktail.classifying.data import LabelledTexts
+from bge_cocktail.records.labelled import Text
 
 SHOWN = 20
 # words; the last bucket is open

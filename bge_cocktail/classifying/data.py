@@ -20,12 +20,11 @@ from bge_cocktail.provenance import hash_value
 from bge_cocktail.records import normalise
 from bge_cocktail.records.columns import SEPARATOR
 from bge_cocktail.records.examples import LabelledText, TextPair
+from bge_cocktail.records.labelled import Text
 from bge_cocktail.records.opening import Rejects
 from bge_cocktail.records.sources import splits_of
 
 log = logging.getLogger(__name__)
-Text = str | tuple[str, str]
-"""One text, or a pair such as premise and hypothesis."""
 
 
 @dataclass(frozen=True, slots=True)

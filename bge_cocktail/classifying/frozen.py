@@ -8,26 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_cocktail.classifying.data import LabelledTexts, Text
+from bge_cocktail.classifying.data import LabelledTexts
 from bge_cocktail.encoding import Encoder
 from bge_cocktail.errors import UsageError
+from bge_cocktail.records.labelled import Text
 from bge_cocktail.search import top_k
+from bge_cocktail.tasks.classification import features
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 Floats = NDArray[np.float32]
-
-
-def features(encoder: Encoder, texts: Sequence[Text]) -> Floats:
-    """Embeddings of texts; of pairs ``[u, v, |u - v|, u * v]`` (InferSent, arXiv:1705.02364).
-
-    Returns:
-        Shape (texts, dimensions), or (texts, 4 x dimensions) of pairs.
-    """
-    if not any(isinstance(text, tuple) for text in texts):
-        return encoder.encode_text([text for text in texts if isinstance(text, str)])
-    first, second = (encoder.encode_text([text[side] for text in texts]) for side in (0, 1))
-    return np.concatenate([first, second, np.abs(first - second), first * second], axis=1)
 
 
 def probe(encoder: Encoder, train: LabelledTexts, dev: LabelledTexts, texts: Sequence[Text]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from bge_cocktail.devices import choose_device
 from bge_cocktail.encoding import load_encoder, quiet_libraries
 from bge_cocktail.errors import CocktailError, DataError, UsageError
 from bge_cocktail.hub import CLASSIFIER_FILE, model_folder
+from bge_cocktail.labels import config_labels, is_native
 from bge_cocktail.layout import (
     TOKENIZER_FILES,
     check_length,
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 POOLED_DROPOUT = 0.1
-
-_NATIVE = "ForSequenceClassification"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,22 +161,17 @@ def read_settings(folder: Path) -> Settings:
         return Settings(**given)
     config_path = folder / "config.json"
     config = read_object(config_path) if config_path.is_file() else {}
-    names = config.get("id2label")
-    if not is_native(config) or not isinstance(names, dict):
+    names = config_labels(config)
+    if not is_native(config) or not names:
         raise DataError(
             f"{folder} is no classifier: it has no classification head and no label names; "
             "make one of it: bge-cocktail classify train DATA -m MODEL -o FOLDER"
         )
     return Settings(
-        labels=[str(names[key]) for key in sorted(names, key=int)],
+        labels=names,
         multi_label=config.get("problem_type") == "multi_label_classification",
         max_length=declared_length(folder) or tokenizer_length(folder) or 512,
     )
-
-
-def is_native(config: dict[str, Any]) -> bool:
-    """Whether a config is of a transformers model with a classification head."""
-    return any(str(one).endswith(_NATIVE) for one in config.get("architectures") or ())
 
 
 def _native(base: Path, labels: Sequence[str], options: Classifying) -> CrossEncoder:
@@ -190,7 +184,7 @@ def _native(base: Path, labels: Sequence[str], options: Classifying) -> CrossEnc
         raise UsageError("head_layers goes with head=pooled; the architecture's own head has the layers that it has")
     folder = transformer_folder(base)
     config = read_object(folder / "config.json")
-    known = [str(name) for _, name in sorted((config.get("id2label") or {}).items(), key=lambda pair: int(pair[0]))]
+    known = config_labels(config)
     kept = is_native(config) and known == list(labels)
     described: dict[str, Any] = {
         "num_labels": len(labels),

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_cocktail.classifying.data import Text
 from bge_cocktail.classifying.tokens import Tokens
 from bge_cocktail.devices import enough_memory, resolve_precision
 from bge_cocktail.errors import CocktailError, DataError
 from bge_cocktail.options import Predicting, Preparing
 from bge_cocktail.preparing.cleaning import Cleaner
 from bge_cocktail.progress import progress
+from bge_cocktail.records.labelled import Text
 from bge_cocktail.records.opening import Rejects
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ def predict(classifier: Classifier, texts: Sequence[Text], options: Predicting |
     """
     options = options or Predicting()
     settings = classifier.settings
+    if options.calibrated and settings.temperature == 1.0:
+        log.warning("no temperature was found for this model: its probabilities are as they come")
     logits = logits_of(classifier.model, cleaned(texts, settings), settings.truncation, options)
     found = probabilities(logits, settings, settings.temperature if options.calibrated else 1.0)
     return [Prediction(predicted_labels(row, settings), row) for row in found]

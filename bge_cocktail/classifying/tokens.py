@@ -10,7 +10,7 @@ from bge_cocktail.embed import batches_by_tokens
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
-    from bge_cocktail.classifying.data import Text
+    from bge_cocktail.records.labelled import Text
 
 HEAD_SHARE = 0.25
 

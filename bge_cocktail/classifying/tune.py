@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bge_cocktail.classifying.augmenting import with_varied
 from bge_cocktail.classifying.data import ClassData, LabelledTexts
 from bge_cocktail.classifying.metrics import calibration_temperature, dev_metrics
 from bge_cocktail.classifying.model import Settings, head_parameters, make_classifier, save_classifier
@@ -92,7 +93,8 @@ def train_classifier(
     options = options or Classifying()
     refuse_to_replace(output, overwrite, [base])
     folder = model_folder(base)
-    _check(folder, options)
+    check_classifying(folder, options)
+    data = with_varied(data, options)
     if options.few_shot:
         return _few_shot(folder, str(base), data, output, options, resume, overwrite)
     processes = join_processes(options.device)
@@ -172,7 +174,12 @@ def write_classifier(
         write_json(new / RUN_FILE, describe_run("classify train", options=options.model_dump(mode="json"), **described))
 
 
-def _check(folder: Path, options: Classifying) -> None:
+def check_classifying(folder: Path, options: Classifying) -> None:
+    """Refuse options that can't go together, or with the model.
+
+    Raises:
+        UsageError: All that is wrong.
+    """
     problems = []
     if options.focal_gamma != 2 and options.loss != "focal":
         problems.append("focal_gamma goes with loss=focal")

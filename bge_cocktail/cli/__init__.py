@@ -17,7 +17,20 @@ from bge_cocktail import __version__
 from bge_cocktail.cli.lazy import LazyGroup
 from bge_cocktail.errors import CocktailError, explain_os_error
 
-COMMANDS = ("demo", "init", "run", "prepare", "mine", "train", "inspect", "merge", "evaluate", "classify", "list")
+COMMANDS = (
+    "demo",
+    "init",
+    "run",
+    "prepare",
+    "mine",
+    "train",
+    "inspect",
+    "merge",
+    "evaluate",
+    "compare",
+    "classify",
+    "list",
+)
 
 
 class Commands(LazyGroup):

@@ -19,6 +19,7 @@ from bge_cocktail.cli.flags import (
     show,
     source_flags,
 )
+from bge_cocktail.cli.searches import searched_names, show_search
 from bge_cocktail.errors import UsageError
 from bge_cocktail.options import Classifying
 
@@ -30,6 +31,8 @@ _SHOWN = ("steps", "best_step", "dev_before", "dev_best", "final_loss", "precisi
 @click.option("-m", "--model", required=True, help="The encoder: a folder or a hub name; a plain BERT, too.")
 @click.option("--seeds", callback=numbers, help="Train once with each of these seeds: 1,2,3.")
 @click.option("--folds", type=click.IntRange(2), help="Cross-validate over train and dev with so many folds.")
+@click.option("--search", "searched", help="Search these options by dev: learning_rate,batch_size,epochs,...")
+@click.option("--trials", type=click.IntRange(2), default=20, show_default=True, help="Trainings of a search.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of a training that was cut off.")
 @source_flags
 @output_flag
@@ -41,6 +44,8 @@ def command(
     model: str,
     seeds: list[int] | None,
     folds: int | None,
+    searched: str | None,
+    trials: int,
     resume: bool,
     config: str | None,
     columns: str,
@@ -61,14 +66,29 @@ def command(
     options = options_from(Classifying, flags)
     refuse_to_replace(output, overwrite, [data, model])
 
-    from bge_cocktail.classifying import fold_runs, read_class_data, read_test, seed_runs, train_classifier, train_runs
+    from bge_cocktail.classifying import (
+        fold_runs,
+        read_class_data,
+        read_test,
+        search_classifier,
+        seed_runs,
+        train_classifier,
+        train_runs,
+    )
     from bge_cocktail.training import Interrupted, is_first_process
 
-    if seeds and folds:
-        raise UsageError("--seeds or --folds?")
+    chosen = [flag for flag, given in (("--seeds", seeds), ("--folds", folds), ("--search", searched)) if given]
+    if len(chosen) > 1:
+        raise UsageError(f"{' or '.join(chosen)}?")
     source = Source(data, config=config, columns=columns, labels=pairs_of(labels))
     read = read_class_data(source, options)
     try:
+        if searched:
+            names = searched_names(searched)
+            again: dict[str, Any] = {"trials": trials, "resume": resume, "overwrite": overwrite}
+            found = search_classifier(model, read, output, options, names, **again)
+            show_search(output, found, names, options.metric, output_format)
+            return
         if seeds or folds:
             runs = seed_runs(read, options, seeds) if seeds else fold_runs(read, options, folds or 0)
             test = read_test(source, options, read.names)
@@ -77,7 +97,10 @@ def command(
             return
         train_classifier(model, read, output, options, resume=resume, overwrite=overwrite)
     except Interrupted:
-        click.echo(f"the last step is saved in {output}.unfinished; the same command with --resume goes on", err=True)
+        kept = f"the study is in {output}.search" if searched else f"the last step is saved in {output}.unfinished"
+        if options.few_shot and not searched:
+            kept = f"what was tuned is saved beside {output}"
+        click.echo(f"{kept}; the same command with --resume goes on", err=True)
         raise
     if is_first_process():
         _show(output, json.loads((output / RUN_FILE).read_text()), options, output_format)

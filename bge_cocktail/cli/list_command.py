@@ -13,6 +13,7 @@ KINDS = {
     "merge-methods": ("merging", "merge_methods"),
     "weightings": ("merging", "weightings"),
     "tasks": ("tasks", "tasks"),
+    "measures": ("ranking", "measures"),
     "losses": ("losses", "losses"),
     "cleaning-steps": ("preparing", "cleaning_steps"),
     "language-detectors": ("preparing", "language_detectors"),

@@ -28,14 +28,18 @@ from bge_cocktail.options import Encoding, Evaluating, Merging
     metavar="PATTERN WEIGHTS",
     help="Other weights for tensors of such names: 'encoder.layer.[0-5].*' 0.3,0.7. May be given again.",
 )
-@click.option("--examples", type=PATH, help="Records with negatives, for weights and methods that look at data.")
+@click.option(
+    "--examples",
+    type=PATH,
+    help="Records with negatives, for weights and methods that look at data; for classifiers, labelled texts.",
+)
 @click.option("--target", type=PATH, multiple=True, help="A task to get better at, for weights that are searched.")
 @click.option("--general", type=PATH, multiple=True, help="A task not to get worse at, for weights pareto.")
 @click.option(
     "--split",
     default="dev",
     show_default=True,
-    help="The split of those tasks that a search looks at; keep another one to judge the result.",
+    help="The split of those tasks, and of labelled examples, that is looked at; keep another one to judge the result.",
 )
 @click.option("--general-split", help="The split of the general tasks, if it is another one.")
 @click.option("--dry-run", is_flag=True, help="Check the models and print the plan; write nothing.")
@@ -64,7 +68,9 @@ def command(
     MODELS are folders, hub names or LoRA adapters. With --share, the first keeps that share and the others divide the
     rest: merge TUNED BASE --share 0.5 is LM-Cocktail's cocktail of 2. A folder of checkpoints (checkpoint-100, ...)
     stands for all of them, oldest first. What is no weight (tokenizer, prompts, configuration) is the first model's.
+    A classifier first: the others may be encoders or have other labels, and take part under its head.
     """
+    from bge_cocktail.cli.merging_classifiers import first_classifier, merge_with_heads
     from bge_cocktail.errors import UsageError
     from bge_cocktail.merging.recipe import Recipe, expand, read_recipe
     from bge_cocktail.merging.streaming import merge, plan_merge
@@ -92,17 +98,23 @@ def command(
         rows = [[name.replace("_", " "), str(value)] for name, value in plan.items()]
         show(plan, text_table(("plan", ""), rows), output_format)
         return
-    encoding = options_from(Encoding, flags)
-    merged = merge(
-        recipe,
-        output,
-        examples=_records(examples),
-        encoding=encoding,
-        score=_score(target, general, split, general_split),
-        more_inputs=_more_inputs(encoding, examples, target, general),
-        draw=_draw(target, general),
-        overwrite=overwrite,
-    )
+    classifier = first_classifier(recipe)
+    if classifier is not None:
+        if target or general:
+            raise UsageError("--target and --general judge encoders; a merge of classifiers looks at --examples")
+        merged = merge_with_heads(recipe, classifier, output, examples, split, given_flags(Encoding, flags), overwrite)
+    else:
+        encoding = options_from(Encoding, flags)
+        merged = merge(
+            recipe,
+            output,
+            examples=_records(examples),
+            encoding=encoding,
+            score=_score(target, general, split, general_split),
+            more_inputs=_more_inputs(encoding, examples, target, general),
+            draw=_draw(target, general),
+            overwrite=overwrite,
+        )
     described = [
         {"model": model, "weight": weight} for model, weight in zip(merged.models, merged.weights, strict=True)
     ]

@@ -19,6 +19,7 @@ from bge_cocktail.cli.flags import (
     show,
     table_flag,
 )
+from bge_cocktail.cli.searches import searched_names, show_search
 from bge_cocktail.errors import UsageError
 from bge_cocktail.options import Training
 
@@ -74,9 +75,9 @@ def command(
     common: dict[str, Any] = {"general": general, "resume": resume, "overwrite": overwrite}
     try:
         if searched is not None and judged is not None:
-            names = [name.strip().replace("-", "_") for name in searched.split(",")]
+            names = searched_names(searched)
             found = search_options(model, records, output, options, names, trials=trials, dev=judged, **common)
-            _show_search(output, found, names, output_format)
+            show_search(output, found, names, "nDCG@10", output_format)
         elif seeds is not None:
             described = train_seeds(model, records, output, options, seeds, dev=judged, **common)
             _show_seeds(output, described, output_format)
@@ -110,23 +111,6 @@ def _show_seeds(output: Path, described: dict[str, Any], output_format: str) -> 
     rows = [[name, *(f"{one[key]:.4f}" if key in one else "" for key in names)] for name, one in lines.items()]
     content = {"output": str(output), **{key: described[key] for key in ("runs", "mean", "spread", "soup")}}
     show(content, text_table(("", *names), rows), output_format)
-
-
-def _show_search(output: Path, found: dict[str, Any], names: list[str], output_format: str) -> None:
-    from bge_cocktail.report.table import text_table
-
-    rows = [
-        [
-            str(one["trial"]),
-            *(f"{one[name]:.3g}" for name in names),
-            "-" if one["dev"] is None else f"{one['dev']:.4f}",
-            one["state"],
-        ]
-        for one in sorted(found["trials"], key=lambda one: -(one["dev"] or 0))
-    ]
-    matter = ", ".join(f"{name} {value:.2f}" for name, value in found["importance"].items())
-    text = text_table(("trial", *names, "dev nDCG@10", ""), rows) + (f"\n\nimportance: {matter}" if matter else "")
-    show({"output": str(output), **found}, text, output_format)
 
 
 def _shown(value: object) -> str:

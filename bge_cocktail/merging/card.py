@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bge_cocktail import __version__
+from bge_cocktail.labels import declared_labels, is_classifier
 from bge_cocktail.layout import declared_length, declared_prompts
 from bge_cocktail.merging.plan import Plan
 from bge_cocktail.merging.recipe import Recipe, to_toml
@@ -27,7 +28,7 @@ def model_card(name: str, recipe: Recipe, plan: Plan, found: Found, folder: Path
         found: The weights, and the losses that led to them.
         folder: The merged model, for what it declares.
     """
-    embeds = (folder / "modules.json").is_file()
+    embeds = (folder / "modules.json").is_file() and not is_classifier(folder)
     lines = ["---", *_front_matter(recipe, plan, embeds), "---", "", f"# {name}", ""]
     count = len(recipe.models)
     made = f"A merge of {count} models" if count > 1 else "A model"
@@ -44,6 +45,8 @@ def model_card(name: str, recipe: Recipe, plan: Plan, found: Found, folder: Path
         lines += ["", f"Weights: {found.note}."]
     if embeds:
         lines += ["", "## Use", "", *_usage(name, folder)]
+    if is_classifier(folder):
+        lines += ["", f"Predicts: {', '.join(declared_labels(folder))}."]
     shown = to_toml(recipe)
     for model in _models(recipe):
         shown = shown.replace(json.dumps(model, ensure_ascii=False), json.dumps(_shown(model), ensure_ascii=False))
@@ -60,8 +63,9 @@ def _front_matter(recipe: Recipe, plan: Plan, embeds: bool) -> list[str]:
     if len(licences) == 1 and (licence := licences.pop()):
         lines.append(f"license: {licence}")
     lines.append(f"library_name: {'sentence-transformers' if embeds else 'transformers'}")
-    if embeds:
-        lines.append("pipeline_tag: sentence-similarity")
+    classifies = is_classifier(plan.checkpoints[0].folder)
+    if embeds or classifies:
+        lines.append(f"pipeline_tag: {'text-classification' if classifies else 'sentence-similarity'}")
     tags = ["merge", "bge-cocktail"]
     if embeds:
         tags = ["sentence-transformers", "feature-extraction", "sentence-similarity", *tags]

@@ -51,15 +51,16 @@ def check_alike(
     options = options or Merging()
     first = checkpoints[0]
     for other in checkpoints[1:]:
-        _refuse(first, other, differences(first, other, options))
+        refuse(first, other, differences(first, other, options))
     if base is not None:
         settled = options.model_copy(update={"prompts_from": 1, "length_from": 1})
-        _refuse(first, base, differences(first, base, settled))
+        refuse(first, base, differences(first, base, settled))
 
 
 def differences(first: Checkpoint, other: Checkpoint, options: Merging) -> list[str]:
     """Everything that stands against a merge of two models, a line each."""
-    lines = [*_module_differences(first, other), *_config_differences(first, other)]
+    configs = (transformer_folder(first.folder), transformer_folder(other.folder))
+    lines = [*_module_differences(first, other), *config_differences(configs[0], configs[1])]
     lines += tensor_differences(first, other, options)
     if options.prompts_from is None:
         one, two = (prompts_of(model) for model in (first, other))
@@ -75,7 +76,12 @@ def differences(first: Checkpoint, other: Checkpoint, options: Merging) -> list[
     return lines
 
 
-def _refuse(first: Checkpoint, other: Checkpoint, lines: Sequence[str]) -> None:
+def refuse(first: Checkpoint, other: Checkpoint, lines: Sequence[str]) -> None:
+    """Refuse a merge for such reasons, if there are any.
+
+    Raises:
+        DataError: With all of them.
+    """
     if lines:
         shown = list(lines[:MANY])
         if len(lines) > MANY:
@@ -125,14 +131,21 @@ def _module_differences(first: Checkpoint, other: Checkpoint) -> Iterator[str]:
         yield f"similarity: {names[0]} against {names[1]}"
 
 
-def _config_differences(first: Checkpoint, other: Checkpoint) -> Iterator[str]:
-    """What the same tensors would do differently: other heads, another activation."""
-    configs = [_config(transformer_folder(model.folder)) for model in (first, other)]
-    yield from _value_differences("config", *configs)
+def config_differences(one: Path, other: Path, besides: frozenset[str] = frozenset()) -> Iterator[str]:
+    """What the same tensors would do differently: other attention heads, another activation.
+
+    Args:
+        one: The folder of a transformer.
+        other: Another one.
+        besides: Names that may differ.
+    """
+    yield from _value_differences("config", _config(one), _config(other), besides)
 
 
-def _value_differences(where: str, one: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
-    for name in sorted(one.keys() & other.keys()):
+def _value_differences(
+    where: str, one: dict[str, Any], other: dict[str, Any], besides: frozenset[str] = frozenset()
+) -> Iterator[str]:
+    for name in sorted((one.keys() & other.keys()) - besides):
         idle = name.startswith("_") or name in WITHOUT_EFFECT or "dropout" in name
         if not idle and not alike(one[name], other[name]):
             yield f"{where}: {name} {one[name]} against {other[name]}"

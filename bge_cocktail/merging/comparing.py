@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 
 from bge_cocktail.errors import CocktailError, UsageError
+from bge_cocktail.hub import model_folder
+from bge_cocktail.labels import is_classifier
 from bge_cocktail.layout import declared_length, modules_of, transformer_folder
 from bge_cocktail.merging.checkpoints import Checkpoint, close
 from bge_cocktail.merging.checks import differences, pooling_of, prompts_of
 from bge_cocktail.merging.group_weights import EMBEDDING, LAYER
+from bge_cocktail.merging.heads import in_one_form
 from bge_cocktail.merging.opening import open_model
 from bge_cocktail.merging.origin import LEAST_COSINE, sampled_cosine
 from bge_cocktail.merging.plan import floats_of, tensor_of
@@ -120,6 +123,8 @@ def inspect(models: Sequence[str], base: str | None = None, pooling: str | None 
     names = [*([base] if base is not None else []), *models]
     if len(names) < 2:
         raise UsageError("name at least two models, or one and its --base")
+    if pooling is None and any(is_classifier(model_folder(name)) for name in names):
+        pooling = "cls"  # under a classifier's head it makes no difference
     with tempfile.TemporaryDirectory(prefix="bge-cocktail-") as scratch:
         opened = [open_model(name, Path(scratch), pooling) for name in names]
         try:
@@ -132,8 +137,13 @@ def inspect(models: Sequence[str], base: str | None = None, pooling: str | None 
 def _compare(opened: list[Checkpoint]) -> Comparison:
     # prompts and lengths can be chosen, so they stand in the table of models and refuse nothing here
     lenient = Merging(prompts_from=1, length_from=1)
+    described = tuple(_describe(one) for one in opened)
+    under_head = any(is_classifier(one.folder) for one in opened)
+    opened, reasons = in_one_form(opened)
     against = {
-        (row, column): tuple(differences(opened[row], opened[column], lenient))
+        (row, column): tuple(
+            [*reasons[row], *reasons[column]] if under_head else differences(opened[row], opened[column], lenient)
+        )
         for row, column in combinations(range(len(opened)), 2)
     }
     kept = [0, *(row for row in range(1, len(opened)) if not against[0, row])]
@@ -148,12 +158,12 @@ def _compare(opened: list[Checkpoint]) -> Comparison:
         angle = None if place is None else _number(agreement[place][-1])
         opposite = None if place is None else _number(conflicts[place][-1])
         names = (opened[row].name, opened[column].name)
-        verdict = _verdict(cosine, angle) + _to_choose(opened[row], opened[column])
+        verdict = _verdict(cosine, angle) + ("" if under_head else _to_choose(opened[row], opened[column]))
         pairs.append(Pair(*names, (), cosine, angle, opposite, verdict))
     short = short_names([one.name for one in opened])
     shown = {place: f"{short[kept[place[0] + 1]]} × {short[kept[place[1] + 1]]}" for place in agreement}
     return Comparison(
-        tuple(_describe(one) for one in opened),
+        described,
         tuple(pairs),
         tuple(layers),
         tuple(short[row] for row in kept[1:]),

@@ -10,12 +10,14 @@ from typing import Any
 
 from bge_cocktail.errors import UsageError
 from bge_cocktail.hub import model_folder
+from bge_cocktail.labels import is_classifier
 from bge_cocktail.layout import refuse_unportable
 from bge_cocktail.merging.adapters import is_adapter
 from bge_cocktail.merging.bridge import bridged_method, is_bridged, merge_by_mergekit, mergekit_command
 from bge_cocktail.merging.checkpoints import Checkpoint
-from bge_cocktail.merging.checks import check_alike, check_numbers
+from bge_cocktail.merging.checks import check_numbers
 from bge_cocktail.merging.group_weights import GroupWeights, group_weights
+from bge_cocktail.merging.heads import fit_heads
 from bge_cocktail.merging.methods import merge_methods
 from bge_cocktail.merging.nested import as_checkpoint
 from bge_cocktail.merging.opening import is_plain_encoder, open_model
@@ -23,7 +25,7 @@ from bge_cocktail.merging.origin import warn_of_other_origins
 from bge_cocktail.merging.plan import Plan, check_method, is_excluded, normalises, takes, with_weights
 from bge_cocktail.merging.recipe import Recipe
 from bge_cocktail.merging.tasting import ModelTasting, Score
-from bge_cocktail.merging.weights import Found, check_weights, data_of, find_weights, given_weights, weightings
+from bge_cocktail.merging.weights import Found, Tasting, check_weights, data_of, find_weights, given_weights, weightings
 from bge_cocktail.merging.writing import written_keys
 from bge_cocktail.options import Encoding, Merging
 from bge_cocktail.records import Record
@@ -38,6 +40,7 @@ class Kitchen:
         examples: For weights and methods that look at data.
         encoding: How texts are embedded.
         score: Judges merges on tasks.
+        taste: Makes what answers weightings, where that is not an encoder's loss on examples or its score.
         opened: The models whose files are open.
     """
 
@@ -45,6 +48,7 @@ class Kitchen:
     examples: tuple[Record, ...]
     encoding: Encoding
     score: Score | None
+    taste: Callable[[Plan, Path], Tasting] | None = None
     opened: list[Checkpoint] = field(default_factory=list)
 
 
@@ -84,12 +88,18 @@ def prepare(
         _need_data(options, kitchen)
     _refuse_too_few(recipe)
     inner = [one.get("recipe") for one in recorded["models"]] if recorded else [None] * len(recipe.models)
-    checkpoints = tuple(
-        _open(model, options, kitchen, find, known) for model, known in zip(recipe.models, inner, strict=True)
-    )
-    base = _open(options.base, options, kitchen, find, None) if options.base is not None else None
-    check_alike(checkpoints, options, base)
-    if (checkpoints[0].folder / "modules.json").is_file():
+    first = _open(recipe.models[0], options.pooling, kitchen, find, inner[0])
+    # under a classifier's head it makes no difference how a plain encoder pools
+    pooling = options.pooling or ("cls" if is_classifier(first.folder) else None)
+    rest = zip(recipe.models[1:], inner[1:], strict=True)
+    checkpoints = (first, *(_open(model, pooling, kitchen, find, known) for model, known in rest))
+    base = _open(options.base, pooling, kitchen, find, None) if options.base is not None else None
+    fitted, base, options = fit_heads(checkpoints, base, options)
+    if is_bridged(options.method) and fitted != checkpoints:
+        raise UsageError(f"{options.method} merges only models with heads of one form")
+    checkpoints = fitted
+    _check_classifiers(checkpoints[0], options, kitchen)
+    if (checkpoints[0].folder / "modules.json").is_file() and not is_classifier(checkpoints[0].folder):
         refuse_unportable(checkpoints[0].folder)
     warn_of_other_origins([*checkpoints, *([base] if base else [])], options)
     if is_bridged(options.method):
@@ -144,7 +154,13 @@ def _bridged(
     return plan, Found(weights)
 
 
-def _tasting(plan: Plan, kitchen: Kitchen) -> ModelTasting:
+def _tasting(plan: Plan, kitchen: Kitchen) -> Tasting:
+    if kitchen.taste is not None:
+        return kitchen.taste(plan, kitchen.scratch)
+    return _encoder_tasting(plan, kitchen)
+
+
+def _encoder_tasting(plan: Plan, kitchen: Kitchen) -> ModelTasting:
     examples = kitchen.examples
     if examples:
         from bge_cocktail.merging.example_loss import draw_negatives
@@ -160,13 +176,13 @@ def _measured(plan: Plan, kitchen: Kitchen) -> Plan:
         return plan
     from bge_cocktail.merging.measuring import measure
 
-    plan = measure(plan, _tasting(plan, kitchen), wanted)
+    plan = measure(plan, _encoder_tasting(plan, kitchen), wanted)
     kitchen.opened += plan.statistics
     return plan
 
 
 def _open(
-    model: str | Recipe, options: Merging, kitchen: Kitchen, find: bool, recorded: Mapping[str, Any] | None
+    model: str | Recipe, pooling: str | None, kitchen: Kitchen, find: bool, recorded: Mapping[str, Any] | None
 ) -> Checkpoint:
     if isinstance(model, Recipe):
         plan, found = prepare(model, kitchen, find=find, recorded=recorded)
@@ -177,7 +193,7 @@ def _open(
                 f"recipe '{model.name}': dtype does nothing inside another recipe, which reads it unrounded"
             )
         return as_checkpoint(model.name, plan, found)
-    checkpoint = open_model(model, kitchen.scratch, options.pooling)
+    checkpoint = open_model(model, kitchen.scratch, pooling)
     kitchen.opened.append(checkpoint)
     return checkpoint
 
@@ -192,7 +208,12 @@ def _need_data(options: Merging, kitchen: Kitchen) -> None:
     if "general" in looks and kitchen.score is None:
         raise UsageError(f"weights '{options.weights}' need --target and --general tasks")
     what = f"method {options.method} needs" if looks_itself(options) else f"weights '{options.weights}' need"
-    if "examples" in looks and not kitchen.examples and ("target" not in looks or kitchen.score is None):
+    if (
+        "examples" in looks
+        and not kitchen.examples
+        and kitchen.taste is None
+        and ("target" not in looks or kitchen.score is None)
+    ):
         more = " (or --target tasks)" if "target" in looks else ""
         raise UsageError(f"{what} examples: a file of records with --examples{more}")
 
@@ -200,6 +221,16 @@ def _need_data(options: Merging, kitchen: Kitchen) -> None:
 def looks_itself(options: Merging) -> bool:
     """Whether the method itself looks at examples."""
     return options.method in merge_methods and bool(merge_methods.trait(options.method, "data"))
+
+
+def _check_classifiers(first: Checkpoint, options: Merging, kitchen: Kitchen) -> None:
+    """Refuse data of encoders for a merge of classifiers, and the other way round."""
+    if is_classifier(first.folder) != (kitchen.taste is not None) and (kitchen.examples or kitchen.taste):
+        what = "labelled texts (merge_classifiers)" if kitchen.taste is None else "records of queries and documents"
+        kind = "classifier" if kitchen.taste is None else "encoder"
+        raise UsageError(f"{first.name} is {'a' if kind == 'classifier' else 'an'} {kind}; its examples are {what}")
+    if is_classifier(first.folder) and looks_itself(options):
+        raise UsageError(f"method {options.method} measures encoders; classifiers are merged by the other methods")
 
 
 def _refuse_too_few(recipe: Recipe) -> None:

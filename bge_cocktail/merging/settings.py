@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
+from bge_cocktail.hub import CLASSIFIER_FILE
 from bge_cocktail.layout import TOKENIZER_FILES, declared_length, read_object, transformer_folder
 from bge_cocktail.provenance import write_json
 
+log = logging.getLogger(__name__)
 SETTINGS = "config_sentence_transformers.json"
 LENGTH = "sentence_bert_config.json"
 
@@ -33,3 +36,11 @@ def take_tokenizer(folder: Path, source: Path) -> None:
         (transformer_folder(folder) / name).unlink(missing_ok=True)
         if (transformer_folder(source) / name).is_file():
             shutil.copyfile(transformer_folder(source) / name, transformer_folder(folder) / name)
+
+
+def forget_temperature(folder: Path) -> None:
+    """Take away what calibrates a classifier's probabilities: it was found for other weights."""
+    path = folder / CLASSIFIER_FILE
+    if path.is_file() and read_object(path).get("temperature", 1.0) != 1.0:
+        log.warning("the first model's calibration (a temperature) doesn't hold for the merge and is left out")
+        write_json(path, {**read_object(path), "temperature": 1.0})

@@ -20,7 +20,7 @@ from bge_cocktail.merging.recipe import Recipe, expand, to_toml
 from bge_cocktail.merging.stack import TILE
 from bge_cocktail.merging.tasting import Score
 from bge_cocktail.merging.tensors import ITEM_BYTES, count_of
-from bge_cocktail.merging.weights import Found
+from bge_cocktail.merging.weights import Found, Tasting
 from bge_cocktail.merging.writing import output_bytes, write_model
 from bge_cocktail.options import Encoding, Merging
 from bge_cocktail.progress import progress
@@ -63,6 +63,7 @@ def merge(
     examples: Sequence[Record] = (),
     encoding: Encoding | None = None,
     score: Score | None = None,
+    taste: Callable[[Plan, Path], Tasting] | None = None,
     more_inputs: Mapping[str, str] | None = None,
     draw: Callable[[Found, Path], None] | None = None,
     overwrite: bool = False,
@@ -79,6 +80,8 @@ def merge(
         examples: Records with negatives, for weights or methods that look at data.
         encoding: How texts are embedded for that.
         score: Judges a merge on tasks, for weights that are searched; without it, the loss on the examples does.
+        taste: Makes what answers weightings from the merge and a folder for scratch files, where the models are no
+            encoders; see `classifying.merge_classifiers`.
         more_inputs: What else the result depends on, by name and hash, for run.json.
         draw: Writes pictures of what the search saw into the new folder.
         overwrite: Replace an older output of this tool.
@@ -89,7 +92,7 @@ def merge(
     """
     started = time.monotonic()
     recipe = as_recipe(models, options)
-    with open_kitchen(examples, encoding, score) as kitchen:
+    with open_kitchen(examples, encoding, score, taste) as kitchen:
         plan, found = prepare(recipe, kitchen, lambda plan: _check_output(plan, output, overwrite))
         size = output_bytes(plan.checkpoints[0], plan.options)
         with new_folder(output, overwrite=overwrite) as new:
@@ -151,10 +154,15 @@ def one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def open_kitchen(examples: Sequence[Record], encoding: Encoding | None, score: Score | None) -> Iterator[Kitchen]:
+def open_kitchen(
+    examples: Sequence[Record],
+    encoding: Encoding | None,
+    score: Score | None,
+    taste: Callable[[Plan, Path], Tasting] | None = None,
+) -> Iterator[Kitchen]:
     """What merges are made with; its files are closed, and what it wrote is removed, at the end."""
     with tempfile.TemporaryDirectory(prefix="bge-cocktail-") as scratch:
-        kitchen = Kitchen(Path(scratch), tuple(examples), encoding or Encoding(), score)
+        kitchen = Kitchen(Path(scratch), tuple(examples), encoding or Encoding(), score, taste)
         try:
             yield kitchen
         finally:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from bge_cocktail.encoding import CachedEncoder, Encoder, LoadedEncoder, load_encoder
 from bge_cocktail.errors import UsageError
 from bge_cocktail.layout import declared_length, prompt_for
 from bge_cocktail.merging.checkpoints import Checkpoint, hash_of
-from bge_cocktail.merging.group_weights import GroupWeights
+from bge_cocktail.merging.placing import loadable_folder, parameters_by_key, put, tiles_of
 from bge_cocktail.merging.plan import Plan, source_of, with_weights
-from bge_cocktail.merging.stack import TILE
-from bge_cocktail.merging.tensors import FLOATS, Floats, Key, Tensor, count_of
+from bge_cocktail.merging.tensors import Floats, Key
 from bge_cocktail.merging.weights import Found
-from bge_cocktail.options import Encoding, Merging
+from bge_cocktail.options import Encoding
 from bge_cocktail.records import Record
 
 if TYPE_CHECKING:
@@ -98,12 +94,7 @@ class ModelTasting:
     def model(self) -> SentenceTransformer:
         """One loaded model of the form of all."""
         first = self.plan.checkpoints[0]
-        folder = first.folder
-        if first.made is not None or not all((folder / file).is_file() for file in first.files):
-            from bge_cocktail.merging.writing import write_model
-
-            folder = Path(tempfile.mkdtemp(dir=self.scratch))
-            write_model(Plan((first,), None, Merging(), GroupWeights([1.0], {})), folder)
+        folder = loadable_folder(first, self.scratch)
         model = load_encoder(folder, device=self.encoding.device, max_length=self.encoding.max_length)
         if folder != first.folder:
             shutil.rmtree(folder)
@@ -155,7 +146,7 @@ class ModelTasting:
     def place(self, row: int) -> SentenceTransformer:
         """Put the weights of one of the models into the loaded one."""
         self._set_length(self.plan.checkpoints[row])
-        return self._with((key, _tiles(source_of(self.plan, row, key))) for key in self.parameters)
+        return self._with((key, tiles_of(source_of(self.plan, row, key))) for key in self.parameters)
 
     def _is_plain(self, found: Found) -> bool:
         """Whether a merge with all the weight on one model is that model, in everything."""
@@ -170,15 +161,7 @@ class ModelTasting:
             self.model.max_seq_length = length
 
     def _with(self, tensors: Iterable[tuple[Key, Iterable[Floats]]]) -> SentenceTransformer:
-        import torch
-
-        with torch.no_grad():
-            for key, tiles in tensors:
-                place = 0
-                target = self.parameters[key].view(-1)
-                for tile in tiles:
-                    target[place : place + len(tile)] = torch.from_numpy(tile)
-                    place += len(tile)
+        put(self.parameters, tensors)
         return self.model
 
     def _loss(self, row: int) -> float:
@@ -188,37 +171,3 @@ class ModelTasting:
         if self.plan.options.like_lm_cocktail:
             return lm_cocktail_loss(encoder.model, self.needed_examples, temperature=temperature)
         return example_loss(encoder, self.needed_examples, temperature=temperature)
-
-
-def parameters_by_key(model: SentenceTransformer, checkpoint: Checkpoint) -> dict[Key, torch.Tensor]:
-    """Which tensor of a checkpoint each parameter of a loaded model is.
-
-    The names differ by what classes put before them (``auto_model.`` on one side, ``bert.`` on the other). A parameter
-    that the checkpoint doesn't have stays as it was loaded: such are the poolers that no embedding uses.
-    """
-    found: dict[Key, torch.Tensor] = {}
-    for number, module in enumerate(model):
-        endings: dict[str, list[str]] = {}
-        for key, tensor in checkpoint.tensors.items():
-            if key[0] == number and tensor.dtype in FLOATS:
-                for start in _starts(key[1]):
-                    endings.setdefault(key[1][start:], []).append(key[1])
-        for name, parameter in module.state_dict(keep_vars=True).items():
-            match = next((endings[name[s:]] for s in _starts(name) if len(endings.get(name[s:], [])) == 1), None)
-            if match and parameter.is_floating_point():
-                found[number, match[0]] = parameter.detach()
-    return found
-
-
-def _starts(name: str) -> list[int]:
-    """Where a dotted name may be cut at its front, from the whole name on; two parts at least are left."""
-    dots = [place + 1 for place, sign in enumerate(name) if sign == "."]
-    return [0, *dots[:-1]]
-
-
-def _tiles(tensor: Tensor) -> Iterator[Floats]:
-    count = count_of(tensor)
-    for first in range(0, count, TILE):
-        values = np.empty(min(TILE, count - first), np.float32)
-        tensor.read(first, values)
-        yield values

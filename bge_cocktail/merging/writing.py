@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from bge_cocktail.errors import DataError
+from bge_cocktail.labels import is_classifier
 from bge_cocktail.layout import make_portable, read_object, transformer_folder
 from bge_cocktail.merging.block_writer import BlockWriter
 from bge_cocktail.merging.checkpoints import Checkpoint, is_unused
 from bge_cocktail.merging.plan import Plan
 from bge_cocktail.merging.safetensors_file import header_bytes
-from bge_cocktail.merging.settings import take_length, take_prompts, take_tokenizer
+from bge_cocktail.merging.settings import forget_temperature, take_length, take_prompts, take_tokenizer
 from bge_cocktail.merging.tensors import FLOATS, ITEM_BYTES, Key, Tensor, count_of, to_bytes
 from bge_cocktail.options import Merging
 from bge_cocktail.provenance import NOT_THE_MODEL, write_json
@@ -57,7 +58,9 @@ def write_settings(plan: Plan, folder: Path) -> None:
     _copy_other_files(first, folder)
     _settle(plan, folder)
     _write_indexes(plan, folder)
-    if (folder / "modules.json").is_file():
+    if is_classifier(folder):
+        forget_temperature(folder)
+    elif (folder / "modules.json").is_file():
         make_portable(folder)
 
 

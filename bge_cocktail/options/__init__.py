@@ -3,6 +3,7 @@
 Command-line flags and the sections of a run file are both made from these models.
 """
 
+from bge_cocktail.options.augmenting import Augmenting
 from bge_cocktail.options.base import NAMED_PROMPTS, Options, checked, field_names, is_table
 from bge_cocktail.options.classifying import Classifying, Predicting
 from bge_cocktail.options.merging import Merging
@@ -14,6 +15,7 @@ from bge_cocktail.options.tuning import Tuning
 
 __all__ = [
     "NAMED_PROMPTS",
+    "Augmenting",
     "Classifying",
     "Cocktails",
     "Data",

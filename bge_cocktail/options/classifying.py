@@ -6,12 +6,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from bge_cocktail.options.augmenting import Augmenting, SomeNames
 from bge_cocktail.options.base import Options
-from bge_cocktail.options.preparing import Ratio, SomeNames
+from bge_cocktail.options.preparing import Ratio
 from bge_cocktail.options.tuning import Tuning
 
 
-class Classifying(Tuning):
+class Classifying(Tuning, Augmenting):
     """How an encoder gets a classification head."""
 
     panels: ClassVar[dict[str, str]] = {
@@ -19,7 +20,8 @@ class Classifying(Tuning):
         "weight_decay layer_decay max_grad_norm seed",
         "Head and loss": "few_shot pairs_per_text head head_layers head_dropout multi_label threshold loss focal_gamma "
         "class_weights label_smoothing anchor",
-        "Texts": "clean max_length truncation ratio per_class",
+        "Texts": "clean max_length truncation ratio per_class augment augment_share word_share thesaurus wordnet_dir "
+        "thesaurus_file",
         "Parameters": "freeze_encoder freeze_embeddings freeze_layers fixed_positions reinit_layers dropout lora "
         "lora_alpha",
         "Memory and speed": "precision device gradient_checkpointing chunk_tokens tf32 compile workers",

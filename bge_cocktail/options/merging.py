@@ -32,7 +32,7 @@ class Merging(Options):
         "Weights": "weights share weights_for layer_weights decay",
         "Finding weights": "temperature skill_temperature loss_temperature negatives like_lm_cocktail steps rate "
         "per_layer trials epsilon shares",
-        "Where models differ": "exclude prompts_from length_from tokenizer_from pooling",
+        "Where models differ": "exclude heads prompts_from length_from tokenizer_from pooling",
     }
 
     method: str = Field("linear", description="how tensors are merged; see: bge-cocktail list merge-methods")
@@ -104,6 +104,11 @@ class Merging(Options):
     tokenizer_from: int | None = Field(None, ge=1, description="take the tokenizer of the model of this number")
     pooling: Literal["cls", "mean", "lasttoken"] | None = Field(
         None, description="how plain transformers folders pool, which don't say it: cls (BGE), mean (E5), lasttoken"
+    )
+    heads: Literal["auto", "first", "merge"] = Field(
+        "auto",
+        description="the head of merged classifiers: first, the first model's; merge, of all; auto, of those with the "
+        "first one's labels",
     )
     dtype: Literal["same", "float32", "float16", "bfloat16"] = Field(
         "same", description="type of the merged numbers; 'same' as the first model's"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from bge_cocktail.options.base import Names, Options
+from bge_cocktail.options.augmenting import Augmenting, SomeNames
 
 
 def _by_colon(value: object) -> object:
@@ -19,16 +18,10 @@ def _with_exact(names: list[str]) -> list[str]:
     return ["exact", *names] if names and "exact" not in names else names
 
 
-def _no_names(value: object) -> object:
-    return [] if value == "none" else value
-
-
 Ratio = Annotated[list[float], BeforeValidator(_by_colon)]
-# a list with a default needs a word for the empty one
-SomeNames = Annotated[Names, BeforeValidator(_no_names)]
 
 
-class Preparing(Options):
+class Preparing(Augmenting):
     """How data become clean, split records."""
 
     panels: ClassVar[dict[str, str]] = {
@@ -80,14 +73,6 @@ class Preparing(Options):
     negatives: int = Field(7, ge=0, description="texts of other labels that a labelled text gets as negatives")
     positive_from: float = Field(0.8, description="pairs with a score of at least this are positives (after --scale)")
     negative_below: float = Field(0.4, description="pairs with a score below this are negatives (after --scale)")
-    augment: SomeNames = Field([], description="how train records are varied; see: bge-cocktail list augmentations")
-    augment_share: float = Field(0.3, ge=0, le=1, description="share of the train records that get a varied copy")
-    word_share: float = Field(0.1, gt=0, le=1, description="share of a text's words that change in it")
-    thesaurus: str = Field("wordnet", description="where synonyms come from; see: bge-cocktail list thesauri")
-    wordnet_dir: Path | None = Field(
-        None, description="folder of WordNet's files (index.noun, data.noun, ...); default: /usr/share/wordnet"
-    )
-    thesaurus_file: Path | None = Field(None, description="synonyms of your own: lines of words with tabs between")
     weigh: SomeNames = Field(
         [], description="what weighs train records, multiplied; see: bge-cocktail list record-weightings"
     )
@@ -110,7 +95,6 @@ class Preparing(Options):
             raise ValueError(f"languages are codes (en, zh), got '{wrong[0]}'")
         for name, given, needs, chosen in (
             ("weight_column", self.weight_column, "weigh=column", "column" in self.weigh),
-            ("thesaurus_file", self.thesaurus_file, "thesaurus=file", self.thesaurus == "file"),
             ("group_by", self.group_by, "splits of its own", not self.keep_splits),
             ("stratify", self.stratify, "splits of its own", not self.keep_splits),
         ):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from bge_cocktail.options.base import PROMPT_HELP, Integers, Limit, Names, Options, Prompt
+from bge_cocktail.options.base import PROMPT_HELP, Limit, Names, Options, Prompt
 
 
 class Encoding(Options):
@@ -113,15 +113,23 @@ class Mining(Options):
 class Evaluating(Options):
     """How models are judged."""
 
-    depth: int = Field(100, ge=10, description="documents retrieved for a query (MAP and Recall look so far)")
-    recall_at: Integers = Field([10, 100], description="ranks at which recall is reported")
+    depth: int = Field(100, ge=10, description="documents retrieved for a query")
+    metrics: Names = Field(
+        ["nDCG@10", "MRR@10", "MAP@100", "Recall@10", "Recall@100"],
+        min_length=1,
+        description="measures of retrieval, the main one first: nDCG@10, P@5, hit@1, R-precision, ...; see: "
+        "bge-cocktail list measures",
+    )
+    save_runs: bool = Field(False, description="keep what was found for each query, as trec_eval reads it (runs/)")
     split: str = Field("test", description="split of the task that is judged")
     confidence: float = Field(0.95, gt=0, lt=1, description="of the bootstrap intervals")
     seed: int = Field(13, ge=0, description="seeds the bootstrap")
 
     @model_validator(mode="after")
     def _ranks_within_depth(self) -> Evaluating:
-        beyond = [k for k in self.recall_at if not 1 <= k <= self.depth]
+        beyond = [
+            name for name in self.metrics if (rank := name.partition("@")[2]).isdecimal() and int(rank) > self.depth
+        ]
         if beyond:
-            raise ValueError(f"recall_at has {beyond}, but only ranks 1 to depth={self.depth} are retrieved")
+            raise ValueError(f"{beyond[0]} looks further than the depth={self.depth} documents that are retrieved")
         return self

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import regex
 
-from bge_cocktail.options import Preparing
+from bge_cocktail.options import Augmenting, Preparing
 from bge_cocktail.preparing.duplicates import text_key
 from bge_cocktail.preparing.wordnet import Thesaurus, thesauri
 from bge_cocktail.records import Record, normalise
 from bge_cocktail.records.words import UNSPACED
 from bge_cocktail.registry import Registry
 
+Item = TypeVar("Item")
 Words = list[str]
 Vary = Callable[[Words, int, np.random.Generator, Thesaurus], Words]
 """The words of a text and how many shall change in; other words out (the same ones if it can't)."""
@@ -86,8 +88,7 @@ def augment(
 ) -> Iterator[Record]:
     """Every record, and after some of them a varied copy, marked by ``"augmented": NAME``.
 
-    A copy's query is varied; of `shuffle` and `delete`, its positives too. Where no synonym is known (another
-    language than the thesaurus's), the copy is made by the next chosen variation that can.
+    A copy's query is varied; of `shuffle` and `delete`, its positives too.
 
     Args:
         records: Train records.
@@ -95,22 +96,54 @@ def augment(
         counted: Counts copies by variation, and what could not be varied.
         held_out: Keys of texts of other splits and of test sets, which no copy may repeat.
     """
+
+    def leaks(copy: Record) -> bool:
+        return any(text_key(text) in held_out for text in (copy.query, *copy.pos))
+
+    yield from with_copies(records, options, options.seed, _varied, leaks, counted)
+
+
+def with_copies(
+    items: Iterable[Item],
+    options: Augmenting,
+    seed: int,
+    vary: Callable[[Item, str, Callable[[str], str]], Item | None],
+    leaks: Callable[[Item], bool],
+    counted: Counter[str],
+) -> Iterator[Item]:
+    """Every item, and after some of them a varied copy.
+
+    Where no synonym is known (another language than the thesaurus's), the copy is made by the next chosen variation
+    that can.
+
+    Args:
+        items: Records, or whatever has texts.
+        options: Which variations, for which share, of how many words.
+        seed: Of all draws.
+        vary: Makes a copy from an item, the variation's name and what varies a text; None where nothing changes.
+        leaks: Whether a copy repeats a text that is held out.
+        counted: Counts copies by variation, and what could not be varied.
+    """
     if not options.augment:
-        yield from records
+        yield from items
         return
-    vary = {name: augmentations[name] for name in options.augment}
-    needs = any(augmentations.trait(name, "thesaurus") for name in vary)
+    known = {name: augmentations[name] for name in options.augment}
+    needs = any(augmentations.trait(name, "thesaurus") for name in known)
     thesaurus: Thesaurus = thesauri[options.thesaurus](options) if needs else lambda _word: []
-    names = list(vary)
-    generator = np.random.default_rng(options.seed)
-    for record in records:
-        yield record
+    names = list(known)
+    generator = np.random.default_rng(seed)
+
+    def varies(name: str) -> Callable[[str], str]:
+        return lambda text: _vary_text(text, known[name], options.word_share, generator, thesaurus)
+
+    for item in items:
+        yield item
         if generator.random() >= options.augment_share:
             continue
         first = int(generator.integers(len(names)))
         for name in names[first:] + names[:first]:
-            copy = _varied(record, name, vary[name], options.word_share, generator, thesaurus)
-            if copy is not None and any(text_key(text) in held_out for text in (copy.query, *copy.pos)):
+            copy = vary(item, name, varies(name))
+            if copy is not None and leaks(copy):
                 counted[f"not varied by {name}: a held-out text would come of it"] += 1
                 continue
             if copy is not None:
@@ -121,15 +154,13 @@ def augment(
             counted[f"not varied by {name}: {why}"] += 1
 
 
-def _varied(
-    record: Record, name: str, vary: Vary, share: float, generator: np.random.Generator, thesaurus: Thesaurus
-) -> Record | None:
-    def varied(text: str) -> str:
-        words = _TOKEN.findall(text)
-        count = max(1, round(share * len(words)))
-        changed = vary(words, count, generator, thesaurus)
-        return text if changed == words else _joined(changed)
+def _vary_text(text: str, vary: Vary, share: float, generator: np.random.Generator, thesaurus: Thesaurus) -> str:
+    words = _TOKEN.findall(text)
+    changed = vary(words, max(1, round(share * len(words))), generator, thesaurus)
+    return text if changed == words else _joined(changed)
 
+
+def _varied(record: Record, name: str, varied: Callable[[str], str]) -> Record | None:
     query = varied(record.query)
     pos = tuple(varied(text) for text in record.pos) if name in ("shuffle", "delete") else record.pos
     if normalise(query) == normalise(record.query) and pos == record.pos:

@@ -6,18 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bge_cocktail.errors import DataError
-from bge_cocktail.options import Preparing
+from bge_cocktail.options import Augmenting
 from bge_cocktail.registry import Registry
 
 Thesaurus = Callable[[str], list[str]]
 """The synonyms of a word in lower case, without the word itself; empty if it knows none."""
-thesauri: Registry[Callable[[Preparing], Thesaurus]] = Registry("thesauri")
+thesauri: Registry[Callable[[Augmenting], Thesaurus]] = Registry("thesauri")
 DEBIAN_FOLDER = Path("/usr/share/wordnet")
 _PARTS = ("noun", "verb", "adj", "adv")
 
 
 @thesauri("wordnet")
-def wordnet(options: Preparing) -> Thesaurus:
+def wordnet(options: Augmenting) -> Thesaurus:
     """WordNet's database files, as Debian's wordnet-base installs them or from --wordnet-dir.
 
     Two words are synonyms if they stand in one synset (Miller, WordNet: a lexical database for English, 1995); read
@@ -56,7 +56,7 @@ def wordnet(options: Preparing) -> Thesaurus:
 
 
 @thesauri("file")
-def from_file(options: Preparing) -> Thesaurus:
+def from_file(options: Augmenting) -> Thesaurus:
     """A list of your own (--thesaurus-file): on each line words that mean the same, with tabs between.
 
     Raises:

@@ -12,22 +12,22 @@ from numpy.typing import NDArray
 from bge_cocktail.encoding import Encoder
 from bge_cocktail.errors import DataError, nearest
 from bge_cocktail.options import Evaluating
-from bge_cocktail.records.labelled import Labelled, read_labelled
+from bge_cocktail.records.labelled import Labelled, Text, read_labelled
 from bge_cocktail.statistics import bootstrap_interval
 from bge_cocktail.tasks.score import Role, Score, tasks
 
 
 @tasks("classification")
 def classification(encoder: Encoder, path: Path, name: str, role: Role, options: Evaluating) -> list[Score]:
-    """Logistic regression on frozen embeddings of labelled texts: accuracy, macro-F1."""
+    """Logistic regression on frozen embeddings of labelled texts or pairs: accuracy, macro-F1."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import LabelEncoder
 
     train, test = read_split(path, options.split)
     labels = LabelEncoder().fit(train.labels)
     probe = LogisticRegression(C=1.0, max_iter=1000)
-    probe.fit(encoder.encode_text(train.texts), labels.transform(train.labels))
-    predicted = probe.predict(encoder.encode_text(test.texts))
+    probe.fit(features(encoder, train.texts), labels.transform(train.labels))
+    predicted = probe.predict(features(encoder, test.texts))
     truth = labels.transform(test.labels)
     right = (predicted == truth).astype(float)
 
@@ -56,6 +56,18 @@ def classification(encoder: Encoder, path: Path, name: str, role: Role, options:
             (),
         ),
     ]
+
+
+def features(encoder: Encoder, texts: Sequence[Text]) -> NDArray[np.float32]:
+    """Embeddings of texts; of pairs ``[u, v, |u - v|, u * v]`` (InferSent, arXiv:1705.02364).
+
+    Returns:
+        Shape (texts, dimensions), or (texts, 4 x dimensions) of pairs.
+    """
+    if not any(isinstance(text, tuple) for text in texts):
+        return encoder.encode_text([text for text in texts if isinstance(text, str)])
+    first, second = (encoder.encode_text([text[side] for text in texts]) for side in (0, 1))
+    return np.concatenate([first, second, np.abs(first - second), first * second], axis=1)
 
 
 def read_split(path: Path, split: str) -> tuple[Labelled, Labelled]:

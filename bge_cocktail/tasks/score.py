@@ -12,6 +12,8 @@ from bge_cocktail.options import Evaluating
 from bge_cocktail.registry import Registry
 
 Role = Literal["target", "general"]
+Run = Mapping[str, Mapping[str, float]]
+"""The documents found for each query, best first, with their scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,8 @@ class Score:
         count: Queries or texts judged.
         main: Whether it is the metric that tables show.
         per_query: Value of each query or text by id; empty where the metric has none (macro-F1).
+        run: The documents found for each query with their similarities, best first, beside the main metric of a
+            retrieval.
     """
 
     task: str
@@ -39,6 +43,7 @@ class Score:
     count: int
     main: bool = False
     per_query: Mapping[str, float] = field(default_factory=dict, repr=False)
+    run: Run = field(default_factory=dict, repr=False, compare=False)
 
     def to_json(self, *, per_query: bool = False) -> dict[str, Any]:
         """As a JSON object, the values of single queries only if asked."""

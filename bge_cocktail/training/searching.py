@@ -1,4 +1,4 @@
-"""A search for good options of training, by dev nDCG@10, with Optuna."""
+"""A search for good options of training, by a dev metric, with Optuna."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from bge_cocktail.training.tune import train, training_key
 from bge_cocktail.training.unfinished import begin
 
 log = logging.getLogger(__name__)
-SPACE: dict[str, tuple[Any, ...]] = {
+Space = Mapping[str, tuple[Any, ...]]
+SPACE: Space = {
     "learning_rate": ("log", 1e-6, 2e-4),
     "temperature": ("log", 0.01, 0.2),
     "batch_size": ("one of", 8, 16, 32, 64, 128),
@@ -37,6 +38,9 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "negatives": ("one of", 0, 1, 3, 7, 15),
 }
 """What can be searched, and where: between two numbers on a logarithmic scale, or one of some."""
+Report = Callable[[int, float], None]
+Attempt = Callable[[Any, Path, Report], object]
+"""Trains with options into a folder, and tells a report the step and the dev metric of every evaluation."""
 STUDY_FILE = "study.db"
 PICTURE_FILE = "search.png"
 
@@ -78,21 +82,54 @@ def search_options(
     Raises:
         UsageError: An unknown name, or Optuna isn't here.
     """
-    for name in names:
-        if name not in SPACE:
-            raise UsageError(f"search: no '{name}'.{nearest(name, SPACE)}")
+    _check_names(names, SPACE)
+    refuse_to_replace(output, overwrite, [base])
+    # what is wrong in every trial is said before the first
+    check_training(model_folder(base), options, general)
+    check_rows(TrainingRows(records, options), options)
+
+    def attempt(proposed: Training, folder: Path, report: Report) -> None:
+        train(base, records, folder, proposed, dev=dev, general=general, overwrite=True, report=report)
+
+    key = training_key(base, records, options, dev)
+    return search(output, options, names, SPACE, attempt, key, "nDCG@10", trials, resume=resume, overwrite=overwrite)
+
+
+def search(
+    output: Path,
+    options: Any,
+    names: Sequence[str],
+    space: Space,
+    attempt: Attempt,
+    key: str,
+    metric: str,
+    trials: int,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> dict[str, Any]:
+    """Train with options that Optuna proposes, and keep the best model; see `search_options`.
+
+    Args:
+        output: The folder to write.
+        options: All that isn't searched.
+        names: What is searched.
+        space: Where.
+        attempt: One training.
+        key: Of all inputs.
+        metric: What the dev metric is called.
+        trials: How many in all.
+        resume: Go on with a search that was cut off.
+        overwrite: Replace an older output of this tool.
+    """
+    _check_names(names, space)
     try:
         import optuna
     except ImportError:
         raise UsageError("a search needs optuna: pip install 'bge-cocktail[search]'") from None
-    refuse_to_replace(output, overwrite, [base])
     refuse_several("--search")
-    # what is wrong in every trial is said before the first
-    check_training(model_folder(base), options, general)
-    check_rows(TrainingRows(records, options), options)
     working = output.with_name(output.name + ".search")
-    identity = hash_value([training_key(base, records, options, dev), sorted(names)])
-    begin(working, "search", identity, resume)
+    begin(working, "search", hash_value([key, sorted(names)]), resume)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     optuna.logging.disable_default_handler()
     started = time.monotonic()
@@ -107,15 +144,21 @@ def search_options(
     # a study that goes on draws on, and doesn't repeat itself
     study.sampler = optuna.samplers.TPESampler(seed=options.seed + done)
     if not study.get_trials(deepcopy=False):
-        study.enqueue_trial({name: getattr(options, name) for name in names if _allowed(options, name)})
+        study.enqueue_trial({name: getattr(options, name) for name in names if _allowed(options, space, name)})
 
     def objective(trial: Any) -> float:
-        proposed = {name: _suggest(trial, name) for name in names}
+        proposed = {name: _suggest(trial, space, name) for name in names}
         log.info("trial %d: %s", trial.number + 1, ", ".join(f"{name} {value:.3g}" for name, value in proposed.items()))
-        return _try(trial, base, records, working, options.model_copy(update=proposed), dev, general)
+        return _try(trial, working, options.model_copy(update=proposed), attempt)
 
     study.optimize(objective, n_trials=max(0, trials - done), callbacks=[_keep_best(working)])
-    return _finish(study, working, output, names, overwrite, time.monotonic() - started)
+    return _finish(study, working, output, names, metric, overwrite, time.monotonic() - started)
+
+
+def _check_names(names: Sequence[str], space: Space) -> None:
+    for name in names:
+        if name not in space:
+            raise UsageError(f"search: no '{name}'.{nearest(name, space)}")
 
 
 def _take_up(study: Any) -> int:
@@ -132,29 +175,23 @@ def _take_up(study: Any) -> int:
     return len(done)
 
 
-def _allowed(options: Training, name: str) -> bool:
+def _allowed(options: Any, space: Space, name: str) -> bool:
     """Whether the given value lies in the space."""
-    kind, *values = SPACE[name]
+    kind, *values = space[name]
     value = getattr(options, name)
+    if value is None:
+        return False
     return values[0] <= value <= values[1] if kind == "log" else value in values
 
 
-def _suggest(trial: Any, name: str) -> Any:
-    kind, *values = SPACE[name]
+def _suggest(trial: Any, space: Space, name: str) -> Any:
+    kind, *values = space[name]
     if kind == "log":
         return trial.suggest_float(name, *values, log=True)
     return trial.suggest_categorical(name, values)
 
 
-def _try(
-    trial: Any,
-    base: str | Path,
-    records: Sequence[Record],
-    working: Path,
-    options: Training,
-    dev: Judged,
-    general: Sequence[Path],
-) -> float:
+def _try(trial: Any, working: Path, options: Any, attempt: Attempt) -> float:
     """One training; the best dev metric of its evaluations."""
     import optuna
 
@@ -169,13 +206,14 @@ def _try(
 
     folder = working / f"trial-{trial.number + 1}"
     try:
-        train(base, records, folder, options, dev=dev, general=general, overwrite=True, report=report)
+        attempt(options, folder, report)
     except CocktailError as error:  # such as a batch larger than the data or the memory, or a loss that is no number
         log.warning("trial %d: %s", trial.number + 1, error)
         raise optuna.TrialPruned from None
     finally:
         shutil.rmtree(folder.with_name(folder.name + ".unfinished"), ignore_errors=True)
-    return max(values)
+    # a training without evaluations on its way is judged at its end
+    return max(values) if values else float(json.loads((folder / RUN_FILE).read_text())["dev_best"])
 
 
 def _keep_best(working: Path) -> Callable[[Any, Any], None]:
@@ -194,7 +232,7 @@ def _keep_best(working: Path) -> Callable[[Any, Any], None]:
 
 
 def _finish(
-    study: Any, working: Path, output: Path, names: Sequence[str], overwrite: bool, seconds: float
+    study: Any, working: Path, output: Path, names: Sequence[str], metric: str, overwrite: bool, seconds: float
 ) -> dict[str, Any]:
     from optuna.importance import get_param_importances
 
@@ -212,7 +250,7 @@ def _finish(
     best = working / f"trial-{found['best']}"
     described = json.loads((best / RUN_FILE).read_text())
     write_json(best / RUN_FILE, {**described, "search": found, "search_seconds": round(seconds, 2)})
-    draw_search(table, importance, best / PICTURE_FILE)
+    draw_search(table, importance, best / PICTURE_FILE, metric)
     with new_folder(output, overwrite=overwrite) as new:
         for file in best.iterdir():
             file.rename(new / file.name)
@@ -220,8 +258,8 @@ def _finish(
     return found
 
 
-def draw_search(trials: Sequence[dict[str, Any]], importance: dict[str, float], path: Path) -> None:
-    """Draw dev nDCG@10 of the trials, the best so far, and how much each option matters."""
+def draw_search(trials: Sequence[dict[str, Any]], importance: dict[str, float], path: Path, metric: str) -> None:
+    """Draw the dev metric of the trials, the best so far, and how much each option matters."""
     from matplotlib.figure import Figure
 
     complete = [(trial["trial"], trial["dev"]) for trial in trials if trial["state"] == "complete"]
@@ -230,7 +268,7 @@ def draw_search(trials: Sequence[dict[str, Any]], importance: dict[str, float], 
     left, right = figure.subplots(1, 2)
     left.plot(*zip(*complete, strict=True), "o", color="#2a6fdb", label="trial")
     left.step([number for number, _ in complete], best, where="post", color="#d9622b", label="best so far")
-    left.set(xlabel="trial", ylabel="dev nDCG@10")
+    left.set(xlabel="trial", ylabel=f"dev {metric}")
     left.legend(frameon=False, fontsize=8)
     shown = sorted(importance.items(), key=lambda item: item[1])
     right.barh([name.replace("_", " ") for name, _ in shown], [value for _, value in shown], color="#2a6fdb")

@@ -1,0 +1,89 @@
+"""``bge-cocktail compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+
+from bge_cocktail.cli.flags import PATH, format_flag, show
+from bge_cocktail.errors import CocktailError, UsageError, nearest
+
+
+@click.command("compare")
+@click.argument("evaluations", nargs=-1, required=True, type=PATH)
+@click.option("--baseline", help="The model that the others are compared with; the first without it.")
+@click.option(
+    "--fail-if-worse",
+    type=click.Choice(["target", "general", "any"]),
+    help="Exit with code 1 if a model is measurably worse on a task of this role: for CI.",
+)
+@click.option(
+    "--confidence",
+    type=click.FloatRange(0.5, 0.9999),
+    default=0.95,
+    show_default=True,
+    help="Of intervals; a change counts from a corrected p below 1 minus this.",
+)
+@click.option(
+    "--resamples", type=click.IntRange(100), default=10_000, show_default=True, help="Draws of test and bootstrap."
+)
+@click.option("--seed", type=click.IntRange(0), default=13, show_default=True, help="Seeds them.")
+@format_flag
+def command(
+    evaluations: tuple[Path, ...],
+    baseline: str | None,
+    fail_if_worse: str | None,
+    confidence: float,
+    resamples: int,
+    seed: int,
+    output_format: str,
+) -> None:
+    """Say which models are measurably better or worse than another, task by task.
+
+    EVALUATIONS are folders that `evaluate` wrote. Over the same queries and texts: a paired permutation test, corrected
+    for the number of tasks (Holm), and a bootstrap interval of the difference.
+    """
+    from bge_cocktail.evaluation import gather_evaluations
+    from bge_cocktail.report.table import text_table
+    from bge_cocktail.significance import compare_models, in_words
+
+    models = {one.model: one for one in gather_evaluations(evaluations)}
+    if len(models) < 2:
+        raise UsageError(f"only one model was evaluated in {', '.join(map(str, evaluations))}; comparing needs two")
+    first = baseline or next(iter(models))
+    if first not in models:
+        raise UsageError(f"--baseline: no model '{first}'.{nearest(first, models)}")
+    found = {
+        name: compare_models(models[first], one, confidence=confidence, resamples=resamples, seed=seed)
+        for name, one in models.items()
+        if name != first
+    }
+    blocks = []
+    for name, changes in found.items():
+        rows = [
+            (one.task, one.role, one.metric, f"{one.before:.4f}", f"{one.after:.4f}", f"{100 * one.difference:+.1f}",
+             f"[{100 * one.interval[0]:+.1f}, {100 * one.interval[1]:+.1f}]", f"{one.p_corrected:.4f}",
+             f"{one.effect:+.2f}", f"{one.gained}/{one.lost}", one.verdict)
+            for one in changes
+        ]  # fmt: skip
+        header = ("task", "role", "metric", first, name, "points", f"{100 * confidence:g} %", "p (Holm)", "effect",
+                  "gained/lost", "")  # fmt: skip
+        blocks.append(f"{name} against {first}: {in_words(changes, confidence)}.\n\n{text_table(header, rows)}")
+    content: dict[str, Any] = {
+        "baseline": first,
+        "models": {
+            name: {"words": in_words(changes, confidence), "tasks": [one.to_json() for one in changes]}
+            for name, changes in found.items()
+        },
+    }
+    show(content, "\n\n".join(blocks), output_format)
+    worse = [
+        f"{name} on {one.task}"
+        for name, changes in found.items()
+        for one in changes
+        if one.verdict == "worse" and fail_if_worse in (one.role, "any")
+    ]
+    if worse:
+        raise CocktailError(f"--fail-if-worse {fail_if_worse}: measurably worse than {first}: {', '.join(worse)}")

@@ -1,0 +1,149 @@
+"""Comparisons of models: tests against scipy and by hand, the words, the exit code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+from conftest import perturb
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bge_cocktail.errors import DataError
+from bge_cocktail.evaluation import ModelScores
+from bge_cocktail.significance import compare_models, holm, in_words, permutation_test
+from bge_cocktail.tasks import Score
+
+Cli = Callable[..., Result]
+
+
+def scored(model: str, role: str = "target", **tasks: list[float]) -> ModelScores:
+    scores = [
+        Score(
+            task=name,
+            kind="retrieval",
+            role=role,  # type: ignore[arg-type]
+            metric="nDCG@10",
+            value=float(np.mean(values)),
+            interval=(0, 1),
+            count=len(values),
+            main=True,
+            per_query={f"q{number}": value for number, value in enumerate(values)},
+        )
+        for name, values in tasks.items()
+    ]
+    return ModelScores(model, model, scores)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(-3, 3), min_size=2, max_size=9))
+def test_few_differences_are_tested_exactly(values: list[int]) -> None:
+    differences = np.array(values, float) / 7
+    sums = [abs(sum(sign * one for sign, one in zip(signs, values, strict=True)))
+            for signs in product((-1, 1), repeat=len(values))]  # fmt: skip
+    expected = np.mean([one >= abs(sum(values)) for one in sums])
+    assert permutation_test(differences) == pytest.approx(expected)
+
+
+def test_many_differences_are_drawn() -> None:
+    from scipy.stats import ttest_1samp
+
+    generator = np.random.default_rng(0)
+    for shift in (0.0, 0.05, 0.1):
+        differences = generator.normal(shift, 1, 1500)
+        p = permutation_test(differences)
+        assert p == pytest.approx(ttest_1samp(differences, 0).pvalue, abs=0.02)
+        assert p == permutation_test(differences)
+    assert permutation_test(np.ones(200)) == pytest.approx(1 / 10_001, rel=1.01)
+    assert permutation_test(np.zeros(5)) == 1
+
+
+def test_holm_by_hand() -> None:
+    # Holm 1979: the least p times the number of tests, the next times one fewer, never falling
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1, 1]
+    assert holm([]) == []
+
+
+def test_false_alarms_are_as_rare_as_said() -> None:
+    generator = np.random.default_rng(1)
+    alarms = 0
+    for _ in range(60):
+        tasks = {f"t{number}": generator.normal(0.5, 0.2, 40).tolist() for number in range(5)}
+        other = {name: (np.array(values) + generator.normal(0, 0.1, 40)).tolist() for name, values in tasks.items()}
+        changes = compare_models(scored("a", **tasks), scored("b", **other), resamples=500)
+        alarms += any(change.verdict != "no measurable change" for change in changes)
+    assert alarms <= 8  # 3 are expected; more than 8 come once in 300
+
+
+def test_verdicts_and_words() -> None:
+    generator = np.random.default_rng(2)
+    before = generator.uniform(0.3, 0.6, 200)
+    same = (before + generator.normal(0, 0.05, 200)).tolist()
+    one = scored("base", up=before.tolist(), down=before.tolist(), same=before.tolist())
+    other = scored("tuned", up=(before + 0.06).tolist(), down=(before - 0.03).tolist(), same=same)
+    changes = {change.task: change for change in compare_models(one, other)}
+    assert [change.verdict for change in changes.values()] == ["better", "worse", "no measurable change"]
+    assert changes["up"].difference == pytest.approx(0.06)
+    assert (changes["up"].gained, changes["up"].lost) == (200, 0)
+    assert changes["same"].interval[0] < 0 < changes["same"].interval[1]
+    assert abs(changes["same"].effect) < 0.3
+    words = in_words(list(changes.values()))
+    assert words.startswith("better on up (+6.0 nDCG@10, 95 % [+6.0, +6.0]), worse on down (-3.0")
+    assert words.endswith("no measurable change on same")
+
+
+def test_other_queries_are_refused() -> None:
+    with pytest.raises(DataError, match="on other queries"):
+        compare_models(scored("a", t=[1, 0]), scored("b", t=[1, 0, 1]))
+    with pytest.raises(DataError, match="no task in common"):
+        compare_models(scored("a", t=[1, 0]), scored("b", u=[1, 0]))
+
+
+def test_from_the_command_line(cli: Cli, tiny: Path, beir: Path, labelled: Path, tmp_path: Path) -> None:
+    noisy = perturb(tiny, tmp_path / "noisy", 3, scale=0.5)
+    tasks = ("--target", beir, "--general", labelled)
+    cli("evaluate", f"base={tiny}", *tasks, "-o", tmp_path / "one")
+    cli("evaluate", f"noisy={noisy}", f"again={tiny}", *tasks, "-o", tmp_path / "two")
+    where = ("compare", tmp_path / "one", tmp_path / "two")
+    result = cli(*where, "--resamples", 1000)
+    assert "again against base: no measurable change on 2 tasks" in result.stdout
+    found = json.loads(cli(*where, "--format", "json", "--fail-if-worse", "target", code=None).stdout)
+    by_task = {one["task"]: one for one in found["models"]["noisy"]["tasks"]}
+    assert by_task["animals"]["count"] == 25
+    assert by_task["animals"]["difference"] == pytest.approx(by_task["animals"]["after"] - by_task["animals"]["before"])
+    turned = cli(*where, "--baseline", "noisy", "--format", "json")
+    assert json.loads(turned.stdout)["models"].keys() == {"base", "again"}
+    assert "Did you mean 'noisy'" in cli(*where, "--baseline", "nosy", code=2).stderr
+    assert "comparing needs two" in cli("compare", tmp_path / "one", code=2).stderr
+    # worse on purpose: CI sees it
+    lines = (tmp_path / "two/per_query.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    for row in rows:
+        if row["model"] == "again" and row["task"] == "animals":
+            row["per_query"] = dict.fromkeys(row["per_query"], 0.0)
+    (tmp_path / "two/per_query.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    failed = cli(*where, "--fail-if-worse", "any", code=1)
+    assert "measurably worse than base: " in failed.stderr
+    assert "again on animals" in failed.stderr
+    cli(*where, "--fail-if-worse", "general")
+
+
+def test_other_data_and_other_models_are_refused(cli: Cli, tiny: Path, beir: Path, tmp_path: Path) -> None:
+    import shutil
+
+    changed = shutil.copytree(beir, tmp_path / beir.name)
+    with (changed / "corpus.jsonl").open("a") as file:
+        file.write(json.dumps({"_id": "new", "title": "", "text": "a new document"}) + "\n")
+    noisy = perturb(tiny, tmp_path / "noisy", 3)
+    cli("evaluate", f"base={tiny}", "--target", beir, "-o", tmp_path / "one")
+    cli("evaluate", f"noisy={noisy}", "--target", changed, "-o", tmp_path / "two")
+    assert "has other data" in cli("compare", tmp_path / "one", tmp_path / "two", code=1).stderr
+    cli("evaluate", f"base={noisy}", "--target", beir, "-o", tmp_path / "three")
+    assert "two models are called 'base'" in cli("compare", tmp_path / "one", tmp_path / "three", code=1).stderr
+    assert "no readable evaluation" in cli("compare", beir, code=1).stderr
