@@ -120,6 +120,11 @@ class CachedEncoder:
         self.embedded = 0
         """Texts embedded so far, those from the cache not counted."""
 
+    @property
+    def device(self) -> str:
+        """Where it computes, as the options say it."""
+        return self.options.device
+
     @cached_property
     def hash(self) -> str:
         """Hash of the folder's content: another model under the same name is another model."""

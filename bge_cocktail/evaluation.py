@@ -224,9 +224,13 @@ def gather_evaluations(folders: Sequence[Path]) -> list[ModelScores]:
     return [one for _, one in models.values()]
 
 
-def evaluation_inputs(models: Mapping[str, str | Path], task_list: Sequence[Task]) -> dict[str, str]:
-    """Names and hashes of models and tasks."""
+def evaluation_inputs(
+    models: Mapping[str, str | Path], task_list: Sequence[Task], options: Evaluating
+) -> dict[str, str]:
+    """Names and hashes of models (a reranker, too) and tasks."""
     from bge_cocktail.hub import model_folder
 
     inputs = {name: hash_path(model_folder(path)) for name, path in models.items()}
+    if options.reranker is not None:
+        inputs[f"reranker {options.reranker}"] = hash_path(model_folder(options.reranker))
     return {**inputs, **{f"{task.role} {task.name}": hash_path(task.path) for task in task_list}}

@@ -32,7 +32,7 @@ from bge_cocktail.preparing import Source
 WAY = Path(__file__).parent / "trainers/setfit_way.py"
 COMMON: dict[str, Any] = {"max_length": 128, "batch_size": 16, "learning_rate": 2e-5}
 # texts encoded in a training, of either side: what two cores do in minutes
-MOST_PAIRS = 12_000
+MOST_PAIRS = 3_000
 Row = dict[str, str]
 
 

@@ -259,3 +259,32 @@ def slowness() -> float:
 def leftovers(folder: Path) -> list[str]:
     """Temporary files that something left behind."""
     return [str(path) for path in folder.rglob("*") if path.name.endswith((".tmp", ".old"))]
+
+
+def build_reranker(folder: Path) -> Path:
+    """A small cross-encoder with one output."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    folder.mkdir()
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(WORDS), "?", "."]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    torch.manual_seed(1)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        num_labels=1,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small cross-encoder."""
+    return build_reranker(tmp_path_factory.mktemp("rerankers") / "small")

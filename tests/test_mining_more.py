@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import Result
-from conftest import WORDS, write_lines
+from conftest import build_reranker, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_mining import HashEncoder
@@ -22,13 +22,13 @@ from bge_cocktail.mining import (
     choices,
     distinct_texts,
     false_negatives,
-    load_teacher,
     mine,
     negative_filters,
 )
 from bge_cocktail.options import Mining
 from bge_cocktail.records import Judged, Record, normalise, read_corpus, read_judgements, read_records
 from bge_cocktail.records.words import search_words
+from bge_cocktail.reranker import load_reranker
 from bge_cocktail.search import StoredEmbeddings, embedded, search, top_k
 
 Cli = Callable[..., Result]
@@ -301,28 +301,6 @@ def test_unknown_names(cli: Cli, beir: Path, tiny: Path, tmp_path: Path) -> None
     assert sorted(candidate_sources) == ["bm25", "dense"]
 
 
-def build_reranker(folder: Path) -> Path:
-    import torch
-    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
-
-    folder.mkdir()
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(WORDS), "?", "."]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary))
-    torch.manual_seed(1)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=64,
-        num_labels=1,
-    )
-    BertForSequenceClassification(config).save_pretrained(folder)
-    BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
-    return folder
-
-
 def test_a_reranker_as_teacher(cli: Cli, beir: Path, tiny: Path, tmp_path: Path) -> None:
     from sentence_transformers import CrossEncoder
 
@@ -339,7 +317,7 @@ def test_a_reranker_as_teacher(cli: Cli, beir: Path, tiny: Path, tmp_path: Path)
     run = json.loads((tmp_path / "o/run.json").read_text())
     assert str(reranker) in run["inputs"]
     with pytest.raises(CocktailError, match="not a model folder"):
-        load_teacher(str(tmp_path))
+        load_reranker(str(tmp_path))
 
 
 def test_the_same_negatives_as_sentence_transformers(beir: Path, tiny: Path) -> None:
@@ -420,7 +398,7 @@ def test_a_teacher_that_is_none(cli: Cli, beir: Path, tiny: Path, tmp_path: Path
     reranker = build_reranker(tmp_path / "broken")
     (reranker / "model.safetensors").write_bytes(b"junk")
     result = cli("mine", beir, "-m", tiny, "-o", tmp_path / "o", "--teacher", reranker, code=1)
-    assert "the teacher can't be loaded" in result.stderr
+    assert "the reranker can't be loaded" in result.stderr
 
     def nan(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         return np.full(len(pairs), np.nan)

@@ -26,7 +26,8 @@ from bge_cocktail.search import top_k
 from bge_cocktail.statistics import bootstrap_interval
 from bge_cocktail.tasks import evaluate, open_task
 from bge_cocktail.tasks.classification import macro_f1
-from bge_cocktail.tasks.retrieval import judge, search_run
+from bge_cocktail.tasks.retrieval import judge, search_run, staged_run
+from bge_cocktail.tasks.stages import fused, reranked, run_by_words
 
 
 class Given:
@@ -240,3 +241,62 @@ def test_unknown_label_in_test(tmp_path: Path, tiny: Path) -> None:
     write_lines(tmp_path / "train.jsonl", rows[1::2])
     with pytest.raises(DataError, match="holds one label only"):
         evaluate(CachedEncoder(tiny), [open_task(tmp_path, "general")])
+
+
+def test_reciprocal_rank_fusion_by_hand() -> None:
+    one, other = {"q": {"a": 0.9, "b": 0.8, "c": 0.7}}, {"q": {"c": 5.0, "d": 4.0}}
+    found = fused([one, other], depth=3)["q"]
+    assert list(found) == ["c", "a", "d"]
+    assert found["c"] == pytest.approx(1 / 63 + 1 / 61)
+    # b and d stand on second ranks alike; the tie goes to the id that comes later
+    assert found["d"] == pytest.approx(1 / 62)
+    assert list(fused([one, {"q": {}}], depth=3)["q"]) == ["a", "b", "c"]
+
+
+def test_hybrid_joins_words_and_embeddings(tiny: Path, beir: Path) -> None:
+    from bge_cocktail.records import read_beir
+
+    judged, encoder = read_beir(beir), CachedEncoder(tiny)
+    run = staged_run(encoder, judged, Evaluating(hybrid=True))
+    words = run_by_words(judged, 101)
+    dense = search_run(encoder, judged, 100)
+    for query, found in run.items():
+        places = {name: list(one.get(query, {})) for name, one in (("words", words), ("dense", dense))}
+        for document, score in found.items():
+            expected = sum(1 / (61 + place.index(document)) for place in places.values() if document in place)
+            assert score == pytest.approx(expected, rel=1e-6)
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+
+
+def test_a_reranker_orders_the_first_anew() -> None:
+    judged = Judged({name: f"text {name}" for name in "abcd"}, {"q": "ask"}, {"q": {"d": 1}})
+    run = {"q": {"a": 0.9, "b": 0.8, "c": 0.7, "d": 0.6}}
+    seen: list[tuple[str, str]] = []
+
+    def reranker(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        seen.extend(pairs)
+        return np.array([-1.0, 3.0, 2.0])
+
+    found = reranked(run, judged, reranker, 3)["q"]
+    assert list(found) == ["b", "c", "a", "d"]
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    assert seen == [("ask", "text a"), ("ask", "text b"), ("ask", "text c")]
+    assert reranked({"q": {}}, judged, reranker, 3) == {"q": {}}
+
+
+def test_a_reranker_from_the_command_line(
+    cli: Callable[..., Result], tiny: Path, beir: Path, reranker: Path, tmp_path: Path
+) -> None:
+    where = ("evaluate", tiny, "--target", beir, "-o")
+    cli(*where, tmp_path / "out", "--reranker", reranker, "--rerank-depth", 5, "--save-runs", "--device", "cpu")
+    cli(*where, tmp_path / "plain", "--save-runs")
+    inputs = json.loads((tmp_path / "out/run.json").read_text())["inputs"]
+    assert f"reranker {reranker}" in inputs
+    runs = []
+    for name in ("out", "plain"):
+        with (tmp_path / name / "runs/tiny/animals.trec").open() as file:
+            runs.append(pytrec_eval.parse_run(file))
+    for query, found in runs[0].items():
+        first, plain = (sorted(one, key=one.get, reverse=True) for one in (found, runs[1][query]))  # type: ignore[arg-type]
+        assert set(first[:5]) == set(plain[:5])
+    assert "is no reranker" in cli(*where, tmp_path / "no", "--reranker", tiny, code=1).stderr

@@ -68,6 +68,6 @@ def command(
         output,
         lambda: evaluate_models(named, task_list, encoding, evaluating),
         {"evaluate": evaluating.model_dump(mode="json"), "encode": encoding.model_dump(mode="json")},
-        evaluation_inputs(named, task_list),
+        evaluation_inputs(named, task_list, evaluating),
     )
     show({"models": [result.to_json() for result in results]}, score_table(results), output_format)

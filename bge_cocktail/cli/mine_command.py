@@ -54,7 +54,7 @@ def command(
     """
     from bge_cocktail.encoding import CachedEncoder
     from bge_cocktail.hub import model_folder, sentence_transformers_folder
-    from bge_cocktail.mining import false_negatives, load_teacher, mine
+    from bge_cocktail.mining import false_negatives, mine
     from bge_cocktail.provenance import (
         RUN_FILE,
         describe_run,
@@ -67,6 +67,7 @@ def command(
     from bge_cocktail.records.beir import is_beir
     from bge_cocktail.report.audit import audit_text
     from bge_cocktail.report.table import text_table
+    from bge_cocktail.reranker import load_reranker
 
     mining = options_from(Mining, flags)
     encoding = options_from(Encoding, flags)
@@ -87,7 +88,7 @@ def command(
         mining,
         corpus=read_corpus(source) if source else None,
         also=also,
-        teacher=load_teacher(mining.teacher, device=encoding.device) if mining.teacher else None,
+        teacher=load_reranker(mining.teacher, device=encoding.device) if mining.teacher else None,
         audit=audit,
     )
     wrong = false_negatives(mined.records, judgements)

@@ -220,7 +220,7 @@ class Flow:
         """The scores of models on all tasks."""
         output = self.folder / name
         options = self._judging
-        inputs = evaluation_inputs(models, self.tasks)
+        inputs = evaluation_inputs(models, self.tasks, self.options.evaluate)
         if self._is_done(name, step_key("evaluate", options, inputs)):
             self._skip("evaluate")
             return read_evaluation(output)
@@ -240,7 +240,7 @@ class Flow:
         shares = sorted({0.0, 1.0, self.options.merge.share, *self.options.merge.shares})
         output = self.folder / "tradeoff"
         options = {"shares": shares, "share": self.options.merge.share, **self._judging}
-        inputs = evaluation_inputs({"base": self.base, "tuned": tuned}, self.tasks)
+        inputs = evaluation_inputs({"base": self.base, "tuned": tuned}, self.tasks, self.options.evaluate)
         if self._is_done("tradeoff", step_key("tradeoff", options, inputs)):
             self._skip("trade-off")
             return read_tradeoff(output), output / PICTURE_FILE

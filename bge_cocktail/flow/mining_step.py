@@ -11,10 +11,11 @@ import numpy as np
 
 from bge_cocktail.encoding import CachedEncoder
 from bge_cocktail.hub import model_folder
-from bge_cocktail.mining import load_teacher, mine
+from bge_cocktail.mining import mine
 from bge_cocktail.options import RunFile
 from bge_cocktail.provenance import RUN_FILE, describe_run, hash_path, new_folder, step_key, write_json
 from bge_cocktail.records import Record, write_records
+from bge_cocktail.reranker import load_reranker
 from bge_cocktail.rundata import RunData
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def mine_step(options: RunFile, data: RunData, model: str | Path, output: Path) 
     log.info("mine: %d records", len(data.records))
     encoder = CachedEncoder(model, options.encode)
     also = {name: CachedEncoder(name, options.encode) for name in options.mine.also}
-    teacher = load_teacher(options.mine.teacher, device=options.encode.device) if options.mine.teacher else None
+    teacher = load_reranker(options.mine.teacher, device=options.encode.device) if options.mine.teacher else None
     known = [*data.records, *data.dev_records]
     mined = mine(
         data.records, encoder, options.mine, corpus=data.corpus, known_positives=known, also=also, teacher=teacher

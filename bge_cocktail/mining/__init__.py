@@ -5,7 +5,6 @@ from bge_cocktail.mining.candidates import candidate_sources
 from bge_cocktail.mining.choosing import choices
 from bge_cocktail.mining.filters import negative_filters
 from bge_cocktail.mining.mine import Mined, check_mining, distinct_texts, mine
-from bge_cocktail.mining.teacher import load_teacher
 
 __all__ = [
     "Audit",
@@ -15,7 +14,6 @@ __all__ = [
     "choices",
     "distinct_texts",
     "false_negatives",
-    "load_teacher",
     "mine",
     "negative_filters",
 ]

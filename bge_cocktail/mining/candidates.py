@@ -13,11 +13,9 @@ from bge_cocktail.encoding import Encoder, encode_queries_of
 from bge_cocktail.errors import UsageError
 from bge_cocktail.options import Mining
 from bge_cocktail.records import Record
-from bge_cocktail.records.words import search_words
 from bge_cocktail.registry import Registry
 from bge_cocktail.search import Documents, Nearest, embedded, first_rows, search
-
-BM25_BLOCK = 2000
+from bge_cocktail.wordsearch import top_by_words
 
 
 @dataclass(frozen=True)
@@ -73,23 +71,8 @@ def dense(sought: Sought, options: Mining) -> Nearest:
 @candidate_sources("bm25")
 def bm25(sought: Sought, options: Mining) -> Nearest:
     """Documents that share words with the query (BM25 by bm25s; arXiv:2407.03618)."""
-    import bm25s
-
-    depth = min(options.depth, len(sought.documents))
-    documents = [search_words(text) for text in sought.documents]
-    if not any(documents):
-        shape = len(sought.records), depth
-        return Nearest(np.zeros(shape, np.float32), np.full(shape, -1, np.int64))
-    retriever = bm25s.BM25()
-    retriever.index(documents, show_progress=False)
-    similarities, rows = [], []
-    for start in range(0, len(sought.records), BM25_BLOCK):
-        queries = [search_words(record.query) for record in sought.records[start : start + BM25_BLOCK]]
-        found, scores = retriever.retrieve(queries, k=depth, show_progress=False, n_threads=1)
-        # a document without any of the words is no candidate
-        rows.append(np.where(scores > 0, found, -1).astype(np.int64))
-        similarities.append(scores.astype(np.float32))
-    return Nearest(np.concatenate(similarities), np.concatenate(rows))
+    # a document without any of the words is no candidate
+    return top_by_words([record.query for record in sought.records], sought.documents, options.depth)
 
 
 def by_encoder(encoder: Encoder) -> Source:

@@ -11,11 +11,12 @@ from bge_cocktail.mining.audit import Audit
 from bge_cocktail.mining.candidates import Sought, candidate_sources, find_candidates
 from bge_cocktail.mining.choosing import choices
 from bge_cocktail.mining.known import Known
-from bge_cocktail.mining.teacher import Scored, Teacher
+from bge_cocktail.mining.teacher import Scored
 from bge_cocktail.mining.work import BLOCK, Work
 from bge_cocktail.options import Mining
 from bge_cocktail.progress import progress
 from bge_cocktail.records import Record, normalise
+from bge_cocktail.reranker import Reranker
 from bge_cocktail.search import embedded
 
 
@@ -48,7 +49,7 @@ def mine(
     corpus: Iterable[str] | None = None,
     known_positives: Iterable[Record] = (),
     also: Mapping[str, Encoder] | None = None,
-    teacher: Teacher | None = None,
+    teacher: Reranker | None = None,
     audit: int = 0,
 ) -> Mined:
     """Find hard negatives for each record.

@@ -120,6 +120,13 @@ class Evaluating(Options):
         description="measures of retrieval, the main one first: nDCG@10, P@5, hit@1, R-precision, ...; see: "
         "bge-cocktail list measures",
     )
+    hybrid: bool = Field(
+        False, description="join the ranking by embeddings with BM25's, by reciprocal rank (1 / (60 + rank))"
+    )
+    reranker: str | None = Field(
+        None, description="a cross-encoder (folder or hub name) that orders the first documents anew"
+    )
+    rerank_depth: int = Field(100, ge=1, description="how many documents of each query it reads")
     save_runs: bool = Field(False, description="keep what was found for each query, as trec_eval reads it (runs/)")
     split: str = Field("test", description="split of the task that is judged")
     confidence: float = Field(0.95, gt=0, lt=1, description="of the bootstrap intervals")

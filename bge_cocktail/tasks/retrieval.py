@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from bge_cocktail.options import Evaluating
 from bge_cocktail.ranking import measure_run
 from bge_cocktail.records import normalise, read_judged
 from bge_cocktail.records.beir import Judged
+from bge_cocktail.reranker import Reranker, load_reranker
 from bge_cocktail.search import top_k
 from bge_cocktail.statistics import bootstrap_interval
 from bge_cocktail.tasks.score import Role, Run, Score, tasks
+from bge_cocktail.tasks.stages import fused, reranked, run_by_words
 
 log = logging.getLogger(__name__)
 # documents fetched beyond the depth, so that ties at its edge are broken by id and not by row
@@ -29,7 +32,7 @@ def retrieval(encoder: Encoder, path: Path, name: str, role: Role, options: Eval
     """Exact search over a corpus (a BEIR folder, or one that `prepare` wrote): nDCG, recall, MRR, MAP and others."""
     judged = read_judged(path, options.split)
     _tell(judged, name)
-    run = search_run(encoder, judged, options.depth)
+    run = staged_run(encoder, judged, options)
     scores = []
     for metric, per_query in judge_run(run, judged, options.metrics).items():
         array = np.fromiter(per_query.values(), float)
@@ -78,6 +81,26 @@ def judge_run(run: Run, judged: Judged, metrics: Sequence[str]) -> dict[str, dic
     return measure_run({query: list(found) for query, found in run.items()}, judged.qrels, metrics)
 
 
+def staged_run(encoder: Encoder, judged: Judged, options: Evaluating) -> Run:
+    """The documents retrieved for each query, in the stages that the options name."""
+    run: Run = search_run(encoder, judged, options.depth)
+    if options.hybrid:
+        by_words = run_by_words(judged, options.depth + 1)
+        others = {query: without_itself(query, found, judged, options.depth) for query, found in by_words.items()}
+        run = fused([run, others], options.depth)
+    if options.reranker is not None:
+        # encoders in tests and of other libraries may not say where they compute
+        reranker = _reranker(options.reranker, getattr(encoder, "device", "auto"))
+        run = reranked(run, judged, reranker, options.rerank_depth)
+    return run
+
+
+@lru_cache(maxsize=1)
+def _reranker(name: str, device: str) -> Reranker:
+    """Loaded once for all models and tasks."""
+    return load_reranker(name, device=device)
+
+
 def search_run(encoder: Encoder, judged: Judged, depth: int) -> dict[str, dict[str, float]]:
     """The documents retrieved for each query, best first, with their similarities.
 
@@ -94,20 +117,19 @@ def search_run(encoder: Encoder, judged: Judged, depth: int) -> dict[str, dict[s
     place[sorted(range(len(document_ids)), key=document_ids.__getitem__, reverse=True)] = np.arange(len(document_ids))
     order = np.lexsort((place[rows], -similarities), axis=1)
     ranked, scores = (np.take_along_axis(values, order, 1).tolist() for values in (rows, similarities))
-
-    def is_itself(query: str) -> bool:
-        same = normalise(judged.corpus.get(query, "")).endswith(normalise(judged.queries[query]))
-        return same and judged.qrels[query].get(query, 0) <= 0
-
     found = {}
     for query, line, values in zip(query_ids, ranked, scores, strict=True):
         named = {document_ids[row]: value for row, value in zip(line[: depth + 1], values, strict=False)}
-        if query in named and is_itself(query):
-            del named[query]
-        elif len(named) > depth:
-            named.popitem()
-        found[query] = named
+        found[query] = without_itself(query, named, judged, depth)
     return found
+
+
+def without_itself(query: str, found: Mapping[str, float], judged: Judged, depth: int) -> dict[str, float]:
+    """What was found for a query but the query itself; at most `depth` documents."""
+    text = normalise(judged.corpus.get(query, "")) if query in found else ""
+    same = bool(text) and text.endswith(normalise(judged.queries[query])) and judged.qrels[query].get(query, 0) <= 0
+    kept = [document for document in found if not (same and document == query)]
+    return {document: found[document] for document in kept[:depth]}
 
 
 def _tell(judged: Judged, name: str) -> None:

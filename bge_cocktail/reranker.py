@@ -1,0 +1,55 @@
+"""Cross-encoders: a query and a document read together, and one score for both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_cocktail.devices import enough_memory
+from bge_cocktail.errors import CocktailError, DataError
+from bge_cocktail.hub import model_folder
+from bge_cocktail.layout import read_object
+
+Reranker = Callable[[Sequence[tuple[str, str]]], NDArray[np.float64]]
+"""Pairs of query and document in; a score for each, higher for more relevant, shape (pairs,)."""
+
+
+def load_reranker(name: str, *, device: str = "auto", batch_size: int = 32) -> Reranker:
+    """A cross-encoder (reranker), which scores pairs of query and document.
+
+    Args:
+        name: A folder or a hub name, such as ``BAAI/bge-reranker-base``.
+        device: Where it computes.
+        batch_size: Pairs in a batch.
+
+    Raises:
+        DataError: It is no reranker.
+        CocktailError: It can't be loaded, or gives more than one number for a pair.
+    """
+    from bge_cocktail.devices import choose_device
+
+    folder = model_folder(name)
+    architectures = read_object(folder / "config.json").get("architectures") or ["none"]
+    if not str(architectures[0]).endswith("ForSequenceClassification"):
+        raise DataError(
+            f"{name} is no reranker: such is a ...ForSequenceClassification with one output, this one is "
+            f"{architectures[0]}, whose scores would be random"
+        )
+    from safetensors import SafetensorError
+    from sentence_transformers import CrossEncoder
+
+    try:
+        model = CrossEncoder(str(folder), device=choose_device(device), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CocktailError(f"{name}: the reranker can't be loaded: {error}") from error
+    if model.config.num_labels != 1:
+        raise CocktailError(f"{name} gives {model.config.num_labels} numbers for a pair; a reranker gives one")
+
+    def score(pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
+        with enough_memory(f"{name} as reranker", "give a smaller one, or --device cpu"):
+            scores = model.predict(list(pairs), batch_size=batch_size, show_progress_bar=False)
+        return np.asarray(scores, np.float64)
+
+    return score
