@@ -196,7 +196,12 @@ def test_flags_have_environment_variables(
 
 def test_lists(cli: Cli) -> None:
     assert "linear" in cli("list", "merge-methods").stdout
-    assert set(json.loads(cli("list", "tasks", "--format", "json").stdout)) == {"retrieval", "classification"}
+    assert set(json.loads(cli("list", "tasks", "--format", "json").stdout)) == {
+        "retrieval",
+        "classification",
+        "sts",
+        "pair-classification",
+    }
 
 
 def test_init_writes_a_run_file_that_is_read(cli: Cli, tmp_path: Path) -> None:

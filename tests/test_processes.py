@@ -7,10 +7,12 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import Result
 from conftest import ROOT
 from safetensors.numpy import load_file
 from test_training import options
@@ -121,3 +123,12 @@ def test_two_processes_train_the_classifier_that_one_does(tiny: Path, labelled: 
     for name, value in mine.items():
         assert np.allclose(value, theirs[name], atol=2e-4), name
     assert (tmp_path / "one/classifier.json").read_text()[:200] == (tmp_path / "two/classifier.json").read_text()[:200]
+
+
+def test_an_encoder_in_parts_is_refused(
+    cli: Callable[..., Result], tiny: Path, beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    result = cli("train", beir, "-m", tiny, "-o", tmp_path / "out", code=2)
+    assert "FSDP isn't supported" in result.stderr
+    assert not (tmp_path / "out.unfinished").exists()

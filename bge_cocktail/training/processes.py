@@ -11,6 +11,13 @@ from typing import Any
 
 from bge_cocktail.errors import UsageError
 
+# how accelerate launch says that the encoder is cut into parts
+_SHARDING = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Processes:
@@ -66,7 +73,17 @@ def refuse_several(what: str) -> None:
 
 
 def join_processes(device: str) -> Processes:
-    """Meet the other processes, if this one was started with others."""
+    """Meet the other processes, if this one was started with others.
+
+    Raises:
+        UsageError: They were to share out the encoder itself.
+    """
+    for name, word in _SHARDING.items():
+        if os.environ.get(name, "").lower() in ("1", "true"):
+            raise UsageError(
+                f"{word} isn't supported: each process holds the whole encoder. Start it by torchrun, or by accelerate "
+                "launch without it; --gradient-cache and --gradient-checkpointing make room, and --lora for its optimizer"
+            )
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return Processes()
