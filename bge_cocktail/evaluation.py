@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,9 @@ from bge_cocktail.tasks import Role, Run, Score, Task, check_task, evaluate, ope
 SCORES_FILE = "scores.json"
 PER_QUERY_FILE = "per_query.jsonl"
 RUNS = "runs"
+# what may differ between models that are compared: each has prompts of its own
+_ENCODING = ("precision", "max_length", "query_prompt", "document_prompt")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,13 +200,24 @@ def gather_evaluations(folders: Sequence[Path]) -> list[ModelScores]:
     """The models of several evaluations, each with all its scores.
 
     Raises:
-        DataError: A folder holds no evaluation, a task's data aren't the same in all, or two models have one name.
+        DataError: A folder holds no evaluation; one was made with other options, or on other data of a task; two models
+            have one name.
     """
     models: dict[str, tuple[str, ModelScores]] = {}
     data: dict[str, tuple[str, Path]] = {}
+    options: tuple[dict[str, Any], Path] | None = None
     for folder in folders:
         found = read_evaluation(folder)
-        inputs = read_object(folder / RUN_FILE).get("inputs", {})
+        described = read_object(folder / RUN_FILE)
+        inputs = described.get("inputs", {})
+        mine = _what_scores_depend_on(described.get("options", {}))
+        options = options or (mine, folder)
+        changed = [name for name in mine.keys() | options[0].keys() if mine.get(name) != options[0].get(name)]
+        words = ", ".join(f"{name} {mine.get(name)} against {options[0].get(name)}" for name in sorted(changed))
+        if set(changed) - set(_ENCODING):
+            raise DataError(f"{folder} was evaluated with other options than {options[1]}: {words}")
+        if changed:
+            log.warning("%s was embedded otherwise than %s: %s", folder, options[1], words)
         for name, value in inputs.items():
             role, _, task = name.partition(" ")
             if role not in ("target", "general"):
@@ -222,6 +237,15 @@ def gather_evaluations(folders: Sequence[Path]) -> list[ModelScores]:
             scores = [*before.scores, *(score for score in one.scores if score.task not in seen)]
             models[one.model] = (content, replace(before, scores=scores))
     return [one for _, one in models.values()]
+
+
+def _what_scores_depend_on(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an evaluation's options, those that scores depend on."""
+    judging, encoding = options.get("evaluate", {}), options.get("encode", {})
+    return {
+        **{name: value for name, value in judging.items() if name not in ("confidence", "seed", "save_runs")},
+        **{name: encoding[name] for name in _ENCODING if name in encoding},
+    }
 
 
 def evaluation_inputs(

@@ -16,13 +16,14 @@ Reranker = Callable[[Sequence[tuple[str, str]]], NDArray[np.float64]]
 """Pairs of query and document in; a score for each, higher for more relevant, shape (pairs,)."""
 
 
-def load_reranker(name: str, *, device: str = "auto", batch_size: int = 32) -> Reranker:
+def load_reranker(name: str, *, device: str = "auto", batch_size: int = 32, logits: bool = False) -> Reranker:
     """A cross-encoder (reranker), which scores pairs of query and document.
 
     Args:
         name: A folder or a hub name, such as ``BAAI/bge-reranker-base``.
         device: Where it computes.
         batch_size: Pairs in a batch.
+        logits: Scores as they come, without the model's own activation; a sigmoid makes all high ones 1.
 
     Raises:
         DataError: It is no reranker.
@@ -37,6 +38,7 @@ def load_reranker(name: str, *, device: str = "auto", batch_size: int = 32) -> R
             f"{name} is no reranker: such is a ...ForSequenceClassification with one output, this one is "
             f"{architectures[0]}, whose scores would be random"
         )
+    import torch
     from safetensors import SafetensorError
     from sentence_transformers import CrossEncoder
 
@@ -47,9 +49,13 @@ def load_reranker(name: str, *, device: str = "auto", batch_size: int = 32) -> R
     if model.config.num_labels != 1:
         raise CocktailError(f"{name} gives {model.config.num_labels} numbers for a pair; a reranker gives one")
 
+    activation = torch.nn.Identity() if logits else None
+
     def score(pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
         with enough_memory(f"{name} as reranker", "give a smaller one, or --device cpu"):
-            scores = model.predict(list(pairs), batch_size=batch_size, show_progress_bar=False)
+            scores = model.predict(
+                list(pairs), batch_size=batch_size, show_progress_bar=False, activation_fn=activation
+            )
         return np.asarray(scores, np.float64)
 
     return score

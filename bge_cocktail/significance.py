@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_cocktail.errors import DataError
+from bge_cocktail.errors import DataError, UsageError
 from bge_cocktail.evaluation import ModelScores
 from bge_cocktail.statistics import bootstrap_interval
 from bge_cocktail.tasks import Role, Score
@@ -74,17 +74,37 @@ def compare_models(
 
     Raises:
         DataError: They share no task, or were judged on other queries.
+        UsageError: Too few resamples to find anything.
     """
     known = {score.task: score for score in after.main()}
-    pairs = [(score, known[score.task]) for score in before.main() if score.task in known]
+    pairs = [(score, known[score.task]) for score in before.main() if score.task in known and score.per_query]
     if not pairs:
-        raise DataError(f"{before.model} and {after.model} have no task in common")
+        raise DataError(f"{before.model} and {after.model} have no task in common that has a value for each query")
+    least = 2 / (resamples + 1)
+    if len(pairs) * least >= 1 - confidence:
+        raise UsageError(
+            f"with {resamples} resamples and {len(pairs)} tasks, no corrected p can lie below {1 - confidence:.4g}; "
+            f"take {int(2 * len(pairs) / (1 - confidence)) + 1} or more"
+        )
     values = [_paired(one, other, before.model, after.model) for one, other in pairs]
     ps = [permutation_test(after_ - before_, resamples=resamples, seed=seed) for before_, after_ in values]
     return [
         _change(*pair, *value, p, corrected, confidence, resamples, seed)
         for pair, value, p, corrected in zip(pairs, values, ps, holm(ps), strict=True)
     ]
+
+
+def untested(before: ModelScores, after: ModelScores) -> list[str]:
+    """The tasks that can't be compared, each with the reason."""
+    known = {score.task: score for score in after.main()}
+    reasons = []
+    for score in before.main():
+        if score.task not in known:
+            reasons.append(f"{score.task}: {after.model} was not judged on it")
+        elif not score.per_query:
+            reasons.append(f"{score.task}: {score.metric} is no mean over queries or texts")
+    missing = {score.task for score in after.main()} - {score.task for score in before.main()}
+    return reasons + [f"{task}: {before.model} was not judged on it" for task in sorted(missing)]
 
 
 def permutation_test(differences: NDArray[np.float64], *, resamples: int = 10_000, seed: int = 13) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import Result
-from conftest import perturb
+from conftest import WORDS, perturb, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -132,6 +132,32 @@ def test_from_the_command_line(cli: Cli, tiny: Path, beir: Path, labelled: Path,
     assert "measurably worse than base: " in failed.stderr
     assert "again on animals" in failed.stderr
     cli(*where, "--fail-if-worse", "general")
+
+
+def test_what_can_not_fail_is_refused(cli: Cli, tiny: Path, beir: Path, labelled: Path, tmp_path: Path) -> None:
+    rows = [{"sentence1": "red apple", "sentence2": f"{word} apple", "score": n} for n, word in enumerate(WORDS[:8])]
+    scored = tmp_path / "alike"
+    write_lines(scored / "test.jsonl", rows)  # type: ignore[arg-type]
+    noisy = perturb(tiny, tmp_path / "noisy", 3)
+    models = (f"base={tiny}", f"noisy={noisy}")
+    cli("evaluate", *models, "--target", beir, "--general", scored, "-o", tmp_path / "one")
+    result = cli("compare", tmp_path / "one")
+    assert "not tested: alike: Spearman is no mean over queries or texts" in result.stdout
+    assert "general task was compared" in cli("compare", tmp_path / "one", "--fail-if-worse", "general", code=2).stderr
+    few = cli("compare", tmp_path / "one", "--confidence", "0.999", "--resamples", 500, code=2)
+    assert "no corrected p can lie below 0.001; take 2000 or more" in few.stderr
+    # other tasks for each, other options
+    cli("evaluate", models[0], "--target", beir, "--general", labelled, "-o", tmp_path / "two")
+    cli("evaluate", models[1], "--target", beir, "-o", tmp_path / "three")
+    where = ("compare", tmp_path / "two", tmp_path / "three")
+    assert "kinds: noisy was not judged on it" in cli(*where).stdout
+    assert "not all models were judged" in cli(*where, "--fail-if-worse", "target", code=1).stderr
+    cli("evaluate", models[1], "--target", beir, "--hybrid", "-o", tmp_path / "four")
+    changed = cli("compare", tmp_path / "two", tmp_path / "four", code=1)
+    assert "was evaluated with other options" in changed.stderr
+    assert "hybrid True against False" in changed.stderr
+    cli("evaluate", models[1], "--target", beir, "--query-prompt", "red ", "-o", tmp_path / "five")
+    assert "was embedded otherwise" in cli("compare", tmp_path / "two", tmp_path / "five").stderr
 
 
 def test_other_data_and_other_models_are_refused(cli: Cli, tiny: Path, beir: Path, tmp_path: Path) -> None:

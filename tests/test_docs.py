@@ -33,7 +33,7 @@ def test_commands(cli: Callable[..., Result], tiny: Path, in_folder: Path) -> No
         for line in block.replace("\\\n", " ").splitlines()
         if line.startswith("bge-cocktail")
     ]
-    assert len(commands) == 13
+    assert len(commands) == 14
     for command in commands:
         arguments = [argument.replace(HUB_NAME, str(tiny)) for argument in command[1:]]
         extra = ["--set", f"base={tiny}"] if arguments[0] == "run" else []

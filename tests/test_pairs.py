@@ -19,7 +19,7 @@ from bge_cocktail.encoding import CachedEncoder
 from bge_cocktail.errors import DataError
 from bge_cocktail.options import Encoding
 from bge_cocktail.tasks import evaluate, open_task
-from bge_cocktail.tasks.pairs import _average_precision, _best_accuracy, _best_f1
+from bge_cocktail.tasks.pairs import _average_precision, _best_accuracy, _best_f1, _rank_correlations
 
 Cli = Callable[..., Result]
 
@@ -117,3 +117,18 @@ def test_broken_pairs(rows: list[dict[str, object]], words: str, tmp_path: Path)
     write_lines(tmp_path / "broken/test.jsonl", rows)
     with pytest.raises(DataError, match=words):
         open_task(tmp_path / "broken", "target")
+
+
+def test_a_graded_split_among_binary_ones_is_refused(scored: Path, tiny: Path, cli: Cli, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (scored / "test.jsonl").read_text().splitlines()]
+    write_lines(tmp_path / "same/test.jsonl", [{**row, "score": int(row["score"] > 2)} for row in rows])
+    write_lines(tmp_path / "same/dev.jsonl", rows)
+    where = ("evaluate", tiny, "--target", tmp_path / "same", "-o", tmp_path / "out", "--split", "dev")
+    assert "among pairs of 0 and 1" in cli(*where, code=1).stderr
+
+
+def test_the_interval_is_of_ranks_within_each_resample() -> None:
+    generator = np.random.default_rng(0)
+    found, wanted = generator.normal(size=(5, 20)), generator.integers(0, 4, (5, 20)).astype(float)
+    for row, value in enumerate(_rank_correlations(found, wanted)):
+        assert value == pytest.approx(spearmanr(found[row], wanted[row]).statistic)

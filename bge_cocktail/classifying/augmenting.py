@@ -26,7 +26,7 @@ def with_varied(data: ClassData, options: Classifying) -> ClassData:
     """
     if not options.augment:
         return data
-    held = {text_key(text) for part in (data.dev, data.test) if part for text in part.texts}
+    held = {text_key(text) for part in (data.dev, data.test) if part for text in part.texts} | data.held
     counted: Counter[str] = Counter()
     rows = zip(data.train.texts, data.train.labels, data.train.weights, strict=True)
     varied = with_copies(rows, options, options.seed, _copy, lambda row: text_key(row[0]) in held, counted)

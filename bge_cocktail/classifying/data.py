@@ -73,6 +73,7 @@ class ClassData:
         names: Of the labels, in the order of their numbers.
         pairs: Whether texts come in pairs.
         hash: Of all of it.
+        held: What the texts of a test of their own have in common with equal ones, where copies of train are varied.
     """
 
     train: LabelledTexts
@@ -81,6 +82,7 @@ class ClassData:
     names: list[str]
     pairs: bool
     hash: str
+    held: frozenset[str] = frozenset()
 
 
 def read_class_data(source: Source, options: Classifying, names: Sequence[str] = ()) -> ClassData:
@@ -125,7 +127,10 @@ def read_class_data(source: Source, options: Classifying, names: Sequence[str] =
         numbered = _draw(numbered, options.per_class, options.seed)
     _warn_of_contradictions(numbered)
     content = [(part.texts, part.labels, part.weights) for part in (numbered, dev)]
-    return ClassData(numbered, dev, test, names, pairs.pop(), hash_value([content, names]))
+    held: frozenset[str] = frozenset()
+    if options.augment and not one_file and "test" in splits_of(source.name, source.config):
+        held = frozenset(text_key(row[0]) for row in read_split(replace(source, split="test"), options.clean))
+    return ClassData(numbered, dev, test, names, pairs.pop(), hash_value([content, names]), held)
 
 
 def read_test(source: Source, options: Classifying, names: Sequence[str]) -> LabelledTexts | None:

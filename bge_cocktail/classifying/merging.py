@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,8 @@ from bge_cocktail.classifying.metrics import log_losses
 from bge_cocktail.classifying.model import Classifier, load_classifier
 from bge_cocktail.classifying.predicting import cleaned, logits_of
 from bge_cocktail.errors import UsageError
+from bge_cocktail.hub import model_folder
+from bge_cocktail.labels import declared_labels
 from bge_cocktail.merging import Merged, Recipe, merge
 from bge_cocktail.merging.placing import loadable_folder, parameters_by_key, put, tiles_of
 from bge_cocktail.merging.plan import Plan, source_of, with_weights
@@ -25,6 +27,11 @@ if TYPE_CHECKING:
     import torch
 
     from bge_cocktail.merging.tensors import Key
+
+
+def _first_folder(models: Sequence[str | Path] | Recipe) -> Path:
+    first = models.models[0] if isinstance(models, Recipe) else models[0]
+    return _first_folder(first) if isinstance(first, Recipe) else model_folder(first)
 
 
 @dataclass
@@ -128,7 +135,17 @@ def merge_classifiers(
     """
 
     def taste(plan: Plan, scratch: Path) -> ClassifierTasting:
-        return ClassifierTasting(plan, examples or LabelledTexts(), device, scratch)
+        # an inner merge has a first model of its own, whose labels may be in another order
+        own = declared_labels(plan.checkpoints[0].folder)
+        if sorted(own) != sorted(labels):
+            raise UsageError(
+                f"{plan.checkpoints[0].name} has the labels {', '.join(own[:5])}, the examples "
+                f"{', '.join(labels[:5])}; give the weights of that merge as numbers"
+            )
+        found = examples or LabelledTexts()
+        numbered = [tuple(sorted(own.index(labels[number]) for number in row)) for row in found.labels]
+        return ClassifierTasting(plan, replace(found, labels=numbered), device, scratch)
 
+    labels = declared_labels(_first_folder(models)) if examples is not None else []
     chosen = taste if examples is not None and len(examples) else None
     return merge(models, output, options, taste=chosen, more_inputs=more_inputs, overwrite=overwrite)

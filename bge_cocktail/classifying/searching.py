@@ -57,7 +57,11 @@ def search_classifier(
         UsageError: An unknown name, options that can't go together, or Optuna isn't here.
     """
     refuse_to_replace(output, overwrite, [base])
-    check_classifying(model_folder(base), options)
+    folder = model_folder(base)
+    check_classifying(folder, options)
+    for name in names:
+        if name in SPACE:  # what does nothing with the other options is said before the first trial
+            check_classifying(folder, options.model_copy(update={name: SPACE[name][-1]}))
 
     def attempt(proposed: Classifying, folder: Path, report: Report) -> None:
         train_classifier(base, data, folder, proposed, overwrite=True, report=report)

@@ -9,6 +9,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def fold_runs(data: ClassData, options: Classifying, folds: int) -> Runs:
     for number, (rest, held) in enumerate(splitter.split(joined.texts, strata, groups), start=1):
         train, dev = joined.at(rest.tolist()), joined.at(held.tolist())
         name = f"fold-{number}"
-        runs[name] = (ClassData(train, dev, data.test, data.names, data.pairs, hash_value([data.hash, name])), options)
+        runs[name] = (replace(data, train=train, dev=dev, hash=hash_value([data.hash, name])), options)
     return runs
 
 

@@ -47,7 +47,7 @@ def command(
     """
     from bge_cocktail.evaluation import gather_evaluations
     from bge_cocktail.report.table import text_table
-    from bge_cocktail.significance import compare_models, in_words
+    from bge_cocktail.significance import compare_models, in_words, untested
 
     models = {one.model: one for one in gather_evaluations(evaluations)}
     if len(models) < 2:
@@ -60,6 +60,12 @@ def command(
         for name, one in models.items()
         if name != first
     }
+    roles = {one.role for changes in found.values() for one in changes}
+    if fail_if_worse not in (None, "any", *roles):
+        raise UsageError(
+            f"--fail-if-worse {fail_if_worse}: no {fail_if_worse} task was compared, so nothing could fail"
+        )
+    left = {name: untested(models[first], models[name]) for name in found}
     blocks = []
     for name, changes in found.items():
         rows = [
@@ -71,14 +77,22 @@ def command(
         header = ("task", "role", "metric", first, name, "points", f"{100 * confidence:g} %", "p (Holm)", "effect",
                   "gained/lost", "")  # fmt: skip
         blocks.append(f"{name} against {first}: {in_words(changes, confidence)}.\n\n{text_table(header, rows)}")
+        if left[name]:
+            blocks.append("not tested: " + "; ".join(left[name]))
     content: dict[str, Any] = {
         "baseline": first,
         "models": {
-            name: {"words": in_words(changes, confidence), "tasks": [one.to_json() for one in changes]}
+            name: {
+                "words": in_words(changes, confidence),
+                "tasks": [one.to_json() for one in changes],
+                "untested": left[name],
+            }
             for name, changes in found.items()
         },
     }
     show(content, "\n\n".join(blocks), output_format)
+    if fail_if_worse and any("was not judged" in reason for reasons in left.values() for reason in reasons):
+        raise CocktailError("--fail-if-worse: not all models were judged on the same tasks (see above)")
     worse = [
         f"{name} on {one.task}"
         for name, changes in found.items()

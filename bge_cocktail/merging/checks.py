@@ -60,7 +60,7 @@ def check_alike(
 def differences(first: Checkpoint, other: Checkpoint, options: Merging) -> list[str]:
     """Everything that stands against a merge of two models, a line each."""
     configs = (transformer_folder(first.folder), transformer_folder(other.folder))
-    lines = [*_module_differences(first, other), *config_differences(configs[0], configs[1])]
+    lines = [*module_differences(first, other), *config_differences(configs[0], configs[1])]
     lines += tensor_differences(first, other, options)
     if options.prompts_from is None:
         one, two = (prompts_of(model) for model in (first, other))
@@ -106,7 +106,8 @@ def prompts_of(model: Checkpoint) -> dict[str, str]:
     return {name: text for name, text in declared_prompts(model.prompts_of or model.folder).items() if text}
 
 
-def _module_differences(first: Checkpoint, other: Checkpoint) -> Iterator[str]:
+def module_differences(first: Checkpoint, other: Checkpoint) -> Iterator[str]:
+    """In what the modules of two sentence-transformers folders differ, weights apart."""
     with_modules = [(model.folder / "modules.json").is_file() for model in (first, other)]
     if with_modules == [False, False]:
         return

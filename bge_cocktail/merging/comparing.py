@@ -123,10 +123,9 @@ def inspect(models: Sequence[str], base: str | None = None, pooling: str | None 
     names = [*([base] if base is not None else []), *models]
     if len(names) < 2:
         raise UsageError("name at least two models, or one and its --base")
-    if pooling is None and any(is_classifier(model_folder(name)) for name in names):
-        pooling = "cls"  # under a classifier's head it makes no difference
+    under_head = any(is_classifier(model_folder(name)) for name in names)
     with tempfile.TemporaryDirectory(prefix="bge-cocktail-") as scratch:
-        opened = [open_model(name, Path(scratch), pooling) for name in names]
+        opened = [open_model(name, Path(scratch), pooling, under_head=under_head) for name in names]
         try:
             return _compare(opened)
         finally:

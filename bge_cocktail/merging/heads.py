@@ -7,18 +7,20 @@ a head, takes part as if it had the first one's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from bge_cocktail.errors import UsageError
+from bge_cocktail.hub import CLASSIFIER_FILE
 from bge_cocktail.labels import declared_labels, is_classifier, is_multi_label
-from bge_cocktail.layout import transformer_folder
+from bge_cocktail.layout import read_object, transformer_folder
 from bge_cocktail.merging.checkpoints import Checkpoint
-from bge_cocktail.merging.checks import check_alike, config_differences, refuse
-from bge_cocktail.merging.group_weights import LAYER
-from bge_cocktail.merging.plan import tensor_of
+from bge_cocktail.merging.checks import check_alike, config_differences, module_differences, refuse
+from bge_cocktail.merging.plan import is_excluded, tensor_of
 from bge_cocktail.merging.tensors import FLOATS, Floats, Key, Tensor, count_of
 from bge_cocktail.merging.tokenizers import tokenizer_differences
 from bge_cocktail.options import Merging
@@ -105,11 +107,13 @@ def fit_heads(
         check_alike(checkpoints, options, base)
         return checkpoints, base, options
     head = head_of(first)
+    # a model that brings no head has the first one's; among task vectors the base's, so that it adds nothing to it
+    lent = _fit(first, base, head, options)[0].tensors if merged and base is not None else first.tensors
     fitted = []
     for other, reason in zip(others, reasons, strict=True):
         if reason:
             log.info("%s %s: it takes part under the head of %s", other.name, reason, first.name)
-        seen, lines = _fit(first, other, head if merged and not reason else [])
+        seen, lines = _fit(first, other, head if merged and not reason else [], options, lent)
         refuse(first, other, lines)
         fitted.append(seen)
     if not merged:
@@ -126,19 +130,21 @@ def in_one_form(models: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list[li
     first = next((one for one in models if is_classifier(one.folder)), None)
     if first is None:
         return list(models), [[] for _ in models]
-    seen = [(one, list[str]()) if one is first else _fit(first, one, []) for one in models]
+    seen = [
+        (one, list[str]()) if one is first else _fit(first, one, [], Merging(tokenizer_from=None)) for one in models
+    ]
     return [one for one, _ in seen], [lines for _, lines in seen]
 
 
 def head_of(classifier: Checkpoint) -> list[Key]:
     """The tensors of a classifier that are not its encoder's.
 
-    Of transformers' classes, those outside the part that holds the layers; of a sentence-transformers folder, all
+    Of transformers' classes, those outside the part that holds most of them; of a sentence-transformers folder, all
     modules after the first.
     """
     if (classifier.folder / "modules.json").is_file():
         return [key for key in classifier.tensors if key[0] > 0]
-    body = next((name.split(".")[0] for _, name in classifier.tensors if LAYER.search(name)), None)
+    body = Counter(name.split(".")[0] for _, name in classifier.tensors).most_common(1)[0][0]
     return [key for key in classifier.tensors if key[1].split(".")[0] != body]
 
 
@@ -162,6 +168,11 @@ def _head_differs(first: Checkpoint, other: Checkpoint, own: Sequence[str]) -> s
         return f"has the labels {', '.join(theirs[:5])} and not {', '.join(own[:5])}"
     if is_multi_label(first.folder) != is_multi_label(other.folder):
         return "gives another number of labels to a text"
+    lines = list(module_differences(first, other))
+    if lines:
+        return f"has another head ({lines[0]})"
+    if lines := list(_setting_differences(first.folder, other.folder)):
+        return f"was trained otherwise ({', '.join(lines)})"
     for key in head_of(first):
         if key not in other.tensors or other.tensors[key].shape != first.tensors[key].shape:
             return f"has a head of another form ('{key[1]}')"
@@ -170,16 +181,37 @@ def _head_differs(first: Checkpoint, other: Checkpoint, own: Sequence[str]) -> s
     return ""
 
 
-def _fit(first: Checkpoint, other: Checkpoint, head: Sequence[Key]) -> tuple[Checkpoint, list[str]]:
-    """A model with the tensors of a classifier, its encoder and the classifier's head or its own; and what is wrong.
+def _setting_differences(one: Path, other: Path) -> Iterator[str]:
+    """In what two classifiers read their texts differently, so that their heads mean different things."""
+    files = [folder / CLASSIFIER_FILE for folder in (one, other)]
+    settings = [read_object(file) if file.is_file() else {} for file in files]
+    for name in ("pairs", "clean", "truncation"):
+        values = [given.get(name) for given in settings]
+        if all(settings) and values[0] != values[1]:
+            yield f"{name} {values[0]} against {values[1]}"
+
+
+def _fit(
+    first: Checkpoint,
+    other: Checkpoint,
+    head: Sequence[Key],
+    options: Merging,
+    lent: Mapping[Key, Tensor] | None = None,
+) -> tuple[Checkpoint, list[str]]:
+    """A model with the tensors of a classifier, its encoder and a head; and what stands against it.
 
     Args:
         first: The classifier.
         other: The model.
         head: The tensors of the head that are the model's own.
+        options: What the user chose to leave out, or to take from one of the models.
+        lent: Where the head comes from that is not its own; the classifier without it.
     """
     mine, theirs = (transformer_folder(one.folder) for one in (first, other))
-    lines = [*config_differences(mine, theirs, besides=_LABELS), *tokenizer_differences(mine, theirs)]
+    lines = list(config_differences(mine, theirs, besides=_LABELS))
+    if options.tokenizer_from is None:
+        found = tokenizer_differences(mine, theirs)
+        lines += [f"{line}; to take one all the same: --tokenizer-from N" for line in found]
     labels = declared_labels(first.folder)
     order = [declared_labels(other.folder).index(label) for label in labels] if head else []
     bare = _by_bare_name(other)
@@ -187,14 +219,16 @@ def _fit(first: Checkpoint, other: Checkpoint, head: Sequence[Key]) -> tuple[Che
     outside = set(head_of(first))
     for key, tensor in first.tensors.items():
         if key in head:
-            found = other.tensors[key]
-            moved = order != sorted(order) and found.shape[0] == len(labels)
-            tensors[key] = Rows(found, tuple(order)) if moved else found
+            own = other.tensors[key]
+            moved = order != sorted(order) and own.shape[0] == len(labels)
+            tensors[key] = Rows(own, tuple(order)) if moved else own
             continue
         name = key[1].partition(".")[2] if outside and key[0] == 0 and _is_prefixed(first) else key[1]
         seen = bare.get(name)
         # encoders often come without the layer between [CLS] and the head
-        if key in outside or (seen is None and (tensor.dtype not in FLOATS or name.startswith("pooler."))):
+        if key in outside:
+            tensors[key] = (lent or first.tensors)[key]
+        elif is_excluded(key, options) or (seen is None and (tensor.dtype not in FLOATS or name.startswith("pooler."))):
             tensors[key] = tensor
         elif seen is None:
             lines.append(f"tensor '{name}' is missing in {other.name}")

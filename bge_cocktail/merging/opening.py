@@ -15,13 +15,14 @@ from bge_cocktail.merging.checkpoints import Checkpoint, read_checkpoint
 from bge_cocktail.merging.settings import SETTINGS
 
 
-def open_model(name: str, scratch: Path, pooling: str | None = None) -> Checkpoint:
+def open_model(name: str, scratch: Path, pooling: str | None = None, *, under_head: bool = False) -> Checkpoint:
     """Open a model.
 
     Args:
         name: A folder or a hub name; an adapter is folded into the base that it names.
         scratch: A folder that lives as long as the checkpoint is read.
         pooling: How a plain transformers folder pools.
+        under_head: Whether it comes under a classifier's head, where that makes no difference.
 
     Raises:
         DataError: No such model, or a broken one.
@@ -32,8 +33,8 @@ def open_model(name: str, scratch: Path, pooling: str | None = None) -> Checkpoi
         base = model_folder(base_of(folder))
         if is_adapter(base):
             raise DataError(f"{name}: its base {base} is an adapter too; fold that one into its own base first")
-        return fold_adapter(name, folder, open_model(str(base), scratch, pooling))
-    if is_plain_encoder(folder):
+        return fold_adapter(name, folder, open_model(str(base), scratch, pooling, under_head=under_head))
+    if is_plain_encoder(folder) and not under_head:
         if pooling is None:
             raise UsageError(
                 f"{name} is a plain transformers folder (no modules.json), so its pooling is unknown; say it: "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,18 +89,18 @@ def prepare(
         _need_data(options, kitchen)
     _refuse_too_few(recipe)
     inner = [one.get("recipe") for one in recorded["models"]] if recorded else [None] * len(recipe.models)
-    first = _open(recipe.models[0], options.pooling, kitchen, find, inner[0])
-    # under a classifier's head it makes no difference how a plain encoder pools
-    pooling = options.pooling or ("cls" if is_classifier(first.folder) else None)
+    first = _open(recipe.models[0], options.pooling, kitchen, find, recorded=inner[0])
+    headed = is_classifier(first.folder)
+    open_next = partial(_open, pooling=options.pooling, kitchen=kitchen, find=find, under_head=headed)
     rest = zip(recipe.models[1:], inner[1:], strict=True)
-    checkpoints = (first, *(_open(model, pooling, kitchen, find, known) for model, known in rest))
-    base = _open(options.base, pooling, kitchen, find, None) if options.base is not None else None
+    checkpoints = (first, *(open_next(model, recorded=known) for model, known in rest))
+    base = open_next(options.base) if options.base is not None else None
     fitted, base, options = fit_heads(checkpoints, base, options)
     if is_bridged(options.method) and fitted != checkpoints:
         raise UsageError(f"{options.method} merges only models with heads of one form")
     checkpoints = fitted
     _check_classifiers(checkpoints[0], options, kitchen)
-    if (checkpoints[0].folder / "modules.json").is_file() and not is_classifier(checkpoints[0].folder):
+    if (checkpoints[0].folder / "modules.json").is_file() and not headed:
         refuse_unportable(checkpoints[0].folder)
     warn_of_other_origins([*checkpoints, *([base] if base else [])], options)
     if is_bridged(options.method):
@@ -155,7 +156,7 @@ def _bridged(
 
 
 def _tasting(plan: Plan, kitchen: Kitchen) -> Tasting:
-    if kitchen.taste is not None:
+    if kitchen.taste is not None and "examples" in data_of(plan.options):
         return kitchen.taste(plan, kitchen.scratch)
     return _encoder_tasting(plan, kitchen)
 
@@ -182,7 +183,13 @@ def _measured(plan: Plan, kitchen: Kitchen) -> Plan:
 
 
 def _open(
-    model: str | Recipe, pooling: str | None, kitchen: Kitchen, find: bool, recorded: Mapping[str, Any] | None
+    model: str | Recipe,
+    pooling: str | None,
+    kitchen: Kitchen,
+    find: bool,
+    *,
+    recorded: Mapping[str, Any] | None = None,
+    under_head: bool = False,
 ) -> Checkpoint:
     if isinstance(model, Recipe):
         plan, found = prepare(model, kitchen, find=find, recorded=recorded)
@@ -193,7 +200,7 @@ def _open(
                 f"recipe '{model.name}': dtype does nothing inside another recipe, which reads it unrounded"
             )
         return as_checkpoint(model.name, plan, found)
-    checkpoint = open_model(model, kitchen.scratch, pooling)
+    checkpoint = open_model(model, kitchen.scratch, pooling, under_head=under_head)
     kitchen.opened.append(checkpoint)
     return checkpoint
 
@@ -224,12 +231,17 @@ def looks_itself(options: Merging) -> bool:
 
 
 def _check_classifiers(first: Checkpoint, options: Merging, kitchen: Kitchen) -> None:
-    """Refuse data of encoders for a merge of classifiers, and the other way round."""
-    if is_classifier(first.folder) != (kitchen.taste is not None) and (kitchen.examples or kitchen.taste):
+    """Refuse data of encoders for a merge of classifiers, and the other way round; and options that do nothing."""
+    classifies = is_classifier(first.folder)
+    for name in ("prompts_from", "negatives", "loss_temperature", "like_lm_cocktail"):
+        if classifies and name in options.model_fields_set and getattr(options, name):
+            raise UsageError(f"--{name.replace('_', '-')} does nothing for classifiers")
+    looks = "examples" in data_of(options)
+    if looks and classifies != (kitchen.taste is not None) and (kitchen.examples or kitchen.taste):
         what = "labelled texts (merge_classifiers)" if kitchen.taste is None else "records of queries and documents"
         kind = "classifier" if kitchen.taste is None else "encoder"
         raise UsageError(f"{first.name} is {'a' if kind == 'classifier' else 'an'} {kind}; its examples are {what}")
-    if is_classifier(first.folder) and looks_itself(options):
+    if classifies and looks_itself(options):
         raise UsageError(f"method {options.method} measures encoders; classifiers are merged by the other methods")
 
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from bge_cocktail.hub import CLASSIFIER_FILE
-from bge_cocktail.layout import TOKENIZER_FILES, declared_length, read_object, transformer_folder
+from bge_cocktail.layout import TOKENIZER_FILES, declared_length, read_object, tokenizer_length, transformer_folder
 from bge_cocktail.provenance import write_json
 
 log = logging.getLogger(__name__)
@@ -23,8 +23,11 @@ def take_prompts(folder: Path, source: Path) -> None:
     write_json(folder / SETTINGS, {**mine, **prompts, "prompts": prompts["prompts"] or {}})
 
 
-def take_length(folder: Path, source: Path) -> None:
-    """Give a model the longest text length of another."""
+def take_length(folder: Path, source: Path, classifier: bool) -> None:
+    """Give a model the longest text length of another; classifiers keep it elsewhere."""
+    if classifier:
+        _take_classifiers_length(folder, source)
+        return
     path = transformer_folder(folder) / LENGTH
     mine = read_object(path) if path.is_file() else {}
     write_json(path, {**mine, "max_seq_length": declared_length(source)})
@@ -36,6 +39,15 @@ def take_tokenizer(folder: Path, source: Path) -> None:
         (transformer_folder(folder) / name).unlink(missing_ok=True)
         if (transformer_folder(source) / name).is_file():
             shutil.copyfile(transformer_folder(source) / name, transformer_folder(folder) / name)
+
+
+def _take_classifiers_length(folder: Path, source: Path) -> None:
+    theirs = source / CLASSIFIER_FILE
+    length = read_object(theirs).get("max_length") if theirs.is_file() else declared_length(source)
+    length = length or tokenizer_length(source)
+    for name, key in ((CLASSIFIER_FILE, "max_length"), ("tokenizer_config.json", "model_max_length")):
+        if (folder / name).is_file() and length is not None:
+            write_json(folder / name, {**read_object(folder / name), key: length})
 
 
 def forget_temperature(folder: Path) -> None:

@@ -135,7 +135,7 @@ def _settle(plan: Plan, new: Path) -> None:
     if (source := prompts.prompts_of or prompts.folder) != first.folder:
         take_prompts(new, source)
     if (source := length.length_of or length.folder) != first.folder:
-        take_length(new, source)
+        take_length(new, source, is_classifier(new))
     if (source := tokenizer.tokenizer_of or tokenizer.folder) != first.folder:
         take_tokenizer(new, source)
     path = transformer_folder(new) / "config.json"

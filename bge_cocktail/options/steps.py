@@ -139,4 +139,6 @@ class Evaluating(Options):
         ]
         if beyond:
             raise ValueError(f"{beyond[0]} looks further than the depth={self.depth} documents that are retrieved")
+        if self.reranker is None and "rerank_depth" in self.model_fields_set and self.rerank_depth != 100:
+            raise ValueError("rerank_depth does nothing without a reranker")
         return self

@@ -24,7 +24,7 @@ RESAMPLES = 1000
 @tasks("sts")
 def sts(encoder: Encoder, path: Path, name: str, role: Role, options: Evaluating) -> list[Score]:
     """Cosine of pairs of texts against their scores: Spearman's and Pearson's correlation."""
-    from scipy.stats import pearsonr, rankdata, spearmanr
+    from scipy.stats import pearsonr, spearmanr
 
     pairs = read_scored(path, options.split)
     found = cosines(encoder, pairs)
@@ -33,7 +33,7 @@ def sts(encoder: Encoder, path: Path, name: str, role: Role, options: Evaluating
         raise DataError(f"{name}: the model gives all pairs the same similarity")
     return [
         _score(name, "sts", role, "Spearman", float(spearmanr(found, wanted).statistic), True,
-               _interval(rankdata(found), rankdata(wanted), options, _correlations), len(wanted)),
+               _interval(found, wanted, options, _rank_correlations), len(wanted)),
         _score(name, "sts", role, "Pearson", float(pearsonr(found, wanted).statistic), False,
                _interval(found, wanted, options, _correlations), len(wanted)),
     ]  # fmt: skip
@@ -43,12 +43,24 @@ def sts(encoder: Encoder, path: Path, name: str, role: Role, options: Evaluating
 def pair_classification(encoder: Encoder, path: Path, name: str, role: Role, options: Evaluating) -> list[Score]:
     """Cosine of pairs that belong together or don't (score 1 or 0): average precision, the best F1 and accuracy."""
     pairs = read_scored(path, options.split)
+    check_binary(pairs, name, options.split)
     found, wanted = cosines(encoder, pairs), np.array(pairs.scores)
     return [
         _score(name, "pair-classification", role, metric, float(of(found[None], wanted[None])[0]), metric == "AP",
                _interval(found, wanted, options, of), len(wanted))
         for metric, of in (("AP", _average_precision), ("best F1", _best_f1), ("best accuracy", _best_accuracy))
     ]  # fmt: skip
+
+
+def check_binary(pairs: ScoredPairs, name: str, split: str) -> None:
+    """Refuse graded scores where pairs only belong together or don't.
+
+    Raises:
+        DataError: With one of them.
+    """
+    graded = next((score for score in pairs.scores if score not in (0.0, 1.0)), None)
+    if graded is not None:
+        raise DataError(f"{name} ({split}): the score {graded:g} among pairs of 0 and 1; keep graded splits apart")
 
 
 def cosines(encoder: Encoder, pairs: ScoredPairs) -> Floats:
@@ -77,8 +89,15 @@ def _interval(
     )
 
 
+def _rank_correlations(found: Floats, wanted: Floats) -> Floats:
+    """Spearman's correlation of each row, shape (samples,): of ranks within the row, equal ones sharing theirs."""
+    from scipy.stats import rankdata
+
+    return _correlations(rankdata(found, axis=1), rankdata(wanted, axis=1))
+
+
 def _correlations(found: Floats, wanted: Floats) -> Floats:
-    """Pearson's correlation of each row, shape (samples,); of ranks it is Spearman's."""
+    """Pearson's correlation of each row, shape (samples,)."""
     one, other = (values - values.mean(axis=1, keepdims=True) for values in (found, wanted))
     lengths = np.sqrt((one**2).sum(axis=1) * (other**2).sum(axis=1))
     return np.asarray((one * other).sum(axis=1) / np.maximum(lengths, 1e-30))

@@ -98,7 +98,7 @@ def staged_run(encoder: Encoder, judged: Judged, options: Evaluating) -> Run:
 @lru_cache(maxsize=1)
 def _reranker(name: str, device: str) -> Reranker:
     """Loaded once for all models and tasks."""
-    return load_reranker(name, device=device)
+    return load_reranker(name, device=device, logits=True)
 
 
 def search_run(encoder: Encoder, judged: Judged, depth: int) -> dict[str, dict[str, float]]:

@@ -16,6 +16,7 @@ from bge_cocktail.records.labelled import is_labelled
 from bge_cocktail.records.scored import any_split, is_scored, read_scored
 from bge_cocktail.tasks import pairs, retrieval  # noqa: F401  (they register themselves)
 from bge_cocktail.tasks.classification import read_split
+from bge_cocktail.tasks.pairs import check_binary
 from bge_cocktail.tasks.score import Role, Score, tasks
 
 
@@ -74,7 +75,9 @@ def check_task(task: Task, split: str) -> None:
     elif task.kind == "classification":
         read_split(task.path, split)
     else:
-        read_scored(task.path, split)
+        pairs = read_scored(task.path, split)
+        if task.kind == "pair-classification":
+            check_binary(pairs, task.name, split)
 
 
 def evaluate(encoder: Encoder, task_list: Sequence[Task], options: Evaluating | None = None) -> list[Score]:

@@ -82,7 +82,7 @@ def join_processes(device: str) -> Processes:
         if os.environ.get(name, "").lower() in ("1", "true"):
             raise UsageError(
                 f"{word} isn't supported: each process holds the whole encoder. Start it by torchrun, or by accelerate "
-                "launch without it; --gradient-cache and --gradient-checkpointing make room, and --lora for its optimizer"
+                "launch without it; --gradient-cache, --gradient-checkpointing and --lora make room"
             )
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
