@@ -2,11 +2,11 @@
 
     .venv/bin/python scripts/compare_few_shot.py --data DIR [--sets sst2,banking77] [--per-class 8,64] [--seeds 1,2,3]
 
-MiniLM on texts drawn from classification/NAME of --data, judged on the test split (at most --test texts of it). For each
-text, ours draws N records of a text of its class and one of another, SetFit N pairs of each kind (its num_iterations);
-N is 20 where that takes minutes on two cores and less for many classes, and the table says how much. One epoch, batches
-of 16 records or pairs. SetFit runs in an environment of its own. Prints a Markdown table of test accuracy, mean and
-standard deviation over the seeds, and one JSON line. Needs the extra `demo`.
+MiniLM on texts drawn from classification/NAME of --data, judged on the test split (at most --test texts of it). For
+each text, ours draws N records of a text of its class and one of another, SetFit N pairs of each kind (its
+num_iterations); N is 20 where that takes minutes on two cores and less for many classes, and the table says how much.
+One epoch, batches of 16 records or pairs. SetFit runs in an environment of its own. Prints a Markdown table of test
+accuracy, mean and standard deviation over the seeds, and one JSON line. Needs the extra `demo`.
 """
 
 from __future__ import annotations
