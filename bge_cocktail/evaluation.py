@@ -59,15 +59,20 @@ class ModelScores:
         }
 
 
-def open_tasks(target: Sequence[Path], general: Sequence[Path]) -> list[Task]:
+def open_tasks(target: Sequence[Path], general: Sequence[Path], others: bool = False) -> list[Task]:
     """Recognise the tasks, the target's first.
+
+    Args:
+        target: Folders of target tasks.
+        general: Folders of general tasks.
+        others: Whether there are other tasks beside these.
 
     Raises:
         UsageError: None, or two of the same name.
     """
     task_list = [open_task(path, "target") for path in target] + [open_task(path, "general") for path in general]
-    if not task_list:
-        raise UsageError("nothing to evaluate on: name at least one target or general task")
+    if not task_list and not others:
+        raise UsageError("nothing to evaluate on: name at least one target or general task, or one of mteb")
     names = [task.name for task in task_list]
     twice = next((name for row, name in enumerate(names) if name in names[:row]), None)
     if twice:
@@ -123,7 +128,11 @@ def scorer(
 
 
 def write_evaluation(
-    output: Path, make: Callable[[], list[ModelScores]], options: Mapping[str, Any], inputs: Mapping[str, str]
+    output: Path,
+    make: Callable[[], list[ModelScores]],
+    options: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    also: Callable[[Path], None] = lambda _: None,
 ) -> list[ModelScores]:
     """Evaluate and keep the result: scores.json, per_query.jsonl and run.json, and runs/ where runs were kept.
 
@@ -132,10 +141,12 @@ def write_evaluation(
         make: Does the work.
         options: For run.json.
         inputs: Names and hashes of models and tasks, for run.json.
+        also: Writes more into the folder.
     """
     started = time.monotonic()
     with new_folder(output, overwrite=True) as new:
         results = make()
+        also(new)
         write_json(new / SCORES_FILE, {"models": [result.to_json() for result in results]})
         with (new / PER_QUERY_FILE).open("w", encoding="utf-8") as file:
             for result in results:
@@ -184,7 +195,7 @@ def read_evaluation(folder: Path) -> list[ModelScores]:
                 one["path"],
                 [
                     Score(
-                        **{**score, "interval": tuple(score["interval"])},
+                        **{**score, "interval": score["interval"] and tuple(score["interval"])},
                         per_query=values.get((one["model"], score["task"], score["metric"]), {}),
                     )
                     for score in one["scores"]

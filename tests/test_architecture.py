@@ -26,7 +26,7 @@ FLOORS = [
     ["search", "losses", "reranker"],
     ["wordsearch"],
     ["mining", "merging", "tasks", "preparing"],
-    ["evaluation"],
+    ["evaluation", "benchmarks"],
     ["training", "significance", "report", "outcome", "rundata", "runfile", "demo"],
     ["tradeoff", "classifying"],
     ["flow"],

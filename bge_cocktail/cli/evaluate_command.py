@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
@@ -18,6 +18,9 @@ from bge_cocktail.cli.flags import (
 )
 from bge_cocktail.options import Encoding, Evaluating
 
+if TYPE_CHECKING:
+    from bge_cocktail.evaluation import ModelScores
+
 
 @click.command("evaluate")
 @click.argument("models", nargs=-1, required=True)
@@ -28,6 +31,12 @@ from bge_cocktail.options import Encoding, Evaluating
     help="A task tuned for: a BEIR folder or labelled texts. Repeatable.",
 )
 @click.option("--general", type=PATH, multiple=True, help="A task that must not get worse. Repeatable.")
+@click.option(
+    "--mteb",
+    multiple=True,
+    metavar="NAME",
+    help="A task or benchmark of mteb, or a folder judged by mteb's own code and protocol. Repeatable.",
+)
 @output_flag
 @overwrite_flag
 @format_flag
@@ -36,6 +45,7 @@ def command(
     models: tuple[str, ...],
     target: tuple[Path, ...],
     general: tuple[Path, ...],
+    mteb: tuple[str, ...],
     output: Path,
     overwrite: bool,
     output_format: str,
@@ -63,11 +73,53 @@ def command(
         model_folder(path)
         named[name] = path
     refuse_to_replace(output, overwrite, [*named.values(), *target, *general])
-    task_list = open_tasks(target, general)
+    task_list = open_tasks(target, general, others=bool(mteb))
+    more = _MtebTasks(mteb, named, encoding, evaluating.split) if mteb else None
+
+    def judge() -> list[ModelScores]:
+        found = evaluate_models(named, task_list, encoding, evaluating)
+        return found if more is None else more.added(found)
+
+    options = {"evaluate": evaluating.model_dump(mode="json"), "encode": encoding.model_dump(mode="json")}
     results = write_evaluation(
         output,
-        lambda: evaluate_models(named, task_list, encoding, evaluating),
-        {"evaluate": evaluating.model_dump(mode="json"), "encode": encoding.model_dump(mode="json")},
-        evaluation_inputs(named, task_list, evaluating),
+        judge,
+        {**options, **({"mteb": list(mteb)} if mteb else {})},
+        {**evaluation_inputs(named, task_list, evaluating), **(more.inputs() if more else {})},
+        more.copy_results if more else lambda _: None,
     )
     show({"models": [result.to_json() for result in results]}, score_table(results), output_format)
+
+
+class _MtebTasks:
+    """Tasks of mteb beside ours."""
+
+    def __init__(self, names: tuple[str, ...], models: dict[str, str], encoding: Encoding, split: str) -> None:
+        from bge_cocktail.benchmarks import open_mteb_tasks
+        from bge_cocktail.encoding import CachedEncoder
+
+        self._tasks = open_mteb_tasks(names, split)
+        self._encoders = {name: CachedEncoder(path, encoding) for name, path in models.items()}
+        self._cache = encoding.cache_dir
+
+    def added(self, found: list[ModelScores]) -> list[ModelScores]:
+        """The models' scores with those on these tasks."""
+        from dataclasses import replace
+
+        from bge_cocktail.benchmarks import run_mteb
+
+        results = []
+        for one in found:
+            scores = run_mteb(one.model, self._encoders[one.model], self._tasks, "general", cache_dir=self._cache)
+            results.append(replace(one, scores=[*one.scores, *scores]))
+        return results
+
+    def inputs(self) -> dict[str, str]:
+        """Revisions of the tasks' data."""
+        return {f"mteb {task.metadata.name}": str(task.metadata.dataset["revision"]) for task in self._tasks}
+
+    def copy_results(self, folder: Path) -> None:
+        """mteb's own files, in its layout."""
+        from bge_cocktail.benchmarks.run import copy_results
+
+        copy_results(list(self._encoders.items()), folder / "mteb", self._cache)

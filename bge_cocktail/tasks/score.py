@@ -26,7 +26,7 @@ class Score:
         role: Whether the task is tuned for, or must not get worse.
         metric: Such as ``nDCG@10``.
         value: Mean over the queries, or over the test set.
-        interval: Bootstrap interval of the value.
+        interval: Bootstrap interval of the value; None where mteb gave only the value.
         count: Queries or texts judged.
         main: Whether it is the metric that tables show.
         per_query: Value of each query or text by id; empty where the metric has none (macro-F1).
@@ -39,7 +39,7 @@ class Score:
     role: Role
     metric: str
     value: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
     count: int
     main: bool = False
     per_query: Mapping[str, float] = field(default_factory=dict, repr=False)

@@ -1,0 +1,140 @@
+"""mteb's own code on our encoders and on local data: its numbers are ours, and no model gets another's scores."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+from conftest import WORDS, perturb, write_lines
+
+from bge_cocktail.benchmarks import MtebModel, as_mteb_task, open_mteb_tasks, run_mteb
+from bge_cocktail.encoding import CachedEncoder
+from bge_cocktail.options import Encoding
+from bge_cocktail.tasks import evaluate, open_task
+
+Cli = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def alike(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scored pairs, and the same ones as yes or no."""
+    folder = tmp_path_factory.mktemp("alike")
+    generator = np.random.default_rng(0)
+    rows: list[dict[str, object]] = []
+    for number in range(80):
+        words = generator.choice(WORDS, 8, replace=False).tolist()
+        same = number % 4  # never all: pairs of the same words would be ties but for rounding
+        second = " ".join(words[:same] + words[4 : 8 - same])
+        rows.append({"sentence1": " ".join(words[:4]), "sentence2": second, "score": same})
+    write_lines(folder / "graded/test.jsonl", rows)
+    write_lines(folder / "binary/test.jsonl", [{**row, "score": int(int(str(row["score"])) > 1)} for row in rows])
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["retrieval", "sts", "pair-classification"])
+def test_numbers_are_those_of_mteb(kind: str, tiny: Path, beir: Path, alike: Path, tmp_path: Path) -> None:
+    path = {"retrieval": beir, "sts": alike / "graded", "pair-classification": alike / "binary"}[kind]
+    task = open_task(path, "general")
+    assert task.kind == kind
+    encoder = CachedEncoder(tiny, Encoding(cache_dir=tmp_path))
+    ours = next(score for score in evaluate(encoder, [task]) if score.main)
+    theirs = run_mteb("tiny", encoder, [as_mteb_task(task)], "general", cache_dir=tmp_path)[0]
+    assert theirs.value == pytest.approx(ours.value, abs=2e-4)
+    assert theirs.task == f"mteb/{path.name}"
+
+
+def test_classification_by_the_protocol_of_mteb(tiny: Path, labelled: Path, tmp_path: Path) -> None:
+    encoder = CachedEncoder(tiny, Encoding(cache_dir=tmp_path))
+    task = as_mteb_task(open_task(labelled, "general"))
+    assert (task.samples_per_label, task.n_experiments) == (8, 10)
+    assert 0.4 < run_mteb("tiny", encoder, [task], "general", cache_dir=tmp_path)[0].value <= 1
+
+
+def test_another_model_under_one_name_gets_its_own_scores(tiny: Path, beir: Path, tmp_path: Path) -> None:
+    other = perturb(tiny, tmp_path / "other", 3, scale=0.5)
+    task = open_task(beir, "general")
+    found = []
+    for folder in (tiny, other):
+        encoder = CachedEncoder(folder, Encoding(cache_dir=tmp_path / "cache"))
+        value = run_mteb("same", encoder, [as_mteb_task(task)], "general", cache_dir=tmp_path / "cache")[0].value
+        assert value == pytest.approx(next(one.value for one in evaluate(encoder, [task]) if one.main), abs=2e-4)
+        found.append(value)
+    assert found[0] != found[1]
+    # other prompts, too, are another model
+    prompted = CachedEncoder(tiny, Encoding(cache_dir=tmp_path / "cache", query_prompt="red "))
+    plain = CachedEncoder(tiny, Encoding(cache_dir=tmp_path / "cache"))
+    revisions = {MtebModel("same", one).mteb_model_meta.revision for one in (plain, prompted)}
+    assert len(revisions) == 2
+    # and other data another task
+    changed = shutil.copytree(beir, tmp_path / beir.name)
+    with (changed / "corpus.jsonl").open("a") as file:
+        file.write(json.dumps({"_id": "new", "title": "", "text": "a new document"}) + "\n")
+    revisions = {as_mteb_task(open_task(path, "target")).metadata.dataset["revision"] for path in (beir, changed)}
+    assert len(revisions) == 2
+
+
+def test_prompts_as_mteb_expects_them(tiny: Path, tmp_path: Path) -> None:
+    from mteb.types import PromptType
+
+    folder = shutil.copytree(tiny, tmp_path / "prompted")
+    prompts = {"query": "ask: ", "STS": "compare: ", "Banking77Classification": "intent: "}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
+    model = MtebModel("prompted", CachedEncoder(folder))
+    sts, banking, other = (task.metadata for task in open_mteb_tasks(["STS12", "Banking77Classification", "SciFact"]))
+    assert model.prompt(sts, None) == "compare: "
+    assert model.prompt(banking, None) == "intent: "
+    assert model.prompt(other, PromptType.query) == "ask: "
+    assert model.prompt(other, PromptType.document) == ""
+    chosen = MtebModel("prompted", CachedEncoder(folder, Encoding(query_prompt="find: ")))
+    assert chosen.prompt(other, PromptType.query) == "find: "
+
+
+def test_from_the_command_line(cli: Cli, tiny: Path, beir: Path, alike: Path, tmp_path: Path) -> None:
+    common = ("--cache-dir", tmp_path / "cache", "--format", "json")
+    where = ("evaluate", f"mine={tiny}", "--mteb", alike / "graded", "--target", beir, *common)
+    found = json.loads(cli(*where, "-o", tmp_path / "out").stdout)["models"][0]["scores"]
+    mteb = next(one for one in found if one["kind"] == "mteb")
+    assert (mteb["task"], mteb["metric"], mteb["interval"]) == ("mteb/graded", "cosine_spearman", None)
+    files = list((tmp_path / "out/mteb").rglob("graded.json"))
+    assert len(files) == 1
+    assert json.loads(files[0].read_text())["scores"]["test"][0]["main_score"] == pytest.approx(mteb["value"])
+    assert (files[0].parent / "model_meta.json").is_file()
+    assert "mteb graded" in json.loads((tmp_path / "out/run.json").read_text())["inputs"]
+    assert (
+        "mteb/graded: cosine_spearman is no mean"
+        in cli("compare", tmp_path / "out", _second(cli, tiny, beir, alike, tmp_path)).stdout
+    )
+    refused = cli("evaluate", tiny, "--mteb", "STSBenchmrk", "-o", tmp_path / "no", code=2)
+    assert "Did you mean 'STSBenchmark'" in refused.stderr
+
+
+def _second(cli: Cli, tiny: Path, beir: Path, alike: Path, tmp_path: Path) -> Path:
+    other = perturb(tiny, tmp_path / "other", 3)
+    where = ("--mteb", alike / "graded", "--target", beir, "--cache-dir", tmp_path / "cache")
+    cli("evaluate", f"other={other}", *where, "-o", tmp_path / "second")
+    return tmp_path / "second"
+
+
+def test_without_a_network_it_fails_in_seconds(
+    cli: Cli, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+    from huggingface_hub import constants
+
+    monkeypatch.setattr("bge_cocktail.benchmarks.run.hub_answers", lambda: False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    # what the command sets for the process is taken back
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", constants.HF_HUB_OFFLINE)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", datasets.config.HF_HUB_OFFLINE)
+    open_mteb_tasks(["STS12"])  # the import takes its seconds once
+    started = time.monotonic()
+    result = cli("evaluate", tiny, "--mteb", "STS12", "-o", tmp_path / "out", "--cache-dir", tmp_path, code=1)
+    assert time.monotonic() - started < 15
+    assert "mteb's task STS12 needs its data" in result.stderr
+    assert not (tmp_path / "out").exists()
