@@ -24,7 +24,7 @@ FLOORS = [
     ["embed"],
     ["encoding"],
     ["search", "losses", "reranker"],
-    ["wordsearch"],
+    ["wordsearch", "indexes"],
     ["mining", "merging", "tasks", "preparing"],
     ["evaluation", "benchmarks"],
     ["training", "significance", "report", "outcome", "rundata", "runfile", "demo"],

@@ -28,6 +28,7 @@ COMMANDS = (
     "merge",
     "evaluate",
     "compare",
+    "indexes",
     "classify",
     "list",
 )

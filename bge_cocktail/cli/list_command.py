@@ -14,6 +14,7 @@ KINDS = {
     "weightings": ("merging", "weightings"),
     "tasks": ("tasks", "tasks"),
     "measures": ("ranking", "measures"),
+    "indexes": ("indexes", "indexes"),
     "losses": ("losses", "losses"),
     "cleaning-steps": ("preparing", "cleaning_steps"),
     "language-detectors": ("preparing", "language_detectors"),

@@ -130,9 +130,7 @@ def in_one_form(models: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list[li
     first = next((one for one in models if is_classifier(one.folder)), None)
     if first is None:
         return list(models), [[] for _ in models]
-    seen = [
-        (one, list[str]()) if one is first else _fit(first, one, [], Merging(tokenizer_from=None)) for one in models
-    ]
+    seen = [(one, list[str]()) if one is first else _fit(first, one, [], Merging()) for one in models]
     return [one for one, _ in seen], [lines for _, lines in seen]
 
 
