@@ -1,4 +1,4 @@
-"""Indexes beside each other: what they find against how fast they are, and how large."""
+"""Indexes beside each other: what they find, how large and how fast they are."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bge_cocktail.indexes import IndexScore
-from bge_cocktail.report.tradeoff import BLUE, INK, finish
+from bge_cocktail.provenance import new_file
+from bge_cocktail.report.tradeoff import BLUE, INK, MUTED
 
 
 def draw_indexes(scores: Sequence[IndexScore], path: Path, *, k: int, title: str) -> None:
-    """Draw the picture as a PNG; the area of a dot is the size of the index.
+    """Draw bars as a PNG.
 
     Args:
         scores: Of the indexes.
@@ -23,26 +24,28 @@ def draw_indexes(scores: Sequence[IndexScore], path: Path, *, k: int, title: str
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7.2, 4.6), dpi=150, layout="constrained")
-    largest = max(one.megabytes for one in scores)
-    axes.scatter(
-        [one.queries_a_second for one in scores],
-        [one.recall for one in scores],
-        s=[40 + 900 * one.megabytes / largest for one in scores],
-        color=BLUE,
-        alpha=0.5,
-        linewidths=0,
+    panels = (
+        (f"recall@{k} against the exact search", [one.recall for one in scores], "{:.3f}"),
+        ("megabytes", [one.megabytes for one in scores], "{:.1f}"),
+        ("queries a second", [one.queries_a_second for one in scores], "{:,.0f}"),
     )
-    for one in scores:
-        axes.annotate(
-            f"{one.index}, {one.megabytes:.1f} MB",
-            (one.queries_a_second, one.recall),
-            xytext=(0, 12),
-            textcoords="offset points",
-            ha="center",
-            color=INK,
-            fontsize=8,
+    height = 1.2 + 0.34 * len(scores)
+    figure, all_axes = pyplot.subplots(1, 3, figsize=(9.6, height), dpi=150, layout="constrained", sharey=True)
+    names = [one.index + (" *" if one.rescored else "") for one in scores]
+    for axes, (label, values, form) in zip(all_axes, panels, strict=True):
+        bars = axes.barh(names, values, color=BLUE, height=0.62)
+        axes.bar_label(bars, [form.format(value) for value in values], padding=3, fontsize=8, color=INK)
+        axes.set_title(label, fontsize=9, color=INK, loc="left")
+        axes.set_xlim(0, 1.25 * max(values))
+        axes.set_xticks([])
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+    all_axes[0].invert_yaxis()
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK, fontweight="bold")
+    if any(one.rescored for one in scores):
+        figure.supxlabel(
+            "* full embeddings order its candidates, and are kept beside it", fontsize=8, color=MUTED, x=0.01, ha="left"
         )
-    axes.set_xscale("log")
-    axes.margins(0.18)
-    finish(figure, axes, path, target="queries a second", general=f"recall@{k} against the exact search", title=title)
+    with new_file(path) as working:
+        figure.savefig(working, format="png")
+    pyplot.close(figure)
