@@ -56,7 +56,8 @@ def measure_tradeoff(
                 merge([tuned, base], scratch, AS_TUNED.model_copy(update={"share": share}), overwrite=True)
                 # a model that is thrown away leaves nothing in the user's cache
                 encode = encode.model_copy(update={"cache": False})
-            result = evaluate_models({"": model}, task_list, encode, options.evaluate)[0]
+            judging = options.evaluate.model_copy(update={"map_texts": 0})
+            result = evaluate_models({"": model}, task_list, encode, judging)[0]
             points.append((share, result.mean("target") or 0.0, result.mean("general") or 0.0))
             advance(1)
     shutil.rmtree(scratch, ignore_errors=True)

@@ -73,7 +73,7 @@ def measure(path: Path, texts: int, seeds: list[int], folder: Path) -> dict[str,
     truth = np.array([own[0] for own in test.labels])
     frozen = {
         "probe": probe(encoder, data.train, data.dev, test.texts),
-        "nearest neighbours": nearest_neighbours(encoder, data.train, data.dev, test.texts, len(data.names)),
+        "nearest neighbours": nearest_neighbours(encoder, data.train, data.dev, test.texts),
     }
     found = {way: [float((made["predicted"] == truth).mean())] for way, made in frozen.items()}
     for way, settings in WAYS.items():

@@ -18,7 +18,7 @@ from sklearn.metrics import f1_score
 
 from bge_cocktail.encoding import CachedEncoder
 from bge_cocktail.errors import DataError, UsageError
-from bge_cocktail.evaluation import evaluate_models, open_tasks, read_evaluation, write_evaluation
+from bge_cocktail.evaluation import evaluate_models, open_tasks, read_details, read_evaluation, write_evaluation
 from bge_cocktail.options import Encoding, Evaluating
 from bge_cocktail.ranking import measure_run
 from bge_cocktail.records import Judged
@@ -215,10 +215,25 @@ def test_evaluation_round_trip(tiny: Path, beir: Path, labelled: Path, tmp_path:
     results = write_evaluation(
         tmp_path / "out",
         lambda: evaluate_models({"tiny": tiny}, task_list, Encoding(), Evaluating()),
+        {"evaluate": Evaluating().model_dump(mode="json")},
         {},
-        {},
+        task_list,
     )
     assert read_evaluation(tmp_path / "out") == results
+    details = read_details(tmp_path / "out")
+    main = {score.task: score for score in results[0].main()}
+    assert details.answers["tiny", "animals"] == main["animals"].answers
+    for query, answer in details.answers["tiny", "animals"].items():
+        assert details.texts["animals"]["asked"][query]["wanted"].keys() == answer["ranks"].keys()
+        assert answer["found"].keys() <= details.texts["animals"]["documents"].keys()
+        (rank,) = answer["ranks"].values()
+        assert main["animals"].per_query[query] == pytest.approx(1 / np.log2(rank + 1) if rank <= 10 else 0)
+    for line, label in details.answers["tiny", "kinds"].items():
+        right = details.texts["kinds"]["asked"][line]["wanted"] == label
+        assert main["kinds"].per_query[line] == float(right)
+    texts, groups, points = details.points["tiny", "kinds"]
+    assert set(groups) == {"animal", "vehicle"}
+    assert np.allclose(points, CachedEncoder(tiny).encode_text(texts), atol=1e-3)
     saved = json.loads((tmp_path / "out/scores.json").read_text())["models"][0]
     assert saved["target"] == pytest.approx(results[0].mean("target"))
 

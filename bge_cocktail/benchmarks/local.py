@@ -9,8 +9,11 @@ from bge_cocktail.errors import UsageError
 from bge_cocktail.provenance import hash_path
 from bge_cocktail.records import read_judged
 from bge_cocktail.records.labelled import read_labelled
+from bge_cocktail.records.reranking import read_candidates
 from bge_cocktail.records.scored import read_scored
 from bge_cocktail.tasks import Task
+from bge_cocktail.tasks.clustering import read_clustering
+from bge_cocktail.tasks.reranking import candidate_ids
 
 # our kind of task: mteb's type, its main score
 TYPES = {
@@ -18,6 +21,8 @@ TYPES = {
     "classification": ("Classification", "accuracy"),
     "sts": ("STS", "cosine_spearman"),
     "pair-classification": ("PairClassification", "cosine_ap"),
+    "clustering": ("Clustering", "v_measure"),
+    "reranking": ("Reranking", "map_at_1000"),
 }
 
 
@@ -34,9 +39,11 @@ def as_mteb_task(task: Task, split: str = "test") -> Any:
         An mteb task whose data are loaded.
 
     Raises:
-        UsageError: Pairs with labels, which mteb has no task for.
+        UsageError: Pairs with labels, which mteb has no task for, or a kind of task that it hasn't.
         DataError: Broken data.
     """
+    if task.kind not in TYPES:
+        raise UsageError(f"{task.name}: mteb has no tasks like our '{task.kind}'")
     kind, main_score = TYPES[task.kind]
     made = _class_of(kind)(_metadata(task, kind, main_score, split))
     made.dataset = {"default": _DATA[task.kind](task, split)}
@@ -44,14 +51,16 @@ def as_mteb_task(task: Task, split: str = "test") -> Any:
     if task.kind == "sts":
         scores = read_scored(task.path, split).scores
         made.min_score, made.max_score = min(scores), max(scores)
+    if task.kind == "clustering":
+        made.max_fraction_of_documents_to_embed = None  # all of them, not 4 %
     return made
 
 
 def _class_of(kind: str) -> Any:
-    from mteb.abstasks import AbsTaskClassification, AbsTaskPairClassification, AbsTaskRetrieval, AbsTaskSTS
+    from mteb import abstasks
 
-    parents = (AbsTaskRetrieval, AbsTaskClassification, AbsTaskSTS, AbsTaskPairClassification)
-    parent = dict(zip(("Retrieval", "Classification", "STS", "PairClassification"), parents, strict=True))[kind]
+    # reranking is a retrieval among what each query brings with it
+    parent = getattr(abstasks, f"AbsTask{'Retrieval' if kind == 'Reranking' else kind}")
 
     # mteb reads a task's metadata from its class, so each gets a class of its own
     return lambda metadata: type(f"Local{kind}", (parent,), {"metadata": metadata, "load_data": _loaded})()
@@ -124,4 +133,38 @@ def _pairs(task: Task, split: str) -> Any:
     )
 
 
-_DATA = {"retrieval": _retrieval, "classification": _classification, "sts": _sts, "pair-classification": _pairs}
+def _clustering(task: Task, split: str) -> Any:
+    from datasets import Dataset, DatasetDict
+
+    data = read_clustering(task.path, split)
+    return DatasetDict({split: Dataset.from_dict({"sentences": list(data.texts), "labels": list(data.labels)})})
+
+
+def _reranking(task: Task, split: str) -> dict[str, Any]:
+    from datasets import Dataset
+
+    rows = {f"q{line}": row for line, row in enumerate(read_candidates(task.path, split), start=1)}
+    texts = {
+        query: dict(zip(candidate_ids(row), (*row.positive, *row.negative), strict=True)) for query, row in rows.items()
+    }
+    documents = {f"{query}-{one}": text for query, own in texts.items() for one, text in own.items()}
+    return {
+        split: {
+            "corpus": Dataset.from_dict({"id": list(documents), "text": list(documents.values())}),
+            "queries": Dataset.from_dict({"id": list(rows), "text": [row.query for row in rows.values()]}),
+            "relevant_docs": {
+                query: {f"{query}-{one}": int(one.startswith("p")) for one in own} for query, own in texts.items()
+            },
+            "top_ranked": {query: [f"{query}-{one}" for one in own] for query, own in texts.items()},
+        }
+    }
+
+
+_DATA = {
+    "retrieval": _retrieval,
+    "classification": _classification,
+    "sts": _sts,
+    "pair-classification": _pairs,
+    "clustering": _clustering,
+    "reranking": _reranking,
+}

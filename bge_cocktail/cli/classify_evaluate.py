@@ -72,7 +72,7 @@ def command(
     if encoder is not None:
         chosen = Classifying(clean=settings.clean, multi_label=settings.multi_label)
         known = read_class_data(replace(source, split="train"), chosen, settings.labels)
-        judged["frozen"] = _frozen(encoder, known.train, known.dev, judged_on, len(settings.labels), options)
+        judged["frozen"] = _frozen(encoder, known.train, known.dev, judged_on, options)
     inputs = {model: hash_path(model_folder(model)), data: hash_path(source.path) if source.path.exists() else ""}
     with new_folder(output, overwrite=overwrite) as new:
         write_json(new / JUDGEMENT_FILE, judged)
@@ -84,9 +84,7 @@ def command(
     show({"output": str(output), **judged}, _text(judged), output_format)
 
 
-def _frozen(
-    encoder: str, train: Any, dev: Any, judged_on: Any, classes: int, options: Predicting
-) -> list[dict[str, Any]]:
+def _frozen(encoder: str, train: Any, dev: Any, judged_on: Any, options: Predicting) -> list[dict[str, Any]]:
     import numpy as np
 
     from bge_cocktail.classifying.frozen import nearest_neighbours, probe
@@ -99,7 +97,7 @@ def _frozen(
     found = []
     for name, made in (
         ("probe", probe(embeds, train, dev, judged_on.texts)),
-        ("nearest neighbours", nearest_neighbours(embeds, train, dev, judged_on.texts, classes)),
+        ("nearest neighbours", nearest_neighbours(embeds, train, dev, judged_on.texts)),
     ):
         right = (made.pop("predicted") == truth).astype(float)
         interval = bootstrap_interval(right, seed=Evaluating().seed)

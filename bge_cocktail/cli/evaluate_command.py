@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from bge_cocktail.cli.flags import (
-    PATH,
     flags_from,
     format_flag,
     options_from,
@@ -26,11 +25,11 @@ if TYPE_CHECKING:
 @click.argument("models", nargs=-1, required=True)
 @click.option(
     "--target",
-    type=PATH,
     multiple=True,
-    help="A task tuned for: a BEIR folder or labelled texts. Repeatable.",
+    metavar="[KIND:]FOLDER",
+    help="A task tuned for: a BEIR folder, labelled texts, ... (clustering:FOLDER says the kind). Repeatable.",
 )
-@click.option("--general", type=PATH, multiple=True, help="A task that must not get worse. Repeatable.")
+@click.option("--general", multiple=True, metavar="[KIND:]FOLDER", help="A task that must not get worse. Repeatable.")
 @click.option(
     "--mteb",
     multiple=True,
@@ -43,8 +42,8 @@ if TYPE_CHECKING:
 @flags_from(Evaluating, Encoding)
 def command(
     models: tuple[str, ...],
-    target: tuple[Path, ...],
-    general: tuple[Path, ...],
+    target: tuple[str, ...],
+    general: tuple[str, ...],
     mteb: tuple[str, ...],
     output: Path,
     overwrite: bool,
@@ -60,6 +59,7 @@ def command(
     from bge_cocktail.hub import model_folder
     from bge_cocktail.provenance import refuse_to_replace
     from bge_cocktail.report.table import score_table
+    from bge_cocktail.tasks import task_path
 
     evaluating = options_from(Evaluating, flags)
     encoding = options_from(Encoding, flags)
@@ -72,7 +72,7 @@ def command(
             raise UsageError(f"two models are called '{name}'; give them names: NAME=FOLDER")
         model_folder(path)
         named[name] = path
-    refuse_to_replace(output, overwrite, [*named.values(), *target, *general])
+    refuse_to_replace(output, overwrite, [*named.values(), *(task_path(one)[1] for one in (*target, *general))])
     task_list = open_tasks(target, general, others=bool(mteb))
     more = _MtebTasks(mteb, named, encoding, evaluating.split) if mteb else None
 
@@ -86,6 +86,7 @@ def command(
         judge,
         {**options, **({"mteb": list(mteb)} if mteb else {})},
         {**evaluation_inputs(named, task_list, evaluating), **(more.inputs() if more else {})},
+        task_list,
         more.copy_results if more else lambda _: None,
     )
     show({"models": [result.to_json() for result in results]}, score_table(results), output_format)

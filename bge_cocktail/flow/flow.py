@@ -230,6 +230,7 @@ class Flow:
             lambda: evaluate_models(models, self.tasks, self.options.encode, self.options.evaluate),
             options,
             inputs,
+            self.tasks,
         )
 
     def tradeoff(self, tuned: Path) -> tuple[list[Point], Path | None]:

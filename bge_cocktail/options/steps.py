@@ -127,6 +127,14 @@ class Evaluating(Options):
         None, description="a cross-encoder (folder or hub name) that orders the first documents anew"
     )
     rerank_depth: int = Field(100, ge=1, description="how many documents of each query it reads")
+    probe: Literal["full", "few", "knn"] = Field(
+        "full",
+        description="how labels are told from embeddings: a logistic regression on all of train, its C chosen on dev "
+        "where there is one (full); mteb's ten on 8 texts a label (few); the nearest neighbours (knn)",
+    )
+    map_texts: int = Field(
+        200, ge=0, description="texts of each task whose embeddings are kept for the report's map; 0 keeps none"
+    )
     save_runs: bool = Field(False, description="keep what was found for each query, as trec_eval reads it (runs/)")
     split: str = Field("test", description="split of the task that is judged")
     confidence: float = Field(0.95, gt=0, lt=1, description="of the bootstrap intervals")

@@ -1,4 +1,4 @@
-"""Classification: a logistic probe over frozen embeddings."""
+"""Classification: labels told from frozen embeddings."""
 
 from __future__ import annotations
 
@@ -14,46 +14,51 @@ from bge_cocktail.errors import DataError, nearest
 from bge_cocktail.options import Evaluating
 from bge_cocktail.records.labelled import Labelled, Text, read_labelled
 from bge_cocktail.statistics import bootstrap_interval
+from bge_cocktail.tasks import probing
 from bge_cocktail.tasks.score import Role, Score, tasks
 
 
 @tasks("classification")
 def classification(encoder: Encoder, path: Path, name: str, role: Role, options: Evaluating) -> list[Score]:
-    """Logistic regression on frozen embeddings of labelled texts or pairs: accuracy, macro-F1."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import LabelEncoder
-
+    """A probe on frozen embeddings of labelled texts or pairs: accuracy, macro-F1."""
     train, test = read_split(path, options.split)
-    labels = LabelEncoder().fit(train.labels)
-    probe = LogisticRegression(C=1.0, max_iter=1000)
-    probe.fit(features(encoder, train.texts), labels.transform(train.labels))
-    predicted = probe.predict(features(encoder, test.texts))
-    truth = labels.transform(test.labels)
-    right = (predicted == truth).astype(float)
-
-    def score(metric: str, value: float, interval: tuple[float, float], per_query: Sequence[float]) -> Score:
-        return Score(
-            task=name,
-            kind="classification",
-            role=role,
-            metric=metric,
-            value=value,
-            interval=interval,
-            count=len(truth),
-            main=metric == "accuracy",
-            per_query={f"{options.split}:{line}": one for line, one in enumerate(per_query, start=1)},
-        )
-
+    dev = _dev(path, options.split, train)
+    labels = sorted(set(train.labels))
+    known, asked = _known(encoder, train, labels), features(encoder, test.texts)
+    held = None if dev is None else _known(encoder, dev, labels)
+    if options.probe == "few":
+        guesses = probing.few_texts(known, asked)
+    else:
+        way = probing.logistic if options.probe == "full" else probing.nearest
+        guesses = [way(known, held, asked)[0]]
+    truth = _numbers(test, labels)
+    ids = [f"{options.split}:{line}" for line in range(1, len(truth) + 1)]
+    # of several experiments, the share that are right
+    right = np.mean([guess == truth for guess in guesses], axis=0)
+    pairs = [np.stack([truth, guess], axis=1).astype(float) for guess in guesses]
+    f1 = [float(macro_f1(one[None], len(labels))[0]) for one in pairs]
     interval = partial(bootstrap_interval, confidence=options.confidence, seed=options.seed)
-    classes = len(labels.classes_)
-    pairs = np.stack([truth, predicted], axis=1).astype(float)
+    shared = {"task": name, "kind": "classification", "role": role, "count": len(truth)}
     return [
-        score("accuracy", float(right.mean()), interval(right), right.tolist()),
-        score(
-            "macro-F1",
-            float(macro_f1(pairs[None], classes)[0]),
-            interval(pairs, statistic=lambda drawn: macro_f1(drawn, classes)),
-            (),
+        Score(
+            **shared,
+            metric="accuracy",
+            value=float(right.mean()),
+            interval=interval(right),
+            main=True,
+            per_query=dict(zip(ids, right.tolist(), strict=True)),
+            answers={one: labels[guess] for one, guess in zip(ids, guesses[0].tolist(), strict=True)},
+        ),
+        Score(
+            **shared,
+            metric="macro-F1",
+            value=float(np.mean(f1)),
+            interval=interval(
+                np.concatenate(pairs, axis=1),
+                statistic=lambda drawn: np.mean(
+                    [macro_f1(drawn[..., at : at + 2], len(labels)) for at in range(0, drawn.shape[-1], 2)], axis=0
+                ),
+            ),
         ),
     ]
 
@@ -80,9 +85,7 @@ def read_split(path: Path, split: str) -> tuple[Labelled, Labelled]:
     known = sorted(set(train.labels))
     if len(known) < 2:
         raise DataError(f"{path}/train.jsonl holds one label only ({known[0]}); a probe needs two")
-    for label in test.labels:
-        if label not in known:
-            raise DataError(f"{path}/{split}.jsonl: label '{label}' isn't in train.{nearest(label, known)}")
+    _check_labels(test, known, f"{path}/{split}.jsonl")
     return train, test
 
 
@@ -111,3 +114,27 @@ def macro_f1(pairs: NDArray[np.float64], classes: int) -> NDArray[np.float64]:
     seen = total > 0
     f1 = np.divide(2 * hits, total, out=np.zeros_like(hits), where=seen)
     return np.asarray(f1.sum(axis=1) / seen.sum(axis=1))
+
+
+def _dev(path: Path, split: str, train: Labelled) -> Labelled | None:
+    """What C and k are chosen on: dev, if there is one and it isn't what is judged."""
+    if split == "dev" or not (path / "dev.jsonl").is_file():
+        return None
+    dev = read_labelled(path, "dev")
+    _check_labels(dev, sorted(set(train.labels)), f"{path}/dev.jsonl")
+    return dev
+
+
+def _check_labels(data: Labelled, known: Sequence[str], where: str) -> None:
+    for label in data.labels:
+        if label not in known:
+            raise DataError(f"{where}: label '{label}' isn't in train.{nearest(label, known)}")
+
+
+def _known(encoder: Encoder, data: Labelled, labels: Sequence[str]) -> probing.Known:
+    return features(encoder, data.texts), _numbers(data, labels)
+
+
+def _numbers(data: Labelled, labels: Sequence[str]) -> NDArray[np.int64]:
+    places = {label: place for place, label in enumerate(labels)}
+    return np.array([places[label] for label in data.labels], np.int64)

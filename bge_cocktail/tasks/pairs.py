@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def sts(encoder: Encoder, path: Path, name: str, role: Role, options: Evaluating
         raise DataError(f"{name}: the model gives all pairs the same similarity")
     return [
         _score(name, "sts", role, "Spearman", float(spearmanr(found, wanted).statistic), True,
-               _interval(found, wanted, options, _rank_correlations), len(wanted)),
+               _interval(found, wanted, options, _rank_correlations), len(wanted), _answers(found, options.split)),
         _score(name, "sts", role, "Pearson", float(pearsonr(found, wanted).statistic), False,
                _interval(found, wanted, options, _correlations), len(wanted)),
     ]  # fmt: skip
@@ -47,7 +47,8 @@ def pair_classification(encoder: Encoder, path: Path, name: str, role: Role, opt
     found, wanted = cosines(encoder, pairs), np.array(pairs.scores)
     return [
         _score(name, "pair-classification", role, metric, float(of(found[None], wanted[None])[0]), metric == "AP",
-               _interval(found, wanted, options, of), len(wanted))
+               _interval(found, wanted, options, of), len(wanted),
+               _answers(found, options.split) if metric == "AP" else {})
         for metric, of in (("AP", _average_precision), ("best F1", _best_f1), ("best accuracy", _best_accuracy))
     ]  # fmt: skip
 
@@ -71,9 +72,21 @@ def cosines(encoder: Encoder, pairs: ScoredPairs) -> Floats:
 
 
 def _score(
-    name: str, kind: str, role: Role, metric: str, value: float, main: bool, interval: tuple[float, float], count: int
+    name: str,
+    kind: str,
+    role: Role,
+    metric: str,
+    value: float,
+    main: bool,
+    interval: tuple[float, float],
+    count: int,
+    answers: Mapping[str, float] | None = None,
 ) -> Score:
-    return Score(name, kind, role, metric, value, interval, count, main)
+    return Score(name, kind, role, metric, value, interval, count, main, answers=answers or {})
+
+
+def _answers(found: Floats, split: str) -> dict[str, float]:
+    return {f"{split}:{line}": round(one, 6) for line, one in enumerate(found.tolist(), start=1)}
 
 
 def _interval(

@@ -19,7 +19,7 @@ from bge_cocktail.records.beir import Judged
 from bge_cocktail.reranker import Reranker, load_reranker
 from bge_cocktail.search import top_k
 from bge_cocktail.statistics import bootstrap_interval
-from bge_cocktail.tasks.score import Role, Run, Score, tasks
+from bge_cocktail.tasks.score import FOUND_SHOWN, Role, Run, Score, tasks
 from bge_cocktail.tasks.stages import fused, reranked, run_by_words
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ def retrieval(encoder: Encoder, path: Path, name: str, role: Role, options: Eval
                 main=main,
                 per_query=per_query,
                 run=run if main and options.save_runs else {},
+                answers=_answers(run, judged) if main else {},
             )
         )
     return scores
@@ -130,6 +131,19 @@ def without_itself(query: str, found: Mapping[str, float], judged: Judged, depth
     same = bool(text) and text.endswith(normalise(judged.queries[query])) and judged.qrels[query].get(query, 0) <= 0
     kept = [document for document in found if not (same and document == query)]
     return {document: found[document] for document in kept[:depth]}
+
+
+def _answers(run: Run, judged: Judged) -> dict[str, dict[str, dict[str, float | int | None]]]:
+    """The first documents of each query, and the ranks of the relevant ones."""
+    answers: dict[str, dict[str, dict[str, float | int | None]]] = {}
+    for query, found in run.items():
+        relevant = [document for document, grade in judged.qrels[query].items() if grade > 0]
+        if not relevant:
+            continue
+        ranks = {document: rank for rank, document in enumerate(found, start=1) if document in relevant}
+        shown = {document: round(found[document], 4) for document in list(found)[:FOUND_SHOWN]}
+        answers[query] = {"found": {**shown}, "ranks": {document: ranks.get(document) for document in relevant}}
+    return answers
 
 
 def _tell(judged: Judged, name: str) -> None:

@@ -14,6 +14,8 @@ from bge_cocktail.registry import Registry
 Role = Literal["target", "general"]
 Run = Mapping[str, Mapping[str, float]]
 """The documents found for each query, best first, with their scores."""
+# documents of a query that are kept for reading
+FOUND_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class Score:
 
     Attributes:
         task: Name of the task.
-        kind: ``retrieval`` or ``classification``.
+        kind: ``retrieval``, ``classification``, ...
         role: Whether the task is tuned for, or must not get worse.
         metric: Such as ``nDCG@10``.
         value: Mean over the queries, or over the test set.
@@ -32,6 +34,9 @@ class Score:
         per_query: Value of each query or text by id; empty where the metric has none (macro-F1).
         run: The documents found for each query with their similarities, best first, beside the main metric of a
             retrieval.
+        answers: What the model said of each query or text, by id, beside the main metric: the label, the similarity of
+            a pair, or for a query the first documents ``found`` with their similarities and the ``ranks`` of the
+            relevant ones (None where they aren't found).
     """
 
     task: str
@@ -44,6 +49,7 @@ class Score:
     main: bool = False
     per_query: Mapping[str, float] = field(default_factory=dict, repr=False)
     run: Run = field(default_factory=dict, repr=False, compare=False)
+    answers: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def to_json(self, *, per_query: bool = False) -> dict[str, Any]:
         """As a JSON object, the values of single queries only if asked."""
