@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,24 @@ def hash_path(path: Path, known: Mapping[Path, Callable[[], str]] | None = None)
     )
 
 
+# the words that the command line was started with
+_started_as: ContextVar[tuple[str, ...]] = ContextVar("started_as", default=())
+
+
+@contextmanager
+def started_as(words: Iterable[str]) -> Iterator[None]:
+    """What is made inside notes the command that made it, so that it can be repeated.
+
+    Args:
+        words: Of the command, after ``bge-cocktail``.
+    """
+    token = _started_as.set(("bge-cocktail", *words))
+    try:
+        yield
+    finally:
+        _started_as.reset(token)
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that numbers depend on."""
     found = {"python": ".".join(str(part) for part in sys.version_info[:3])}
@@ -109,6 +129,7 @@ def describe_run(
         "options": dict(options),
         "inputs": dict(inputs),
         **more,
+        **({"started_as": shlex.join(_started_as.get())} if _started_as.get() else {}),
         "versions": versions(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(seconds, 2),

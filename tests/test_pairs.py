@@ -19,7 +19,7 @@ from bge_cocktail.encoding import CachedEncoder
 from bge_cocktail.errors import DataError
 from bge_cocktail.options import Encoding
 from bge_cocktail.tasks import evaluate, open_task
-from bge_cocktail.tasks.pairs import _average_precision, _best_accuracy, _best_f1, _rank_correlations
+from bge_cocktail.tasks.pairs import _best_accuracy, _best_f1, average_precision, rank_correlations
 
 Cli = Callable[..., Result]
 
@@ -62,7 +62,7 @@ def test_pairs_that_belong_together_equal_scikit_learn(rows: list[tuple[int, boo
     wanted = np.array([other for _, other in rows], float)
     if not 0 < wanted.sum() < len(wanted):
         return
-    assert _average_precision(found[None], wanted[None])[0] == pytest.approx(average_precision_score(wanted, found))
+    assert average_precision(found[None], wanted[None])[0] == pytest.approx(average_precision_score(wanted, found))
     thresholds = [*np.unique(found), np.inf]
     f1 = max(f1_score(wanted, found >= one, zero_division=0) for one in thresholds)
     assert _best_f1(found[None], wanted[None])[0] == pytest.approx(f1)
@@ -130,5 +130,5 @@ def test_a_graded_split_among_binary_ones_is_refused(scored: Path, tiny: Path, c
 def test_the_interval_is_of_ranks_within_each_resample() -> None:
     generator = np.random.default_rng(0)
     found, wanted = generator.normal(size=(5, 20)), generator.integers(0, 4, (5, 20)).astype(float)
-    for row, value in enumerate(_rank_correlations(found, wanted)):
+    for row, value in enumerate(rank_correlations(found, wanted)):
         assert value == pytest.approx(spearmanr(found[row], wanted[row]).statistic)

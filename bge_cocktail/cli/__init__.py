@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+from collections.abc import Sequence
+from typing import Any
 
 # before any of the libraries is imported: no telemetry, and no bars but ours
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -28,6 +31,7 @@ COMMANDS = (
     "merge",
     "evaluate",
     "compare",
+    "report",
     "indexes",
     "classify",
     "list",
@@ -35,7 +39,14 @@ COMMANDS = (
 
 
 class Commands(LazyGroup):
-    """Errors without tracebacks."""
+    """Errors without tracebacks; what is made notes the command."""
+
+    def main(self, args: Sequence[str] | None = None, *more: Any, **settings: Any) -> Any:
+        from bge_cocktail.provenance import started_as
+
+        words = sys.argv[1:] if args is None else list(args)
+        with started_as(words):
+            return super().main(words, *more, **settings)
 
     def invoke(self, ctx: click.Context) -> object:  # noqa: RET503  (ctx.exit never returns)
         from bge_cocktail.cli.progress_bars import on_terminal

@@ -143,6 +143,7 @@ def _text(judged: dict[str, Any]) -> str:
 
 
 def _short(value: Any, most: int = 70) -> str:
+    from bge_cocktail.report.table import shortened
+
     text = " / ".join(value) if isinstance(value, (list, tuple)) else str(value)
-    text = " ".join(text.split())
-    return text if len(text) <= most else text[: most - 3] + "..."
+    return shortened(text, most)

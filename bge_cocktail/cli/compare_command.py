@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from bge_cocktail.cli.flags import PATH, format_flag, show
+from bge_cocktail.cli.flags import PATH, format_flag
+from bge_cocktail.cli.flags import show as show_result
 from bge_cocktail.errors import CocktailError, UsageError, nearest
+
+if TYPE_CHECKING:
+    from bge_cocktail.evaluation import Details, ModelScores
+    from bge_cocktail.significance import Moved
 
 
 @click.command("compare")
@@ -30,6 +35,12 @@ from bge_cocktail.errors import CocktailError, UsageError, nearest
     "--resamples", type=click.IntRange(100), default=10_000, show_default=True, help="Draws of test and bootstrap."
 )
 @click.option("--seed", type=click.IntRange(0), default=13, show_default=True, help="Seeds them.")
+@click.option(
+    "--show",
+    type=click.IntRange(0),
+    default=0,
+    help="Also show so many queries of each task that gained and lost most.",
+)
 @format_flag
 def command(
     evaluations: tuple[Path, ...],
@@ -38,6 +49,7 @@ def command(
     confidence: float,
     resamples: int,
     seed: int,
+    show: int,
     output_format: str,
 ) -> None:
     """Say which models are measurably better or worse than another, task by task.
@@ -45,18 +57,19 @@ def command(
     EVALUATIONS are folders that `evaluate` wrote. Over the same queries and texts: a paired permutation test, corrected
     for the number of tasks (Holm), and a bootstrap interval of the difference.
     """
-    from bge_cocktail.evaluation import gather_evaluations
+    from bge_cocktail.evaluation import gather_details, gather_evaluations
     from bge_cocktail.report.table import text_table
     from bge_cocktail.significance import compare_models, in_words, untested
 
     models = {one.model: one for one in gather_evaluations(evaluations)}
+    details = gather_details(evaluations)
     if len(models) < 2:
         raise UsageError(f"only one model was evaluated in {', '.join(map(str, evaluations))}; comparing needs two")
     first = baseline or next(iter(models))
     if first not in models:
         raise UsageError(f"--baseline: no model '{first}'.{nearest(first, models)}")
     found = {
-        name: compare_models(models[first], one, confidence=confidence, resamples=resamples, seed=seed)
+        name: compare_models(models[first], one, details, confidence=confidence, resamples=resamples, seed=seed)
         for name, one in models.items()
         if name != first
     }
@@ -65,13 +78,14 @@ def command(
         raise UsageError(
             f"--fail-if-worse {fail_if_worse}: no {fail_if_worse} task was compared, so nothing could fail"
         )
-    left = {name: untested(models[first], models[name]) for name in found}
+    left = {name: untested(models[first], models[name], details) for name in found}
     blocks = []
+    most: dict[str, list[Moved]] = {}
     for name, changes in found.items():
         rows = [
             (one.task, one.role, one.metric, f"{one.before:.4f}", f"{one.after:.4f}", f"{100 * one.difference:+.1f}",
              f"[{100 * one.interval[0]:+.1f}, {100 * one.interval[1]:+.1f}]", f"{one.p_corrected:.4f}",
-             f"{one.effect:+.2f}", f"{one.gained}/{one.lost}", one.verdict)
+             *(("-", "-") if one.effect is None else (f"{one.effect:+.2f}", f"{one.gained}/{one.lost}")), one.verdict)
             for one in changes
         ]  # fmt: skip
         header = ("task", "role", "metric", first, name, "points", f"{100 * confidence:g} %", "p (Holm)", "effect",
@@ -79,6 +93,9 @@ def command(
         blocks.append(f"{name} against {first}: {in_words(changes, confidence)}.\n\n{text_table(header, rows)}")
         if left[name]:
             blocks.append("not tested: " + "; ".join(left[name]))
+        if show:
+            most[name] = _most_moved(models[first], models[name], details, show)
+            blocks += _moved_tables(most[name])
     content: dict[str, Any] = {
         "baseline": first,
         "models": {
@@ -86,11 +103,12 @@ def command(
                 "words": in_words(changes, confidence),
                 "tasks": [one.to_json() for one in changes],
                 "untested": left[name],
+                **({"moved": [one.to_json() for one in most[name]]} if show else {}),
             }
             for name, changes in found.items()
         },
     }
-    show(content, "\n\n".join(blocks), output_format)
+    show_result(content, "\n\n".join(blocks), output_format)
     if fail_if_worse and any("was not judged" in reason for reasons in left.values() for reason in reasons):
         raise CocktailError("--fail-if-worse: not all models were judged on the same tasks (see above)")
     worse = [
@@ -101,3 +119,37 @@ def command(
     ]
     if worse:
         raise CocktailError(f"--fail-if-worse {fail_if_worse}: measurably worse than {first}: {', '.join(worse)}")
+
+
+def _most_moved(before: ModelScores, after: ModelScores, details: Details, count: int) -> list[Moved]:
+    """Of each task, the queries and texts that gained most, then those that lost most."""
+    from bge_cocktail.significance import moved
+
+    known = {score.task: score for score in after.main()}
+    found = []
+    for score in before.main():
+        if score.task in known:
+            changed = moved((before.model, score), (after.model, known[score.task]), details)
+            gained = [one for one in changed if one.difference > 0][:count]
+            lost = [one for one in reversed(changed) if one.difference < 0][:count]
+            found += [*gained, *lost]
+    return found
+
+
+def _moved_tables(found: list[Moved]) -> list[str]:
+    from bge_cocktail.report.table import shortened, text_table
+
+    tables = []
+    for task in dict.fromkeys(one.task for one in found):
+        rows = []
+        for one in (one for one in found if one.task == task):
+            text = one.text if isinstance(one.text, str) else " / ".join(one.text)
+            if isinstance(one.wanted, list):
+                wanted = one.wanted[0]
+                said = " to ".join("-" if rank is None else str(rank) for rank in wanted["ranks"])
+                shown = f"{wanted['document']}: {wanted['text']}"
+            else:
+                said, shown = f"{one.said[0]} to {one.said[1]}", str(one.wanted)
+            rows.append((f"{100 * one.difference:+.1f}", said, shortened(text), shortened(shown)))
+        tables.append(text_table((f"{task}: points", "rank or label", "query or text", "wanted"), rows))
+    return tables

@@ -25,6 +25,7 @@ KINDS = {
     "negative-filters": ("mining", "negative_filters"),
     "choices": ("mining", "choices"),
     "record-weightings": ("preparing", "record_weightings"),
+    "report-sections": ("report.sections", "report_sections"),
 }
 
 

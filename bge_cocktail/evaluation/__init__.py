@@ -2,7 +2,7 @@
 
 from bge_cocktail.evaluation.details import Details, read_details
 from bge_cocktail.evaluation.folder import read_evaluation, write_evaluation
-from bge_cocktail.evaluation.gathering import gather_evaluations
+from bge_cocktail.evaluation.gathering import gather_details, gather_evaluations
 from bge_cocktail.evaluation.judging import ModelScores, evaluate_models, evaluation_inputs, open_tasks, scorer
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "ModelScores",
     "evaluate_models",
     "evaluation_inputs",
+    "gather_details",
     "gather_evaluations",
     "open_tasks",
     "read_details",

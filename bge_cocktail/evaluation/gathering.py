@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bge_cocktail.errors import DataError
+from bge_cocktail.evaluation.details import Details, read_details
 from bge_cocktail.evaluation.folder import read_evaluation
 from bge_cocktail.evaluation.judging import ModelScores
 from bge_cocktail.layout import read_object
@@ -62,6 +63,22 @@ def gather_evaluations(folders: Sequence[Path]) -> list[ModelScores]:
             scores = [*before.scores, *(score for score in one.scores if score.task not in seen)]
             models[one.model] = (content, replace(before, scores=scores))
     return [one for _, one in models.values()]
+
+
+def gather_details(folders: Sequence[Path]) -> Details:
+    """What several evaluations kept for reading, which `gather_evaluations` has found to be of the same data."""
+    found = [read_details(folder) for folder in folders]
+    texts: dict[str, dict[str, Any]] = {}
+    for one in found:
+        for task, more in one.texts.items():
+            known = texts.setdefault(task, {"asked": {}, "documents": {}})
+            known["asked"] |= more.get("asked", {})
+            known["documents"] |= more.get("documents", {})
+    return Details(
+        {key: value for one in found for key, value in one.answers.items()},
+        texts,
+        {key: value for one in found for key, value in one.points.items()},
+    )
 
 
 def _what_scores_depend_on(options: Mapping[str, Any]) -> dict[str, Any]:

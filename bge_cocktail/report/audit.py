@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from bge_cocktail.mining import Audit
-from bge_cocktail.report.table import text_table
+from bge_cocktail.report.table import shortened, text_table
 
 SHOWN = 12
-WIDTH = 70
 
 
 def audit_text(audit: Audit) -> str:
@@ -14,13 +13,8 @@ def audit_text(audit: Audit) -> str:
     chosen = [one for one in audit.candidates if one.decision == "chosen"]
     others = [one for one in audit.candidates if one.decision != "chosen"][: max(0, SHOWN - len(chosen))]
     shown = sorted([*chosen, *others], key=lambda one: one.rank)
-    rows = [["positive", "-", f"{similarity:.4f}", "-", _cut(text)] for text, similarity in audit.positives]
-    rows += [[one.decision, str(one.rank), f"{one.similarity:.4f}", one.source, _cut(one.text)] for one in shown]
+    rows = [["positive", "-", f"{similarity:.4f}", "-", shortened(text)] for text, similarity in audit.positives]
+    rows += [[one.decision, str(one.rank), f"{one.similarity:.4f}", one.source, shortened(one.text)] for one in shown]
     table = text_table(("decision", "rank", "similarity", "source", "text"), rows)
     more = len(audit.candidates) - len(shown)
-    return f"query: {_cut(audit.query, 100)}\n{table}" + (f"\n... and {more} candidates more" if more else "")
-
-
-def _cut(text: str, width: int = WIDTH) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= width else line[: width - 3] + "..."
+    return f"query: {shortened(audit.query, 100)}\n{table}" + (f"\n... and {more} candidates more" if more else "")

@@ -28,6 +28,12 @@ def columns_of_numbers(header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     return [bool(rows) and all(_is_number(row[place]) for row in rows) for place in range(len(header))]
 
 
+def shortened(text: str, width: int = 70) -> str:
+    """A text on one line, cut where it is longer."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 3] + "..."
+
+
 def _is_number(cell: str) -> bool:
     return cell.strip(" *").replace(".", "", 1).replace("-", "", 1).isdigit()
 

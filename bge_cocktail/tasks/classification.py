@@ -38,10 +38,9 @@ def classification(encoder: Encoder, path: Path, name: str, role: Role, options:
     pairs = [np.stack([truth, guess], axis=1).astype(float) for guess in guesses]
     f1 = [float(macro_f1(one[None], len(labels))[0]) for one in pairs]
     interval = partial(bootstrap_interval, confidence=options.confidence, seed=options.seed)
-    shared = {"task": name, "kind": "classification", "role": role, "count": len(truth)}
+    score = partial(Score, task=name, kind="classification", role=role, count=len(truth))
     return [
-        Score(
-            **shared,
+        score(
             metric="accuracy",
             value=float(right.mean()),
             interval=interval(right),
@@ -49,8 +48,7 @@ def classification(encoder: Encoder, path: Path, name: str, role: Role, options:
             per_query=dict(zip(ids, right.tolist(), strict=True)),
             answers={one: labels[guess] for one, guess in zip(ids, guesses[0].tolist(), strict=True)},
         ),
-        Score(
-            **shared,
+        score(
             metric="macro-F1",
             value=float(np.mean(f1)),
             interval=interval(

@@ -37,10 +37,11 @@ def clustering(encoder: Encoder, path: Path, name: str, role: Role, options: Eva
         ],
         axis=1,
     )
-    both = np.concatenate([truth[:, None], clusters], axis=1)
+    both = np.concatenate([truth[:, None], clusters], axis=1).astype(float)
 
-    def mean_over_starts(drawn: NDArray[np.int64]) -> NDArray[np.float64]:
-        return np.mean([v_measure(drawn[..., [0, 1 + start]], len(labels)) for start in range(STARTS)], axis=0)
+    def mean_over_starts(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+        found = [v_measure(drawn[..., [0, 1 + start]].astype(np.int64), len(labels)) for start in range(STARTS)]
+        return np.asarray(np.mean(found, axis=0))
 
     return [
         Score(

@@ -33,7 +33,7 @@ def sts(encoder: Encoder, path: Path, name: str, role: Role, options: Evaluating
         raise DataError(f"{name}: the model gives all pairs the same similarity")
     return [
         _score(name, "sts", role, "Spearman", float(spearmanr(found, wanted).statistic), True,
-               _interval(found, wanted, options, _rank_correlations), len(wanted), _answers(found, options.split)),
+               _interval(found, wanted, options, rank_correlations), len(wanted), _answers(found, options.split)),
         _score(name, "sts", role, "Pearson", float(pearsonr(found, wanted).statistic), False,
                _interval(found, wanted, options, _correlations), len(wanted)),
     ]  # fmt: skip
@@ -49,7 +49,7 @@ def pair_classification(encoder: Encoder, path: Path, name: str, role: Role, opt
         _score(name, "pair-classification", role, metric, float(of(found[None], wanted[None])[0]), metric == "AP",
                _interval(found, wanted, options, of), len(wanted),
                _answers(found, options.split) if metric == "AP" else {})
-        for metric, of in (("AP", _average_precision), ("best F1", _best_f1), ("best accuracy", _best_accuracy))
+        for metric, of in (("AP", average_precision), ("best F1", _best_f1), ("best accuracy", _best_accuracy))
     ]  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def _interval(
     )
 
 
-def _rank_correlations(found: Floats, wanted: Floats) -> Floats:
+def rank_correlations(found: Floats, wanted: Floats) -> Floats:
     """Spearman's correlation of each row, shape (samples,): of ranks within the row, equal ones sharing theirs."""
     from scipy.stats import rankdata
 
@@ -126,7 +126,8 @@ def _swept(found: Floats, wanted: Floats) -> tuple[Floats, NDArray[np.bool_]]:
     return hits, ends
 
 
-def _average_precision(found: Floats, wanted: Floats) -> Floats:
+def average_precision(found: Floats, wanted: Floats) -> Floats:
+    """Average precision of each row, shape (samples,); equal similarities are told apart by no threshold."""
     hits, ends = _swept(found, wanted)
     precision = hits / np.arange(1, found.shape[1] + 1)
     total = np.maximum(hits[:, -1], 1)

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_cocktail.errors import DataError, UsageError
-from bge_cocktail.evaluation import ModelScores
+from bge_cocktail.evaluation import Details, ModelScores
+from bge_cocktail.significance.correlations import STATISTICS, swap_test
 from bge_cocktail.statistics import bootstrap_interval
 from bge_cocktail.tasks import Role, Score
 
@@ -33,8 +34,9 @@ class Change:
         interval: Bootstrap interval of the difference, over the same queries.
         p: Of the paired permutation test, two-sided.
         p_corrected: Corrected for the number of tasks (Holm).
-        effect: The mean difference in standard deviations of the single differences (Cohen's d of paired values).
-        gained: Queries or texts that are better.
+        effect: The mean difference in standard deviations of the single differences (Cohen's d of paired values); None
+            where the metric is no mean, such as a correlation.
+        gained: Queries or texts that are better; None as above.
         lost: Those that are worse.
         count: All of them.
         verdict: Better or worse where the corrected p lies below 1 - confidence.
@@ -49,9 +51,9 @@ class Change:
     interval: tuple[float, float]
     p: float
     p_corrected: float
-    effect: float
-    gained: int
-    lost: int
+    effect: float | None
+    gained: int | None
+    lost: int | None
     count: int
     verdict: Verdict
 
@@ -61,13 +63,20 @@ class Change:
 
 
 def compare_models(
-    before: ModelScores, after: ModelScores, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 13
+    before: ModelScores,
+    after: ModelScores,
+    details: Details | None = None,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 13,
 ) -> list[Change]:
     """The changes from one model to another, on the main score of every task that both were judged on.
 
     Args:
         before: Scores of the first model.
         after: Of the second.
+        details: What they said of pairs, without which correlations aren't compared.
         confidence: Of the intervals; a change counts from a corrected p below 1 minus this.
         resamples: Draws of the test and of the bootstrap.
         seed: Of those.
@@ -77,7 +86,11 @@ def compare_models(
         UsageError: Too few resamples to find anything.
     """
     known = {score.task: score for score in after.main()}
-    pairs = [(score, known[score.task]) for score in before.main() if score.task in known and score.per_query]
+    pairs = [
+        (score, known[score.task])
+        for score in before.main()
+        if score.task in known and (score.per_query or _pairs_said(score, before, after, details))
+    ]
     if not pairs:
         raise DataError(f"{before.model} and {after.model} have no task in common that has a value for each query")
     least = 2 / (resamples + 1)
@@ -86,22 +99,21 @@ def compare_models(
             f"with {resamples} resamples and {len(pairs)} tasks, no corrected p can lie below {1 - confidence:.4g}; "
             f"take {int(2 * len(pairs) / (1 - confidence)) + 1} or more"
         )
-    values = [_paired(one, other, before.model, after.model) for one, other in pairs]
-    ps = [permutation_test(after_ - before_, resamples=resamples, seed=seed) for before_, after_ in values]
+    tested = [_test(one, other, before, after, details, confidence, resamples, seed) for one, other in pairs]
     return [
-        _change(*pair, *value, p, corrected, confidence, resamples, seed)
-        for pair, value, p, corrected in zip(pairs, values, ps, holm(ps), strict=True)
+        _change(one, other, found, corrected, confidence)
+        for (one, other), found, corrected in zip(pairs, tested, holm([found.p for found in tested]), strict=True)
     ]
 
 
-def untested(before: ModelScores, after: ModelScores) -> list[str]:
+def untested(before: ModelScores, after: ModelScores, details: Details | None = None) -> list[str]:
     """The tasks that can't be compared, each with the reason."""
     known = {score.task: score for score in after.main()}
     reasons = []
     for score in before.main():
         if score.task not in known:
             reasons.append(f"{score.task}: {after.model} was not judged on it")
-        elif not score.per_query:
+        elif not score.per_query and not _pairs_said(score, before, after, details):
             reasons.append(f"{score.task}: {score.metric} is no mean over queries or texts")
     missing = {score.task for score in after.main()} - {score.task for score in before.main()}
     return reasons + [f"{task}: {before.model} was not judged on it" for task in sorted(missing)]
@@ -167,35 +179,67 @@ def in_words(changes: Sequence[Change], confidence: float = 0.95) -> str:
     return ", ".join(parts)
 
 
-def _paired(one: Score, other: Score, before: str, after: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    if one.metric != other.metric:
-        raise DataError(f"{one.task}: {before} was judged by {one.metric}, {after} by {other.metric}")
-    if not one.per_query or one.per_query.keys() != other.per_query.keys():
-        raise DataError(
-            f"{one.task}: {before} and {after} were judged on other queries ({len(one.per_query)} and "
-            f"{len(other.per_query)}); evaluate both on the same data"
-        )
-    ids = list(one.per_query)
-    return tuple(np.array([score.per_query[name] for name in ids], float) for score in (one, other))  # type: ignore[return-value]
+@dataclass(frozen=True, slots=True)
+class _Tested:
+    """A test of one task; without single differences where the metric is no mean."""
+
+    p: float
+    interval: tuple[float, float]
+    differences: NDArray[np.float64] | None = None
 
 
-def _change(
+def _test(
     one: Score,
     other: Score,
-    before: NDArray[np.float64],
-    after: NDArray[np.float64],
-    p: float,
-    corrected: float,
+    before: ModelScores,
+    after: ModelScores,
+    details: Details | None,
     confidence: float,
     resamples: int,
     seed: int,
-) -> Change:
-    differences = after - before
-    spread = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
-    measurable = corrected < 1 - confidence
+) -> _Tested:
+    if one.metric != other.metric:
+        raise DataError(f"{one.task}: {before.model} was judged by {one.metric}, {after.model} by {other.metric}")
+    said = None if one.per_query else _pairs_said(one, before, after, details)
+    if said is not None:
+        return _Tested(*swap_test(*said, one.metric, confidence=confidence, resamples=resamples, seed=seed))
+    if not one.per_query or one.per_query.keys() != other.per_query.keys():
+        raise DataError(
+            f"{one.task}: {before.model} and {after.model} were judged on other queries ({len(one.per_query)} and "
+            f"{len(other.per_query)}); evaluate both on the same data"
+        )
+    first, second = (np.array([score.per_query[name] for name in one.per_query], float) for score in (one, other))
+    differences = second - first
+    return _Tested(
+        permutation_test(differences, resamples=resamples, seed=seed),
+        bootstrap_interval(differences, confidence=confidence, resamples=resamples, seed=seed),
+        differences,
+    )
+
+
+def _pairs_said(
+    score: Score, before: ModelScores, after: ModelScores, details: Details | None
+) -> tuple[dict[str, float], dict[str, float], dict[str, float]] | None:
+    """What both models said of a task's pairs, and what was wanted; None where that isn't kept or no metric fits."""
+    if details is None or score.metric not in STATISTICS:
+        return None
+    said = [details.answers.get((one.model, score.task)) for one in (before, after)]
+    asked = details.texts.get(score.task, {}).get("asked")
+    if not asked or any(not one or one.keys() != asked.keys() for one in said):
+        return None
+    return dict(said[0] or {}), dict(said[1] or {}), {name: float(one["wanted"]) for name, one in asked.items()}
+
+
+def _change(one: Score, other: Score, tested: _Tested, corrected: float, confidence: float) -> Change:
+    differences = tested.differences
+    effect = gained = lost = None
+    if differences is not None:
+        spread = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
+        effect = float(differences.mean()) / spread if spread else 0.0
+        gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
     verdict: Verdict = "no measurable change"
-    if measurable:
-        verdict = "better" if differences.mean() > 0 else "worse"
+    if corrected < 1 - confidence:
+        verdict = "better" if other.value > one.value else "worse"
     return Change(
         task=one.task,
         role=one.role,
@@ -203,12 +247,12 @@ def _change(
         before=one.value,
         after=other.value,
         difference=other.value - one.value,
-        interval=bootstrap_interval(differences, confidence=confidence, resamples=resamples, seed=seed),
-        p=p,
+        interval=tested.interval,
+        p=tested.p,
         p_corrected=corrected,
-        effect=float(differences.mean()) / spread if spread else 0.0,
-        gained=int((differences > 0).sum()),
-        lost=int((differences < 0).sum()),
-        count=len(differences),
+        effect=effect,
+        gained=gained,
+        lost=lost,
+        count=one.count if differences is None else len(differences),
         verdict=verdict,
     )

@@ -1,0 +1,218 @@
+"""Runs in: the steps that folders hold, finished or not, and their evaluations side by side."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bge_cocktail.errors import DataError, UsageError, nearest
+from bge_cocktail.evaluation import Details, ModelScores, gather_details, gather_evaluations
+from bge_cocktail.provenance import RUN_FILE
+from bge_cocktail.significance import Change, compare_models, in_words, untested
+
+log = logging.getLogger(__name__)
+UNFINISHED = (".unfinished", ".search")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A folder that a command made, or began to make.
+
+    Attributes:
+        folder: Where it is.
+        name: What the report calls it.
+        described: Its run.json.
+    """
+
+    folder: Path
+    name: str
+    described: Mapping[str, Any]
+
+    @property
+    def command(self) -> str:
+        """What made it, or what is being made."""
+        return str(self.described.get("command", "?"))
+
+    @property
+    def finished(self) -> bool:
+        """Whether it came to its end."""
+        return not self.described.get("unfinished")
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """Evaluations of the same data, with each model compared with the first.
+
+    Attributes:
+        names: Of the evaluations.
+        models: All of them, the baseline first.
+        details: What they keep for reading.
+        changes: From the baseline to each other model, by its name.
+        untested: The tasks that can't be compared, by model.
+        confidence: Of intervals and tests.
+    """
+
+    names: Sequence[str]
+    models: Sequence[ModelScores]
+    details: Details
+    changes: Mapping[str, Sequence[Change]]
+    untested: Mapping[str, Sequence[str]]
+    confidence: float
+
+    @property
+    def baseline(self) -> ModelScores:
+        """What the others are compared with."""
+        return self.models[0]
+
+    def words(self) -> list[str]:
+        """A sentence for each model."""
+        return [
+            f"{model} against {self.baseline.model}: {in_words(changes, self.confidence)}."
+            for model, changes in self.changes.items()
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """All that a report tells of.
+
+    Attributes:
+        steps: In the order of their folders, those of one command after the other.
+        evaluated: Groups of evaluations that can be compared.
+        reduce: How embeddings come onto a map: ``pca`` or ``umap``.
+        seed: Of what is drawn.
+    """
+
+    steps: Sequence[Step]
+    evaluated: Sequence[Evaluated]
+    reduce: str
+    seed: int
+
+    def of(self, *commands: str) -> list[Step]:
+        """The finished steps of some commands."""
+        return [step for step in self.steps if step.command in commands and step.finished]
+
+    def model_names(self) -> dict[str, str]:
+        """What evaluations call models, by the hash of their content."""
+        models = {model.model for group in self.evaluated for model in group.models}
+        return {
+            str(value): name
+            for step in self.of("evaluate")
+            for name, value in (step.described.get("inputs") or {}).items()
+            if name in models
+        }
+
+
+def gather(
+    folders: Sequence[Path],
+    *,
+    baseline: str | None = None,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 13,
+    reduce: str = "pca",
+) -> Material:
+    """Read what folders hold.
+
+    Args:
+        folders: Runs: outputs of single commands, or folders that hold such.
+        baseline: The model that others are compared with; the first of an evaluation without it.
+        confidence: Of intervals and tests.
+        resamples: Draws of the tests.
+        seed: Of those.
+        reduce: How embeddings come onto a map.
+
+    Raises:
+        DataError: A folder holds no run.
+        UsageError: No model has the name of the baseline.
+    """
+    steps = find_steps(folders)
+    groups = _groups([step for step in steps if step.command == "evaluate" and step.finished])
+    names = {model.model for _, models in groups for model in models}
+    if baseline is not None and baseline not in names:
+        raise UsageError(f"--baseline: no model '{baseline}' was evaluated.{nearest(baseline, names)}")
+    evaluated = [_compared(group, models, baseline, confidence, resamples, seed) for group, models in groups]
+    return Material(steps, evaluated, reduce, seed)
+
+
+def find_steps(folders: Sequence[Path]) -> list[Step]:
+    """The steps in folders and the folders in them; also those that are not finished.
+
+    Raises:
+        DataError: A folder isn't there, or nothing in it was made by bge-cocktail.
+    """
+    found: dict[Path, Step] = {}
+    for folder in folders:
+        if not folder.is_dir() and not any(folder.with_name(folder.name + end).is_dir() for end in UNFINISHED):
+            raise DataError(f"{folder}: no such folder")
+        beside = [folder.with_name(folder.name + end) for end in UNFINISHED]
+        here = [step for root in (folder, *beside) for step in _steps_below(root)]
+        if not here:
+            raise DataError(f"{folder} holds no run of bge-cocktail (no {RUN_FILE})")
+        for step in here:
+            found.setdefault(step.folder.resolve(), step)
+    return list(found.values())
+
+
+def _steps_below(root: Path) -> list[Step]:
+    steps = []
+    for place, inner, files in os.walk(root):
+        inner[:] = sorted(name for name in inner if not name.startswith((".", "checkpoint-")))
+        if RUN_FILE not in files:
+            continue
+        folder = Path(place)
+        try:
+            described = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            log.warning("%s can't be read and is left out: %s", folder / RUN_FILE, error)
+            continue
+        if isinstance(described, dict) and "command" in described:
+            inside = folder.relative_to(root).as_posix()
+            steps.append(Step(folder, root.name if inside == "." else f"{root.name}/{inside}", described))
+    return steps
+
+
+def _groups(steps: Sequence[Step]) -> list[tuple[list[Step], list[ModelScores]]]:
+    """Evaluations that can stand side by side; others get a table of their own."""
+    groups: list[tuple[list[Step], list[ModelScores]]] = []
+    for step in steps:
+        for place, (members, _) in enumerate(groups):
+            together = [*members, step]
+            try:
+                models = gather_evaluations([one.folder for one in together])
+            except DataError as error:
+                log.info("%s stands apart: %s", step.name, error)
+                continue
+            groups[place] = (together, models)
+            break
+        else:
+            groups.append(([step], gather_evaluations([step.folder])))
+    return groups
+
+
+def _compared(
+    steps: Sequence[Step],
+    models: Sequence[ModelScores],
+    baseline: str | None,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> Evaluated:
+    ordered = sorted(models, key=lambda one: one.model != baseline)
+    details = gather_details([step.folder for step in steps])
+    changes: dict[str, list[Change]] = {}
+    left: dict[str, list[str]] = {}
+    for one in ordered[1:]:
+        left[one.model] = untested(ordered[0], one, details)
+        try:
+            changes[one.model] = compare_models(
+                ordered[0], one, details, confidence=confidence, resamples=resamples, seed=seed
+            )
+        except DataError as error:
+            left[one.model] = [str(error)]
+    return Evaluated([step.name for step in steps], ordered, details, changes, left, confidence)

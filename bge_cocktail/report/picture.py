@@ -1,0 +1,93 @@
+"""The gist of a report as a picture, for slides and papers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bge_cocktail.errors import UsageError
+from bge_cocktail.report.material import Evaluated, Material
+from bge_cocktail.report.sections.figures import colour_of
+from bge_cocktail.report.tradeoff import INK, MUTED
+
+
+def draw_summary(material: Material, path: Path, kind: str) -> None:
+    """Draw for each group of evaluations what changed on every task, and target against general.
+
+    Args:
+        material: The runs.
+        path: The file to write.
+        kind: ``png`` or ``pdf``.
+
+    Raises:
+        UsageError: There is no evaluation.
+    """
+    from matplotlib.figure import Figure
+
+    if not material.evaluated:
+        raise UsageError("there is no evaluation to draw; a picture shows scores")
+    tasks = [len(group.baseline.main()) for group in material.evaluated]
+    heights = [
+        1.4 + 0.24 * count * max(1, len(group.changes)) for count, group in zip(tasks, material.evaluated, strict=True)
+    ]
+    figure = Figure(figsize=(11, max(3.6, sum(heights))), dpi=150, layout="constrained")
+    rows = figure.subplots(len(material.evaluated), 2, squeeze=False, gridspec_kw={"height_ratios": heights})
+    for (left, right), group in zip(rows, material.evaluated, strict=True):
+        (_draw_changes if group.changes else _draw_scores)(left, group)
+        _draw_trade(right, group)
+        for axes in (left, right):
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.set_axisbelow(True)
+            axes.grid(color="#e6e9ed", linewidth=0.8)
+    figure.savefig(path, format=kind)
+
+
+def _draw_changes(axes: Any, group: Evaluated) -> None:
+    tasks = list(dict.fromkeys(one.task for changes in group.changes.values() for one in changes))
+    step = 0.8 / len(group.changes)
+    for place, (model, changes) in enumerate(group.changes.items()):
+        where = [tasks.index(one.task) - 0.4 + step * (place + 0.5) for one in changes]
+        values = [100 * one.difference for one in changes]
+        below = [max(0.0, value - 100 * one.interval[0]) for value, one in zip(values, changes, strict=True)]
+        above = [max(0.0, 100 * one.interval[1] - value) for value, one in zip(values, changes, strict=True)]
+        axes.errorbar(
+            values, where, xerr=[below, above], fmt="o", color=colour_of(place + 1), label=model, markersize=5
+        )
+    axes.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (4, 4)))
+    axes.set_yticks(range(len(tasks)), tasks)
+    axes.invert_yaxis()
+    axes.set_xlabel("points")
+    axes.legend(frameon=False, fontsize=8)
+    axes.set_title(f"Change against {group.baseline.model}", loc="left", fontsize=11, color=INK, fontweight="bold")
+
+
+def _draw_scores(axes: Any, group: Evaluated) -> None:
+    scores = group.baseline.main()
+    ends = [score.interval or (score.value, score.value) for score in scores]
+    errors = [
+        [max(0.0, score.value - low) for score, (low, _) in zip(scores, ends, strict=True)],
+        [max(0.0, high - score.value) for score, (_, high) in zip(scores, ends, strict=True)],
+    ]
+    axes.barh([score.task for score in scores], [score.value for score in scores], xerr=errors, color=colour_of(1))
+    axes.invert_yaxis()
+    axes.set_title(f"Scores of {group.baseline.model}", loc="left", fontsize=11, color=INK, fontweight="bold")
+
+
+def _draw_trade(axes: Any, group: Evaluated) -> None:
+    drawn = False
+    for place, model in enumerate(group.models):
+        target, general = model.mean("target"), model.mean("general")
+        if target is None or general is None:
+            continue
+        drawn = True
+        axes.scatter([target], [general], s=70, color=colour_of(place), zorder=3)
+        axes.annotate(
+            model.model, (target, general), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8
+        )
+    if not drawn:
+        axes.set_axis_off()
+        return
+    axes.margins(0.2)
+    axes.set_xlabel("target  →  better")
+    axes.set_ylabel("general  →  better")
+    axes.set_title("Target and general", loc="left", fontsize=11, color=INK, fontweight="bold")

@@ -1,0 +1,148 @@
+"""Where models changed: queries gained and lost, kinds of texts, judgements that are likely missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bge_cocktail.report.content import Block, Cell, Queries, Section, Table, Tone, Words
+from bge_cocktail.report.material import Evaluated, Material
+from bge_cocktail.report.sections.registry import report_sections
+from bge_cocktail.report.table import shortened
+from bge_cocktail.significance import Moved, by_bucket, likely_relevant, moved
+from bge_cocktail.tasks import Score
+
+# of all that gained and lost, over all models and tasks: what a page of some megabytes holds
+MOST_SHOWN = 1200
+MOST_OF_A_TASK = 60
+FOUND_SHOWN = 3
+TEXT_SHOWN = 300
+DOUBTFUL_SHOWN = 10
+
+
+@report_sections("where it changed", order=30)
+def where_it_changed(material: Material) -> Section | None:
+    """Queries gained and lost with their documents, kinds of texts, judgements that are likely missing."""
+    blocks: list[Block] = []
+    for group in material.evaluated:
+        if group.changes:
+            blocks += [*_buckets(group), *_browser(group)]
+        blocks += _doubtful(group)
+    return Section("Where it changed", blocks) if blocks else None
+
+
+def _buckets(group: Evaluated) -> list[Block]:
+    tables: list[Block] = []
+    for model in group.changes:
+        rows: list[list[str | Cell]] = []
+        for first, second in _pairs(group, model):
+            texts = group.details.texts.get(first.task, {})
+            for one in by_bucket(first, second, texts, confidence=group.confidence):
+                low, high = (100 * end for end in one["interval"])
+                tone: Tone = "better" if low > 0 else "worse" if high < 0 else ""
+                rows.append(
+                    [
+                        first.task,
+                        f"{one['bucket']} words" if one["kind"] == "words" else f"{one['kind']}: {one['bucket']}",
+                        str(one["count"]),
+                        f"{one['before']:.4f}",
+                        f"{one['after']:.4f}",
+                        Cell(f"{100 * one['difference']:+.1f}", f"{low:+.1f} to {high:+.1f}", tone),
+                    ]
+                )
+        if rows:
+            header = ["task", "queries or texts of", "count", group.baseline.model, model, "points"]
+            tables.append(Table(header, rows, f"By kind of text: {model}", folded=True))
+    return tables
+
+
+def _browser(group: Evaluated) -> list[Block]:
+    pairs = [(model, *pair) for model in group.changes for pair in _pairs(group, model)]
+    changed = [
+        (model, moved((group.baseline.model, first), (model, second), group.details)) for model, first, second in pairs
+    ]
+    changed = [(model, found) for model, found in changed if found]
+    if not changed:
+        return []
+    most = max(4, min(MOST_OF_A_TASK, MOST_SHOWN // len(changed))) // 2
+    rows: list[dict[str, Any]] = []
+    documents: dict[str, dict[str, str]] = {}
+    cut = 0
+    for model, found in changed:
+        gained = [one for one in found if one.difference > 0]
+        lost = [one for one in found if one.difference < 0]
+        cut += len(found) - len(gained[:most]) - len(lost[-most:])
+        for one in (*gained[:most], *lost[-most:]):
+            rows.append(_row(model, one, documents.setdefault(one.task, {})))
+    blocks: list[Block] = [Queries("Queries gained and lost", rows, documents, group.baseline.model)]
+    if cut:
+        blocks.append(
+            Words(f"Of each task and model the {most} that gained and the {most} that lost most; {cut} more changed.")
+        )
+    return blocks
+
+
+def _row(model: str, one: Moved, documents: dict[str, str]) -> dict[str, Any]:
+    """A line of the browser; documents are named by id, and their texts kept once a task."""
+    wanted: Any = one.wanted
+    said: list[Any] = list(one.said)
+    if isinstance(one.wanted, list):
+        for document in one.wanted[:FOUND_SHOWN]:
+            documents[_key(one, document["document"])] = shortened(document["text"], TEXT_SHOWN)
+        wanted = [[_key(one, document["document"]), *document["ranks"]] for document in one.wanted[:FOUND_SHOWN]]
+        said = []
+        for side in one.said:
+            for document in side[:FOUND_SHOWN]:
+                documents[_key(one, document["document"])] = shortened(document["text"], TEXT_SHOWN)
+            said.append(
+                [[_key(one, document["document"]), int(document["relevant"])] for document in side[:FOUND_SHOWN]]
+            )
+    text = one.text if isinstance(one.text, str) else " / ".join(one.text)
+    return {
+        "task": one.task,
+        "model": model,
+        "id": one.id,
+        "text": shortened(text, TEXT_SHOWN),
+        "before": round(one.before, 4),
+        "after": round(one.after, 4),
+        "wanted": wanted,
+        "said": said,
+    }
+
+
+def _key(one: Moved, document: str) -> str:
+    """The id of a document; in reranking, each query has documents of its own."""
+    own = one.id.partition(":")[0] in ("train", "dev", "test") and document[:1] in "pn" and document[1:].isdigit()
+    return f"{one.id} {document}" if own else document
+
+
+def _doubtful(group: Evaluated) -> list[Block]:
+    blocks: list[Block] = []
+    names = [model.model for model in group.models]
+    for score in group.baseline.main():
+        found = likely_relevant(names, score.task, group.details, DOUBTFUL_SHOWN) if score.kind == "retrieval" else []
+        if not found:
+            continue
+        rows = [
+            [shortened(one["text"], 160), shortened(one["document_text"], 240), f"{one['models']} of {len(names)}",
+             f"{one['lead']:.3f}"]
+            for one in found
+        ]  # fmt: skip
+        header = ["query", "document", "ranked first by", "similarity above the best relevant one"]
+        blocks.append(Table(header, rows, f"{score.task}: judgements that are likely missing", folded=True))
+    if blocks:
+        blocks.append(
+            Words(
+                "Documents that no judgement calls relevant, and that most models rank before every one that is: often "
+                "they are relevant in truth, and the score of a better model is too low."
+            )
+        )
+    return blocks
+
+
+def _pairs(group: Evaluated, model: str) -> list[tuple[Score, Score]]:
+    """The main scores of the baseline and of a model on the same tasks, where each query has a value."""
+    other: Mapping[str, Score] = {
+        score.task: score for one in group.models if one.model == model for score in one.main()
+    }
+    return [(score, other[score.task]) for score in group.baseline.main() if score.task in other and score.per_query]

@@ -1,0 +1,105 @@
+"""What models learned from and are served by: prepared and mined data, classifiers, indexes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bge_cocktail.report.content import Block, Section, Table, Words
+from bge_cocktail.report.data import data_tables, flow_of
+from bge_cocktail.report.material import Material, Step
+from bge_cocktail.report.sections.registry import report_sections
+from bge_cocktail.report.table import shortened
+
+SHOWN = 10
+
+
+@report_sections("data", order=70)
+def data(material: Material) -> Section | None:
+    """Prepared data: what came in, what went and why, leaks; mined negatives."""
+    blocks: list[Block] = []
+    for step in material.of("prepare"):
+        report = _read(step, "report.json")
+        if report:
+            blocks.append(Words(f"{step.name}: {flow_of(report)}."))
+            blocks += [
+                Table(header, rows, f"{step.name}: {title.lower()}", folded=title not in ("Splits", "What went"))
+                for title, header, rows in data_tables(report)
+            ]
+    for step in material.of("mine"):
+        counts = [(name.replace("_", " "), value) for name, value in step.described.items() if isinstance(value, int)]
+        dropped: Mapping[str, int] = step.described.get("dropped") or {}
+        rows = [[name, str(value)] for name, value in counts]
+        rows += [[f"dropped: {reason}", str(count)] for reason, count in dropped.items()]
+        blocks.append(Table(["mined", "count"], rows, f"{step.name}: hard negatives"))
+    return Section("Data", blocks) if blocks else None
+
+
+@report_sections("classifiers", order=54)
+def classifiers(material: Material) -> Section | None:
+    """Judgements of classifiers: scores, confusions, doubtful labels."""
+    blocks: list[Block] = []
+    for step in material.of("classify evaluate"):
+        judged = _read(step, "judgement.json")
+        if not judged:
+            continue
+        rows = [
+            [one["metric"], f"{one['value']:.4f}", f"{one['interval'][0]:.4f} to {one['interval'][1]:.4f}"]
+            for one in judged["scores"]
+        ]
+        for one in judged.get("frozen", []):
+            interval = f"{one['interval'][0]:.4f} to {one['interval'][1]:.4f}"
+            rows.append([f"accuracy of the {one['way']}", f"{one['accuracy']:.4f}", interval])
+        blocks.append(Table(["score", "value", "interval"], rows, f"{step.name}: {judged['count']} texts"))
+        worst = sorted(judged["classes"], key=lambda one: one["F1"])[:SHOWN]
+        blocks.append(
+            Table(
+                ["class", "precision", "recall", "F1", "count"],
+                [
+                    [one["label"], *(f"{one[name]:.4f}" for name in ("precision", "recall", "F1")), str(one["count"])]
+                    for one in worst
+                ],
+                "Hardest classes",
+                folded=True,
+            )
+        )
+        for title, key, last in (
+            ("Surest mistakes", "mistakes", "predicted"),
+            ("Labels that are likely wrong", "label_errors", "likely"),
+        ):
+            if judged.get(key):
+                texts = [[_text(one["text"]), str(one["label"]), str(one[last])] for one in judged[key][:SHOWN]]
+                blocks.append(Table(["text", "label", last], texts, title, folded=True))
+    return Section("Classifiers", blocks) if blocks else None
+
+
+@report_sections("indexes", order=56)
+def indexes(material: Material) -> Section | None:
+    """Approximate indexes: recall, size, speed."""
+    blocks: list[Block] = []
+    for step in material.of("indexes"):
+        found: Sequence[Mapping[str, Any]] = step.described.get("indexes") or []
+        if found:
+            header = [name.replace("_", " ") for name in found[0]]
+            rows = [[_number(value) for value in one.values()] for one in found]
+            blocks.append(Table(header, rows, f"{step.name}: indexes"))
+    return Section("Indexes", blocks) if blocks else None
+
+
+def _read(step: Step, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads((step.folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _text(text: Any) -> str:
+    return shortened(text if isinstance(text, str) else " / ".join(text), 200)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,263 @@
+"""What models score: the main table, bars with intervals, target against general."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bge_cocktail.evaluation import ModelScores
+from bge_cocktail.report.content import Block, Cell, Plot, Section, Table, Tone, Words
+from bge_cocktail.report.material import Evaluated, Material
+from bge_cocktail.report.sections.figures import MUTED, colour_of, figure
+from bge_cocktail.report.sections.registry import report_sections
+from bge_cocktail.significance import Change
+from bge_cocktail.tasks import Score
+
+# names of points that lie near each other go to other sides of them
+SIDES = ("top center", "bottom center", "middle left", "top center", "middle right", "bottom right")
+SIGNS: Mapping[str, str] = {"better": " ▲", "worse": " ▼"}
+
+
+@report_sections("scores", order=10)
+def scores(material: Material) -> Section | None:
+    """Every model on every task, and what changed against the baseline."""
+    blocks: list[Block] = []
+    for group in material.evaluated:
+        if len(material.evaluated) > 1:
+            blocks.append(Words(f"{', '.join(group.names)} (other data or options than the other evaluations):"))
+        blocks.append(_main_table(group))
+        if group.changes:
+            blocks.append(
+                Words(
+                    f"▲ ▼: measurably better or worse than {group.baseline.model} "
+                    f"(paired test over the same queries, {100 * group.confidence:g} %, corrected for the number of "
+                    "tasks); numbers behind are points."
+                )
+            )
+        for model, reasons in group.untested.items():
+            if reasons:
+                blocks.append(Words(f"Not tested for {model}: {'; '.join(reasons)}.", warns=True))
+        blocks.append(_bars(group))
+        blocks.append(_all_metrics(group))
+    return Section("Scores", blocks) if blocks else None
+
+
+@report_sections("target and general", order=20)
+def target_and_general(material: Material) -> Section | None:
+    """What each model gains on the target and loses on the general tasks; the front that none beats."""
+    blocks: list[Block] = []
+    for group in material.evaluated:
+        points = [
+            (one.model, target, general)
+            for one in group.models
+            if (target := one.mean("target")) is not None and (general := one.mean("general")) is not None
+        ]
+        if points:
+            blocks.append(_trade(points, _tradeoffs(material)))
+    return Section("Target and general", blocks) if blocks else None
+
+
+def _main_table(group: Evaluated) -> Table:
+    changes = {(model, one.task): one for model, found in group.changes.items() for one in found}
+    tasks = _tasks(group.models)
+    rows: list[list[str | Cell]] = []
+    for task, (role, metric) in tasks.items():
+        found = [next((one for one in model.main() if one.task == task), None) for model in group.models]
+        best = max((one.value for one in found if one is not None), default=0.0)
+        row: list[str | Cell] = [Cell(task, f"{role}, {metric}")]
+        for model, score in zip(group.models, found, strict=True):
+            row.append(_cell(score, changes.get((model.model, task)), best, len(group.models)))
+        rows.append(row)
+    for role in ("target", "general"):
+        means = [model.mean(role) for model in group.models]  # type: ignore[arg-type]
+        if sum(role == own for own, _ in tasks.values()) > 1 and means[0] is not None:
+            rows.append(
+                [
+                    Cell(f"mean of {role} tasks"),
+                    *(_mean_cell(value, means[0], place) for place, value in enumerate(means)),
+                ]
+            )
+    return Table(["task", *(model.model for model in group.models)], rows)
+
+
+def _cell(score: Score | None, change: Change | None, best: float, models: int) -> Cell:
+    if score is None:
+        return Cell("-", tone="muted")
+    tone: Tone = "best" if score.value == best and models > 1 else ""
+    if change is None:
+        return Cell(f"{score.value:.4f}", tone=tone)
+    verdict = change.verdict if change.verdict in SIGNS else ""
+    note = f"{100 * change.difference:+.1f}{SIGNS.get(change.verdict, '')}"
+    if verdict:
+        tone = "better" if verdict == "better" else "worse"
+    return Cell(f"{score.value:.4f}", note, tone)
+
+
+def _mean_cell(value: float | None, first: float, place: int) -> Cell:
+    if value is None:
+        return Cell("-", tone="muted")
+    return Cell(f"{value:.4f}", f"{100 * (value - first):+.1f}" if place else "")
+
+
+def _tasks(models: Sequence[ModelScores]) -> dict[str, tuple[str, str]]:
+    """Role and main metric of each task, the target's first."""
+    found = {score.task: (score.role, score.metric) for model in models for score in model.main()}
+    return dict(sorted(found.items(), key=lambda item: item[1][0] != "target"))
+
+
+def _bars(group: Evaluated) -> Plot:
+    tasks = list(_tasks(group.models))
+    traces: list[dict[str, Any]] = []
+    for place, model in enumerate(group.models):
+        main = {score.task: score for score in model.main()}
+        own = [main[task] for task in tasks if task in main]
+        ends = [one.interval or (one.value, one.value) for one in own]
+        traces.append(
+            {
+                "type": "bar",
+                "name": model.model,
+                "x": [one.task for one in own],
+                "y": [round(one.value, 5) for one in own],
+                "error_y": _error([one.value for one in own], ends),
+                "marker": {"color": colour_of(place)},
+                "hovertemplate": "%{x}<br>%{y:.4f}<extra>" + model.model + "</extra>",
+            }
+        )
+    low = min((min(trace["y"]) for trace in traces if trace["y"]), default=0.0)
+    figures = {
+        "scores": figure(
+            traces, barmode="group", yaxis={"title": "score", "range": [max(0.0, low - 0.15), 1.0]} if low > 0.3 else {}
+        )
+    }
+    if group.changes:
+        figures[f"points against {group.baseline.model}"] = _differences(group)
+    said = f"Scores of {len(group.models)} models on {len(tasks)} tasks with their intervals."
+    return Plot("Each task, with intervals", figures, said=said)
+
+
+def _differences(group: Evaluated) -> dict[str, Any]:
+    traces = []
+    for place, (model, changes) in enumerate(group.changes.items(), start=1):
+        values = [100 * one.difference for one in changes]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": model,
+                "x": [one.task for one in changes],
+                "y": [round(value, 3) for value in values],
+                "error_y": _error(values, [(100 * one.interval[0], 100 * one.interval[1]) for one in changes]),
+                "marker": {"color": colour_of(place), "size": 10},
+                "hovertemplate": "%{x}<br>%{y:+.1f} points<extra>" + model + "</extra>",
+            }
+        )
+    line = {
+        "type": "line",
+        "xref": "paper",
+        "x0": 0,
+        "x1": 1,
+        "y0": 0,
+        "y1": 0,
+        "line": {"color": MUTED, "dash": "dot"},
+    }
+    return figure(traces, shapes=[line], scattermode="group", yaxis={"title": "points"})
+
+
+def _error(values: Sequence[float], ends: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [round(max(0.0, high - value), 5) for value, (_, high) in zip(values, ends, strict=True)],
+        "arrayminus": [round(max(0.0, value - low), 5) for value, (low, _) in zip(values, ends, strict=True)],
+        "thickness": 1.4,
+        "width": 4,
+    }
+
+
+def _all_metrics(group: Evaluated) -> Table:
+    rows = [
+        [
+            score.task,
+            model.model,
+            score.metric,
+            f"{score.value:.4f}",
+            "-" if score.interval is None else f"{score.interval[0]:.4f} to {score.interval[1]:.4f}",
+            str(score.count),
+        ]
+        for task in _tasks(group.models)
+        for model in group.models
+        for score in model.scores
+        if score.task == task
+    ]
+    header = ["task", "model", "metric", "value", "interval", "queries or texts"]
+    return Table(header, rows, "All metrics", folded=True)
+
+
+def _tradeoffs(material: Material) -> list[list[tuple[str, float, float]]]:
+    """Lines of merges by their share: name, target, general."""
+    lines = []
+    for step in material.of("tradeoff"):
+        points = json.loads((step.folder / "tradeoff.json").read_text(encoding="utf-8"))["points"]
+        lines.append([(f"share {share:g}", target, general) for share, target, general in points])
+    return lines
+
+
+def _trade(points: Sequence[tuple[str, float, float]], lines: Sequence[Sequence[tuple[str, float, float]]]) -> Plot:
+    front = sorted(one for one in points if not any(_beats(other, one) for other in points))
+    traces: list[dict[str, Any]] = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": "shares of the tuned model",
+            "x": [target for _, target, _ in line],
+            "y": [general for _, _, general in line],
+            "text": [name for name, _, _ in line],
+            "line": {"color": MUTED, "dash": "dot"},
+            "marker": {"size": 5},
+            "hovertemplate": "%{text}<br>target %{x:.4f}<br>general %{y:.4f}<extra></extra>",
+        }
+        for line in lines
+    ]
+    if len(front) > 1:
+        front.sort(key=lambda one: one[1])
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": "front: none is better on both",
+                "x": [target for _, target, _ in front],
+                "y": [general for _, _, general in front],
+                "line": {"color": colour_of(0), "width": 2, "shape": "linear"},
+                "hoverinfo": "skip",
+            }
+        )
+    for place, (name, target, general) in enumerate(points):
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers+text",
+                "name": name,
+                "x": [target],
+                "y": [general],
+                "text": [name if len(points) <= 8 else ""],
+                "textposition": SIDES[place % len(SIDES)],
+                "cliponaxis": False,
+                "marker": {"size": 13, "color": colour_of(place), "symbol": "circle" if place else "diamond"},
+                "hovertemplate": name + "<br>target %{x:.4f}<br>general %{y:.4f}<extra></extra>",
+            }
+        )
+    base = points[0][2]
+    line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": base, "y1": base}
+    shown = figure(
+        traces,
+        shapes=[{**line, "line": {"color": MUTED, "dash": "dash", "width": 1}}],
+        xaxis={"title": "target, mean score → better"},
+        yaxis={"title": "general, mean score → better"},
+    )
+    said = "; ".join(f"{name}: target {target:.4f}, general {general:.4f}" for name, target, general in points)
+    return Plot("Mean target score against mean general score", {"": shown}, said=said)
+
+
+def _beats(other: tuple[str, float, float], one: tuple[str, float, float]) -> bool:
+    return other[1] >= one[1] and other[2] >= one[2] and other[1:] != one[1:]

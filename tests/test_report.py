@@ -1,0 +1,230 @@
+"""The report: what it is built of, as files of every kind, of runs that are whole, going on, or broken."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+from conftest import WORDS, perturb, write_lines
+
+from bge_cocktail.report.building import build_report
+from bge_cocktail.report.content import Plot, Queries, Table
+from bge_cocktail.report.material import gather
+from bge_cocktail.report.sections import report_sections
+from bge_cocktail.report.sections.maps import project
+
+Cli = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scored") / "alike"
+    generator = np.random.default_rng(4)
+    rows = []
+    for _ in range(60):
+        first = list(generator.choice(WORDS, 4))
+        kept = int(generator.integers(0, 5))
+        second = first[:kept] + list(generator.choice(WORDS, 4 - kept))
+        rows.append({"sentence1": " ".join(first), "sentence2": " ".join(second), "score": float(kept)})
+    write_lines(folder / "test.jsonl", rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tiny: Path, beir: Path, labelled: Path, scored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models on three tasks, a training and a merge."""
+    from click.testing import CliRunner
+
+    from bge_cocktail.cli import main
+
+    folder = tmp_path_factory.mktemp("report") / "run"
+    other = perturb(tiny, folder.parent / "other", 3, scale=0.06)
+    environment = {"BGE_COCKTAIL_CACHE": str(folder.parent / "cache")}
+
+    def cli(*arguments: object) -> None:
+        result = CliRunner().invoke(main, [str(one) for one in arguments], env=environment)
+        assert result.exit_code == 0, result.output + result.stderr
+
+    where = ("--target", beir, "--general", labelled, "--general", scored)
+    cli("evaluate", f"base={tiny}", f"<b>other</b>={other}", *where, "-o", folder / "scores")
+    cli("train", beir, "-m", tiny, "-o", folder / "tuned", "--epochs", 1, "--batch-size", 8, "--dev", beir)
+    cli("merge", folder / "tuned", tiny, "-o", folder / "merged")
+    cli("inspect", folder / "tuned", "--base", tiny, "-o", folder / "inspected")
+    return folder
+
+
+def test_the_page_holds_everything_and_asks_for_nothing(cli: Cli, run: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    result = cli("report", run, "-o", page)
+    assert "<b>other</b> against base: " in result.stdout
+    text = page.read_text()
+    assert page.stat().st_size < 8e6
+    for title in ("Scores", "Target and general", "Where it changed", "Maps", "Training", "Merging", "Provenance"):
+        assert f"<h2>{title}</h2>" in text
+    marks = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    assert not re.search(r'(?:src|href)="(?!#|data:)', marks)
+    # names and texts are texts, wherever they stand
+    assert "<b>other</b>" not in text
+    assert "&lt;b&gt;other&lt;/b&gt;" in text
+    assert "\\u003cb>other" in text
+    assert "bge-cocktail evaluate " in text  # the command that repeats the numbers
+
+
+def test_all_figures_are_plotlys(run: Path) -> None:
+    from plotly.graph_objects import Figure
+
+    report = build_report(gather([run]), "all")
+    plots = [block for section in report.sections for block in section.blocks if isinstance(block, Plot)]
+    assert len(plots) >= 6
+    for plot in plots:
+        for figure in plot.figures.values():
+            traces = [
+                {key: plot.shared[value[1:]] if isinstance(value, str) and value[0] == "@" else value
+                 for key, value in trace.items()}
+                for trace in figure["data"]
+            ]  # fmt: skip
+            Figure(data=traces, layout=figure["layout"])  # raises where a name or value is none of Plotly's
+            for trace in traces:
+                lengths = {len(trace[key]) for key in ("x", "y", "text") if isinstance(trace.get(key), list)}
+                assert len(lengths) == 1 or trace["type"] == "heatmap"
+
+
+def test_what_the_report_says_is_what_was_found(run: Path) -> None:
+    material = gather([run])
+    (group,) = material.evaluated
+    report = build_report(material, "all")
+    main = report.sections[0].blocks[0]
+    assert isinstance(main, Table)
+    shown = {row[0].text: [cell.text for cell in row[1:]] for row in main.cells()}
+    for place, model in enumerate(group.models):
+        for score in model.main():
+            assert shown[score.task][place] == f"{score.value:.4f}"
+    (browser,) = [block for section in report.sections for block in section.blocks if isinstance(block, Queries)]
+    values = {(score.task): score.per_query for score in group.models[1].main()}
+    before = {(score.task): score.per_query for score in group.models[0].main()}
+    assert browser.rows
+    for row in browser.rows:
+        assert row["after"] == pytest.approx(values[row["task"]][row["id"]], abs=1e-4)
+        assert row["before"] == pytest.approx(before[row["task"]][row["id"]], abs=1e-4)
+        if isinstance(row["wanted"], list):
+            for document, _, rank in row["wanted"]:
+                assert document in browser.documents[row["task"]]
+                assert row["after"] == pytest.approx(1 / np.log2(1 + rank) if rank and rank <= 10 else 0, abs=1e-4)
+    # correlations are tested by swapping what the models said
+    assert {one.task for one in group.changes["<b>other</b>"]} == {"animals", "kinds", "alike"}
+
+
+def test_every_kind_of_file(cli: Cli, run: Path, tmp_path: Path) -> None:
+    from pyarrow import parquet
+
+    names = [tmp_path / f"report.{end}" for end in ("md", "json", "png", "pdf", "parquet")]
+    cli("report", run, *(part for name in names for part in ("-o", name)))
+    text = names[0].read_text()
+    assert "## Scores" in text
+    assert "| animals (target, nDCG@10) |" in text
+    assert "&lt;b>other&lt;/b>" in text
+    content = json.loads(names[1].read_text())
+    assert {one["command"] for one in content["runs"]} == {"evaluate", "train", "merge", "inspect"}
+    assert content["evaluations"][0]["baseline"] == "base"
+    assert names[2].read_bytes().startswith(b"\x89PNG")
+    assert names[3].read_bytes().startswith(b"%PDF")
+    table = parquet.read_table(names[4])
+    assert {"x", "y", "text", "model", "task", "group"} <= set(table.column_names)
+    assert set(table.column("model").to_pylist()) == {"base", "<b>other</b>"}
+
+
+def test_bad_words(cli: Cli, run: Path, tmp_path: Path) -> None:
+    assert ".htm: a report ends in .html" in cli("report", run, "-o", tmp_path / "r.htm", code=2).stderr.replace(
+        str(tmp_path / "r"), ""
+    )
+    (tmp_path / "there.html").write_text("mine")
+    assert "exists already" in cli("report", run, "-o", tmp_path / "there.html", code=2).stderr
+    assert (tmp_path / "there.html").read_text() == "mine"
+    result = cli("report", run, "-o", tmp_path / "r.html", "--baseline", "bas", code=2)
+    assert "no model 'bas' was evaluated. Did you mean 'base'?" in result.stderr
+    (tmp_path / "empty").mkdir()
+    assert "holds no run of bge-cocktail" in cli("report", tmp_path / "empty", "-o", tmp_path / "r.html", code=1).stderr
+    assert "no such folder" in cli("report", tmp_path / "none", "-o", tmp_path / "r.html", code=1).stderr
+    assert list(tmp_path.glob("*r.html*")) == []
+
+
+def test_what_is_going_on_is_shown_and_said(cli: Cli, tmp_path: Path) -> None:
+    state = {"log_history": [{"step": 1, "loss": 2.0, "epoch": 0.1}, {"step": 2, "eval_dev_nDCG@10": 0.5}]}
+    checkpoint = tmp_path / "tuned.unfinished/checkpoints/checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    time.sleep(0.01)
+    broken = checkpoint.with_name("checkpoint-3")  # it is being written
+    broken.mkdir()
+    (broken / "trainer_state.json").write_text('{"log_hist')
+    (tmp_path / "tuned.unfinished/run.json").write_text('{"command": "training", "key": "k", "unfinished": true}')
+    result = cli("report", tmp_path / "tuned", "-o", tmp_path / "r.md")
+    assert "1 of 1 runs is not finished." in result.stdout
+    text = (tmp_path / "r.md").read_text()
+    assert "| tuned.unfinished | training | step 2 |" in text
+    (tmp_path / "tuned.unfinished/bad_batch.jsonl").write_text("{}\n")
+    cli("report", tmp_path / "tuned", "-o", tmp_path / "r.html")
+    assert "failed: its loss was no number" in (tmp_path / "r.html").read_text()
+    plots = [block for one in build_report(gather([tmp_path / "tuned"]), "").sections for block in one.blocks]
+    (curves,) = [block for block in plots if isinstance(block, Plot)]
+    assert curves.figures["dev nDCG@10"]["data"][0]["y"] == [0.5]
+
+
+def test_evaluations_of_other_data_stand_apart(cli: Cli, tiny: Path, labelled: Path, run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "kinds"
+    rows = [json.loads(line) for line in (labelled / "train.jsonl").read_text().splitlines()]
+    write_lines(folder / "train.jsonl", rows)
+    write_lines(folder / "test.jsonl", rows[::3])
+    cli("evaluate", f"base={tiny}", "--general", folder, "-o", tmp_path / "other")
+    assert len(gather([run, tmp_path / "other"]).evaluated) == 2
+    assert len(gather([run, run / "scores"]).evaluated) == 1  # the same folder is one
+
+
+def test_maps_are_principal_components_turned_alike() -> None:
+    from sklearn.decomposition import PCA
+
+    generator = np.random.default_rng(0)
+    rows = (generator.standard_normal((40, 6)) * [5, 3, 1, 1, 1, 1]).astype(np.float32)
+    plane = project(rows, "pca", 0)
+    theirs = PCA(2).fit_transform(rows)
+    theirs /= np.sqrt((theirs**2).sum(axis=1).mean())
+    assert np.allclose(np.abs(plane), np.abs(theirs), atol=1e-4)
+    turned = rows @ np.linalg.qr(generator.standard_normal((6, 6)))[0].astype(np.float32)
+    assert np.allclose(project(turned, "pca", 0, plane), plane, atol=1e-3)
+    assert project(rows[:1], "pca", 0).shape == (1, 2)
+    assert np.isfinite(project(np.ones((4, 3), np.float32), "pca", 0)).all()
+
+
+def test_twenty_runs_in_ten_seconds_and_eight_megabytes(run: Path, tmp_path: Path) -> None:
+    from conftest import slowness
+
+    material = gather([run / "scores"])
+    names = [f"model {number}" for number in range(20)]
+    for number, name in enumerate(names):
+        copy = tmp_path / f"run-{number}"
+        copy.mkdir()
+        for file in (run / "scores").iterdir():
+            if file.suffix == ".parquet":
+                continue
+            text = file.read_text().replace("<b>other</b>", name).replace('"base"', f'"base {number}"')
+            (copy / file.name).write_text(text)
+    started = time.process_time()
+    from bge_cocktail.report.page import html_page
+
+    material = gather([tmp_path / f"run-{number}" for number in range(20)])
+    page = html_page(build_report(material, "twenty"))
+    assert time.process_time() - started < 10 * slowness()
+    assert len(page.encode()) < 8e6
+    assert len(material.evaluated[0].models) == 40
+
+
+def test_sections_have_their_place() -> None:
+    orders = [report_sections.trait(name, "order") for name in report_sections]
+    assert all(isinstance(order, int) for order in orders)
+    assert len(set(orders)) == len(orders)
