@@ -37,7 +37,8 @@ class Training(Tuning):
         "Batches and texts": "mix mix_power query_prompt document_prompt query_max_length max_length",
         "Parameters": "freeze_embeddings freeze_layers fixed_positions reinit_layers dropout lora lora_alpha dense "
         "task_heads",
-        "Memory and speed": "precision device gradient_cache gradient_checkpointing chunk_tokens tf32 compile workers",
+        "Memory and speed": "precision device gradient_cache gradient_checkpointing chunk_tokens shard tf32 compile "
+        "workers",
         "Watching": "evaluations save_steps dev_queries dev_documents general_split patience report_to",
     }
 
@@ -98,6 +99,9 @@ class Training(Tuning):
     )
     gradient_cache: bool = Field(
         False, description="large batches in the memory of a small one, embedded twice (GradCache, arXiv:2101.06983)"
+    )
+    shard: bool = Field(
+        False, description="with several processes, each holds a part of model and optimizer instead of all (FSDP)"
     )
     dev_queries: int = Field(500, ge=1, description="queries of dev that are evaluated, a seeded draw")
     dev_documents: int = Field(

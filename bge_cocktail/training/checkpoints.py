@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,24 @@ from torch import nn
 from bge_cocktail.errors import CocktailError
 from bge_cocktail.options import Tuning
 from bge_cocktail.provenance import hash_file, write_json
+from bge_cocktail.training.sharding import load_whole, whole
 
 SEAL = "seal.json"
 WEIGHTS = "model.safetensors"
 
 
-def save_weights(parts: nn.Module, folder: Path, model_state: Mapping[str, Any] | None = None) -> None:
+def save_weights(parts: nn.Module, folder: Path, write: bool = True) -> None:
     """Write weights as they are in training, adapters and heads of tasks apart.
 
     Args:
         parts: The model and the heads.
         folder: The checkpoint.
-        model_state: The model's weights, where they had to be gathered from several processes.
+        write: Whether this process writes; all that hold parts of the model take part.
     """
+    state = whole(parts.state_dict(), keep=write)
+    if not write:
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    state = dict(parts.state_dict())
-    state |= {f"model.{name}": tensor for name, tensor in (model_state or {}).items()}
     # copies, for safetensors takes no two names for one tensor
     save_file({name: tensor.detach().clone().contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
 
@@ -42,7 +43,7 @@ def load_weights(parts: nn.Module, folder: Path) -> None:
         CocktailError: They can't be read, or they are another model's.
     """
     try:
-        parts.load_state_dict(load_file(folder / WEIGHTS))
+        load_whole(parts, load_file(folder / WEIGHTS))
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CocktailError(f"the checkpoint {folder} can't be loaded: {error}") from error
 

@@ -19,6 +19,8 @@ from bge_cocktail.training.rows import TrainingRows
 from bge_cocktail.training.watching import check_general
 
 log = logging.getLogger(__name__)
+# those that treat each number of a parameter by itself, so that parts can be
+SHARDED_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 
 
 def check_training(base: Path, options: Training, general: Sequence[Path] = ()) -> None:
@@ -157,8 +159,19 @@ def _together(options: Training) -> Iterator[str]:
         yield "anchor holds on to the base, which reinit_layers leaves; take one of them"
     if options.task_heads and options.matryoshka:
         yield "matryoshka is for the embeddings, and task_heads put a map behind them; take one of them"
+    if options.shard:
+        yield from _sharding(options)
     if options.gradient_cache and options.gradient_checkpointing:
         log.info("gradient_cache embeds twice and gradient_checkpointing once more: slow, for very little memory")
+
+
+def _sharding(options: Training) -> Iterator[str]:
+    if options.compile:
+        yield "shard can't be used with compile"
+    if options.precision in ("fp16", "fp8"):
+        yield f"shard goes with precision bf16 or fp32, not with {options.precision}"
+    if options.optimizer not in SHARDED_OPTIMIZERS:
+        yield f"shard goes with the optimizers {', '.join(SHARDED_OPTIMIZERS)}, not with {options.optimizer}"
 
 
 def _sizes(base: Path, options: Training) -> Iterator[str]:

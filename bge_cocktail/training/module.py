@@ -58,6 +58,7 @@ class BatchLoss(CachedLossMixin, nn.Module):
     def forward(self, chunks: Sequence[Chunk], targets: Mapping[str, Any]) -> Tensor | dict[str, Tensor]:
         """The loss of a batch; where there are several, by name, and their sum is trained on."""
         anchors = self._anchors(chunks)
+        chunks = self._as_many(chunks)
         if self._options.gradient_cache and self.training and torch.is_grad_enabled():
             total = self.forward_cached([dict(chunk) for chunk in chunks], {**targets, "anchors": anchors})
             total.register_hook(partial(self._add_to_heads, gradients=self._of_heads))
@@ -90,12 +91,27 @@ class BatchLoss(CachedLossMixin, nn.Module):
         with quick_attention(self._device.type):
             return super().embed_minibatch(*given, **more)
 
+    def _as_many(self, chunks: Sequence[Chunk]) -> Sequence[Chunk]:
+        """As many chunks as the process with most has, where all gather the model's parts for each chunk.
+
+        The smallest is embedded again; these embeddings, the last ones, are left out and so have no gradient.
+        """
+        if not self._options.shard:
+            return chunks
+        import torch.distributed as dist
+
+        most = torch.tensor(len(chunks), device=self._device)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        smallest = min(chunks, key=lambda chunk: chunk["input_ids"].numel())
+        return [*chunks, *[smallest] * (int(most) - len(chunks))]
+
     def _add_to_heads(self, factor: Tensor, gradients: Sequence[Tensor | None]) -> None:
         for one, gradient in zip(self.heads.parameters(), gradients, strict=True):
             if gradient is not None:
                 one.grad = gradient * factor if one.grad is None else one.grad + gradient * factor
 
     def _losses(self, embeddings: Tensor, targets: Mapping[str, Any], anchors: Tensor | None) -> dict[str, Tensor]:
+        embeddings = embeddings[: len(targets["embedded"])]
         with torch.autocast(embeddings.device.type, enabled=False):
             everything = self._everything(nn.functional.normalize(embeddings.float(), dim=1), targets)
             task, relevance = targets["task"], targets["relevance"]

@@ -24,6 +24,12 @@ def layer_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def is_layer(name: str) -> bool:
+    """Whether a module's name is that of a layer, rather than of something in one."""
+    found = _LAYER.search(name + ".")
+    return found is not None and found.end() == len(name) + 1
+
+
 def layer_count(names: list[str]) -> int:
     """How many layers the parameters make."""
     return 1 + max((number for number in map(layer_of, names) if number is not None), default=-1)

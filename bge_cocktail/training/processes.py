@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from collections.abc import Iterator
@@ -81,16 +82,26 @@ def join_processes(device: str) -> Processes:
     for name, word in _SHARDING.items():
         if os.environ.get(name, "").lower() in ("1", "true"):
             raise UsageError(
-                f"{word} isn't supported: each process holds the whole encoder. Start it by torchrun, or by accelerate "
-                "launch without it; --gradient-cache, --gradient-checkpointing and --lora make room"
+                f"{word} of accelerate isn't supported. Start it by torchrun, or by accelerate launch without it; "
+                "--shard shares the encoder out over the processes (FSDP); --gradient-cache, --gradient-checkpointing and "
+                "--lora make room, too"
             )
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return Processes()
     state = _state(device)
+    atexit.register(_leave)
     if state.process_index:  # one voice is enough
         logging.getLogger("bge_cocktail").setLevel(logging.ERROR)
     return Processes(state.process_index, state.num_processes)
+
+
+def _leave() -> None:
+    """Close the connections before the interpreter ends: a thread that waits on one would abort it."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _state(device: str) -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from sentence_transformers import (
     SentenceTransformer,
@@ -16,6 +18,7 @@ from sentence_transformers.sentence_transformer.evaluation import SentenceEvalua
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from bge_cocktail.errors import CocktailError
 from bge_cocktail.options import Training, Tuning
@@ -33,6 +36,7 @@ from bge_cocktail.training.collate import Collator
 from bge_cocktail.training.module import BatchLoss
 from bge_cocktail.training.parameters import learning_rates
 from bge_cocktail.training.rows import TrainingRows
+from bge_cocktail.training.sharding import load_whole_optimizer, shard, whole
 
 Metrics = Callable[[SentenceTransformer], dict[str, float]]
 
@@ -101,11 +105,46 @@ class Trainer(SentenceTransformerTrainer):
         """All that is trained: the model, and the heads of tasks."""
         return nn.ModuleDict({"model": self.model, "heads": self.loss.heads})
 
-    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Any] | None = None) -> None:
-        save_weights(self.parts(), Path(output_dir or self.args.output_dir), state_dict)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The weights; the first process writes them, all are needed where each holds a part."""
+        save_weights(self.parts(), Path(output_dir or self.args.output_dir), self.args.should_save)
 
     def _load_from_checkpoint(self, checkpoint_path: str) -> None:
         load_weights(self.parts(), Path(checkpoint_path))
+
+
+class ShardedTrainer(Trainer):
+    """Trains a model that was cut into parts (`shard`), of which each process holds one."""
+
+    evaluator: Any
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """The model isn't wrapped once more: it gathers its parts and averages their gradients itself."""
+        super().create_accelerator_and_postprocess()
+        self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+
+    def evaluation_loop(self, *given: Any, metric_key_prefix: str = "eval", **more: Any) -> Any:
+        """All processes judge the model, for all are needed whenever it embeds; what the first finds holds."""
+        evaluator, self.evaluator = self.evaluator, None
+        try:
+            output = super().evaluation_loop(*given, metric_key_prefix=metric_key_prefix, **more)
+        finally:
+            self.evaluator = evaluator
+        values = broadcast_object_list([evaluator(self.model)])[0]
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in values.items()})
+        return output
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        state = whole(self.optimizer.state_dict(), keep=self.args.should_save)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+            load_whole_optimizer(self.optimizer.optimizer, state)
+            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
 
 def make_trainer(
@@ -135,6 +174,9 @@ def make_trainer(
         report: Is told step and primary metric.
         more_callbacks: For the trainer.
     """
+    loss = BatchLoss(model, options, rows.tasks)
+    if options.shard:
+        shard(model, list(loss.heads), setting.processes)
     anchor = [AnchorCallback(options.anchor, model)] if options.anchor and options.anchor_by == "weights" else []
     return assemble(
         model,
@@ -143,13 +185,14 @@ def make_trainer(
         setting,
         batches=Batches(rows, options, setting.processes),
         rows=len(rows),
-        loss=BatchLoss(model, options, rows.tasks),
+        loss=loss,
         collator=Collator(model, rows, options, prompts, (setting.process, setting.processes), setting.precision),
         rates=learning_rates(model, options),
         metrics=metrics,
         primary=primary,
         report=report,
         more_callbacks=[*anchor, *more_callbacks],
+        kind=ShardedTrainer if options.shard else Trainer,
     )
 
 
@@ -168,6 +211,7 @@ def assemble(
     primary: str | None = None,
     report: Callable[[int, float], None] | None = None,
     more_callbacks: Sequence[TrainerCallback] = (),
+    kind: type[Trainer] = Trainer,
 ) -> Trainer:
     """A trainer of any of sentence-transformers' models, ready to run.
 
@@ -185,6 +229,7 @@ def assemble(
         primary: The metric that early stopping watches; without it, the last weights are kept.
         report: Is told step and primary metric.
         more_callbacks: For the trainer.
+        kind: The class of the trainer.
     """
     arguments = make_arguments(options, checkpoints, setting, len(batches), rates, bool(metrics), primary)
     callbacks: list[TrainerCallback] = [ProgressCallback(), *more_callbacks]
@@ -194,7 +239,7 @@ def assemble(
         callbacks.append(EarlyStoppingCallback(options.patience))
     if primary and report:
         callbacks.append(ReportCallback(f"eval_{primary}", report))
-    trainer = Trainer(
+    trainer = kind(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_dict({"row": range(rows)}),

@@ -86,6 +86,8 @@ def train(
     rows = TrainingRows(records, options)
     processes = join_processes(options.device)
     check_rows(rows, options, processes.count)
+    if options.shard and processes.count == 1:
+        raise UsageError("shard cuts the model into parts for several processes; start it by torchrun")
     inputs = {str(base): hash_path(folder), "records": rows.hash, "dev": hash_judged(dev)}
     key = step_key("train", options.model_dump(mode="json"), inputs)
     # weights and two moments of AdamW in each of four checkpoints (three kept, one being written), and the result
@@ -108,9 +110,17 @@ def train(
         resume,
         lambda numbers, path: write_records([rows[number] for number in numbers], path),
     )
-    finish()
+    model = trainer.model
+    if options.shard:
+        from bge_cocktail.training.sharding import whole
+
+        weights = whole(model.state_dict(), keep=processes.is_first)
+        if processes.is_first:
+            model, finish = _model(folder, options, "cpu")
+            model.load_state_dict(weights)
     device = choose_device(options.device)
     if processes.is_first:
+        finish()
         described = {
             "inputs": inputs,
             "precision": resolve_precision(options.precision, device),
@@ -120,7 +130,7 @@ def train(
             "rows": len(rows),
             "processes": processes.count,
         }
-        _write(trainer.model, folder, output, options, prompts, length, found, described, overwrite)
+        _write(model, folder, output, options, prompts, length, found, described, overwrite)
         shutil.rmtree(working)
     processes.wait()
     return output
@@ -162,7 +172,6 @@ def _prepare(
 ) -> tuple[Trainer, dict[str, str], int | None, Callable[[], object]]:
     """The trainer, the prompts by role, the longest text that the model declares, and what merges adapters in."""
     from bge_cocktail.training.arguments import Setting
-    from bge_cocktail.training.parameters import prepare_parameters
     from bge_cocktail.training.quick import keep_memory
     from bge_cocktail.training.trainer import make_trainer
     from bge_cocktail.training.watching import PRIMARY, watch
@@ -171,11 +180,10 @@ def _prepare(
     precision = resolve_precision(options.precision, device)
     if device == "cpu":
         keep_memory()
-    model = load_encoder(folder, device=processes.device(device))
+    model, finish = _model(folder, options, processes.device(device))
     length = model.max_seq_length
     if options.max_length:
         model.max_seq_length = options.max_length
-    finish = prepare_parameters(model, options, dense=options.dense)
     prompts = {
         role: prompt_for(folder, role) if chosen is None else chosen
         for role, chosen in (
@@ -201,6 +209,14 @@ def _prepare(
         except (ImportError, ValueError, TypeError, RuntimeError) as error:
             raise UsageError(f"optimizer {options.optimizer}: {str(error).splitlines()[0]}") from None
     return trainer, prompts, length, finish
+
+
+def _model(folder: Path, options: Training, device: str) -> tuple[SentenceTransformer, Callable[[], object]]:
+    """The model as it is trained, and what merges adapters in."""
+    from bge_cocktail.training.parameters import prepare_parameters
+
+    model = load_encoder(folder, device=device)
+    return model, prepare_parameters(model, options, dense=options.dense)
 
 
 def _write(
