@@ -138,3 +138,76 @@ def test_without_a_network_it_fails_in_seconds(
     assert time.monotonic() - started < 15
     assert "mteb's task STS12 needs its data" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def results_of(folder: Path, model: str, revision: str, scores: dict[str, float]) -> Path:
+    """Files as mteb writes them."""
+    place = folder / "results" / model.replace("/", "__") / revision
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "model_meta.json").write_text(json.dumps({"name": model, "revision": revision}))
+    for task, score in scores.items():
+        part = {"main_score": score, "hf_subset": "default", "languages": ["eng-Latn"]}
+        (place / f"{task}.json").write_text(
+            json.dumps(
+                {
+                    "dataset_revision": "1",
+                    "task_name": task,
+                    "mteb_version": "2.20.0",
+                    "scores": {"test": [part]},
+                    "evaluation_time": 1.0,
+                    "kg_co2_emissions": None,
+                }
+            )
+        )
+    return folder
+
+
+def test_the_leaderboard_has_mtebs_averages(cli: Cli, tmp_path: Path) -> None:
+    one = {"STSBenchmark": 0.8, "SICK-R": 0.6, "SciFact": 0.5, "handbook": 0.9}
+    other = {"STSBenchmark": 0.7, "SICK-R": 0.7, "SciFact": 0.6, "handbook": 0.8, "NFCorpus": 0.3}
+    first = results_of(tmp_path / "one", "local/base", "aaaaaaaaaaaa", one)
+    second = results_of(tmp_path / "two", "local/tuned", "bbbbbbbbbbbb", other)
+    result = cli("leaderboard", first, second, "--target", "handbook", "--tasks", "--format", "json")
+    content = json.loads(result.stdout)
+    assert content["shared"] == ["SICK-R", "STSBenchmark", "SciFact", "handbook"]
+    averages = {model["model"]: model["averages"] for model in content["models"]}
+    assert averages["local/base"] == pytest.approx(
+        {
+            "mean (task)": 0.7,
+            "mean (type)": (0.7 + 0.5 + 0.9) / 3,
+            "target": 0.9,
+            "general": (0.8 + 0.6 + 0.5) / 3,
+            "STS": 0.7,
+            "Retrieval": 0.5,
+            "Local": 0.9,
+        }
+    )
+    assert (
+        "Not in the averages, for not all models were judged on them: NFCorpus"
+        in cli("leaderboard", first, second).stdout
+    )
+
+
+def test_models_of_one_name_are_told_apart(cli: Cli, tmp_path: Path) -> None:
+    results_of(tmp_path, "local/m", "aaaaaaaaaaaa", {"SciFact": 0.5})
+    results_of(tmp_path, "local/m", "bbbbbbbbbbbb", {"SciFact": 0.6})
+    shown = cli("leaderboard", tmp_path).stdout
+    assert "local/m @ aaaaaaaa" in shown
+    assert "local/m @ bbbbbbbb" in shown
+
+
+def test_what_is_no_result(cli: Cli, tmp_path: Path) -> None:
+    assert "holds no results of mteb" in cli("leaderboard", tmp_path, code=1).stderr
+    folder = results_of(tmp_path / "one", "local/base", "aaaaaaaaaaaa", {"SciFact": 0.5})
+    result = cli("leaderboard", folder, "--target", "SciFac", code=2)
+    assert "no result is of a task 'SciFac'. Did you mean 'SciFact'?" in result.stderr
+    (folder / "results/local__base/aaaaaaaaaaaa/SciFact.json").write_text("{")
+    assert "SciFact.json can't be read" in cli("leaderboard", folder, code=1).stderr
+
+
+def test_an_evaluation_by_mteb_goes_onto_the_leaderboard(cli: Cli, tiny: Path, beir: Path, tmp_path: Path) -> None:
+    cli("evaluate", f"m={tiny}", "--mteb", beir, "-o", tmp_path / "out")
+    scores = json.loads((tmp_path / "out/scores.json").read_text())["models"][0]["scores"]
+    content = json.loads(cli("leaderboard", tmp_path / "out", "--format", "json").stdout)
+    assert content["models"][0]["model"] == "local/m"
+    assert content["models"][0]["scores"] == {"animals": pytest.approx(scores[0]["value"], abs=1e-4)}

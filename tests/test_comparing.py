@@ -141,6 +141,7 @@ def test_what_can_not_fail_is_refused(cli: Cli, tiny: Path, beir: Path, labelled
     noisy = perturb(tiny, tmp_path / "noisy", 3)
     models = (f"base={tiny}", f"noisy={noisy}")
     cli("evaluate", *models, "--target", beir, "--general", scored, "-o", tmp_path / "one")
+    (tmp_path / "one/answers.jsonl").unlink()  # as older versions left it
     result = cli("compare", tmp_path / "one")
     assert "not tested: alike: Spearman is no mean over queries or texts" in result.stdout
     assert "general task was compared" in cli("compare", tmp_path / "one", "--fail-if-worse", "general", code=2).stderr
@@ -173,3 +174,108 @@ def test_other_data_and_other_models_are_refused(cli: Cli, tiny: Path, beir: Pat
     cli("evaluate", f"base={noisy}", "--target", beir, "-o", tmp_path / "three")
     assert "two models are called 'base'" in cli("compare", tmp_path / "one", tmp_path / "three", code=1).stderr
     assert "no readable evaluation" in cli("compare", beir, code=1).stderr
+
+
+def test_swapping_ranks_is_the_same_as_trying_all_swaps() -> None:
+    from scipy.stats import rankdata, spearmanr
+
+    from bge_cocktail.significance.correlations import swap_test
+
+    generator = np.random.default_rng(3)
+    wanted = {f"p{number}": float(value) for number, value in enumerate([1, 2, 3, 4, 5, 6, 7])}
+    said = [dict(zip(wanted, generator.random(7).tolist(), strict=True)) for _ in range(2)]
+    ranks = [rankdata(list(one.values())) for one in said]
+    scores = np.array(list(wanted.values()))
+
+    def difference(swaps: tuple[bool, ...]) -> float:
+        one, other = np.where(swaps, ranks[1], ranks[0]), np.where(swaps, ranks[0], ranks[1])
+        return float(spearmanr(other, scores).statistic - spearmanr(one, scores).statistic)
+
+    observed = abs(difference((False,) * 7))
+    exact = np.mean([abs(difference(swaps)) >= observed - 1e-12 for swaps in product((False, True), repeat=7)])
+    p, (low, high) = swap_test(*said, wanted, "Spearman", confidence=0.95, resamples=20_000, seed=1)
+    assert p == pytest.approx(exact, abs=0.02)
+    assert low <= difference((False,) * 7) <= high
+
+
+def test_a_worse_correlation_is_measured(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    generator = np.random.default_rng(4)
+    rows = []
+    for _ in range(150):
+        first = list(generator.choice(WORDS, 4))
+        kept = int(generator.integers(0, 5))
+        second = first[:kept] + list(generator.choice(WORDS, 4 - kept))
+        rows.append({"sentence1": " ".join(first), "sentence2": " ".join(second), "score": float(kept)})
+    write_lines(tmp_path / "alike/test.jsonl", rows)
+    other = perturb(tiny, tmp_path / "other", 3, scale=2.0)
+    cli("evaluate", f"a={tiny}", f"b={other}", f"c={tiny}", "--target", tmp_path / "alike", "-o", tmp_path / "e")
+    shown = cli("compare", tmp_path / "e").stdout
+    assert "b against a: worse on alike" in shown
+    assert "c against a: no measurable change on alike" in shown
+    result = cli("compare", tmp_path / "e", "--fail-if-worse", "target", code=1)
+    assert "measurably worse than a: b on alike" in result.stderr
+
+
+def test_the_queries_that_moved_most_are_shown(
+    cli: Cli, tiny: Path, beir: Path, labelled: Path, tmp_path: Path
+) -> None:
+    other = perturb(tiny, tmp_path / "other", 3, scale=0.5)
+    where = ("--target", beir, "--general", labelled, "-o", tmp_path / "e")
+    cli("evaluate", f"a={tiny}", f"b={other}", *where)
+    evaluated = [json.loads(line) for line in (tmp_path / "e/per_query.jsonl").read_text().splitlines()]
+    values = {one["model"]: one["per_query"] for one in evaluated if one["metric"] == "nDCG@10"}
+    for first, second in ("ab", "ba"):
+        shown = cli("compare", tmp_path / "e", "--show", "2", "--baseline", first, "--format", "json").stdout
+        moved = [one for one in json.loads(shown)["models"][second]["moved"] if one["task"] == "animals"]
+        differences = sorted(values[second][query] - value for query, value in values[first].items())
+        gained, lost = [one for one in differences[::-1] if one > 0][:2], [one for one in differences if one < 0][:2]
+        assert [one["after"] - one["before"] for one in moved] == pytest.approx([*gained, *lost])
+        assert moved
+    text = cli("compare", tmp_path / "e", "--show", "2", "--baseline", "b").stdout
+    assert "animals: points" in text
+    assert moved[0]["text"] in text
+
+
+def test_kinds_of_texts_by_hand() -> None:
+    from bge_cocktail.significance.changes import by_bucket, script
+
+    assert script("Что это?") == "Cyrillic"
+    assert script("这是什么 ok") == "Han"
+    assert script("123") == "other"
+    texts = {f"q{n}": {"text": "one two" if n < 8 else "мама мыла раму и пела"} for n in range(16)}
+    values = {f"q{n}": 0.0 for n in range(16)}
+    changed = {f"q{n}": 1.0 if n >= 8 else 0.5 for n in range(16)}
+    one, other = (scored("m", task=[0.0]).scores[0] for _ in range(2))
+    from dataclasses import replace
+
+    rows = by_bucket(replace(one, per_query=values), replace(other, per_query=changed), {"asked": texts})
+    found = {
+        (row["kind"], row["bucket"]): (row["count"], row["difference"]) for row in rows if row["kind"] != "language"
+    }
+    assert found == {
+        ("words", "1-3"): (8, 0.5),
+        ("words", "4-7"): (8, 1.0),
+        ("script", "Latin"): (8, 0.5),
+        ("script", "Cyrillic"): (8, 1.0),
+    }
+
+
+def test_missing_judgements_are_those_that_models_agree_on() -> None:
+    from bge_cocktail.evaluation import Details
+    from bge_cocktail.significance import likely_relevant
+
+    def said(**found: float) -> dict[str, object]:
+        ranks = {"good": list(found).index("good") + 1 if "good" in found else None}
+        return {"found": found, "ranks": ranks}
+
+    answers = {
+        ("a", "t"): {"q1": said(other=0.9, good=0.5), "q2": said(good=0.9, other=0.8), "q3": said(x=0.9, good=0.8)},
+        ("b", "t"): {"q1": said(other=0.8, good=0.7), "q2": said(good=0.9, other=0.8), "q3": said(y=0.9, good=0.8)},
+    }
+    texts = {
+        "asked": {f"q{n}": {"text": f"query {n}"} for n in (1, 2, 3)},
+        "documents": dict.fromkeys(("other", "x", "y", "good"), "d"),
+    }
+    (one,) = likely_relevant(["a", "b"], "t", Details(answers, {"t": texts}, {}))
+    assert (one["query"], one["document"], one["models"]) == ("q1", "other", 2)
+    assert one["lead"] == pytest.approx((0.4 + 0.1) / 2)

@@ -3,5 +3,6 @@
 from bge_cocktail.benchmarks.local import as_mteb_task
 from bge_cocktail.benchmarks.model import MtebModel
 from bge_cocktail.benchmarks.run import open_mteb_tasks, run_mteb
+from bge_cocktail.benchmarks.table import Leaderboard, read_leaderboard
 
-__all__ = ["MtebModel", "as_mteb_task", "open_mteb_tasks", "run_mteb"]
+__all__ = ["Leaderboard", "MtebModel", "as_mteb_task", "open_mteb_tasks", "read_leaderboard", "run_mteb"]

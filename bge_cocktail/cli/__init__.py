@@ -32,6 +32,7 @@ COMMANDS = (
     "evaluate",
     "compare",
     "report",
+    "leaderboard",
     "indexes",
     "classify",
     "list",

@@ -1,0 +1,149 @@
+"""The report in a browser: headless Chromium, at the width of a desktop and of a phone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_report import run, scored  # noqa: F401  (fixtures)
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None or DRIVER is None, reason="needs chromium and chromedriver (Debian: chromium, chromium-driver)"
+)
+SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-dev-shm-usage"
+)
+
+
+@pytest.fixture(scope="module")
+def page(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    from bge_cocktail.report.building import build_report, write_report
+    from bge_cocktail.report.material import gather
+
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    material = gather([run])
+    write_report(build_report(material, "A report"), material, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def start() -> Iterator[Callable[[str], Any]]:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.options import Options
+    from selenium.webdriver.chrome.service import Service
+
+    options = Options()
+    for flag in FLAGS.split():
+        options.add_argument(flag)
+    options.binary_location = str(CHROMIUM)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    browser = webdriver.Chrome(options=options, service=Service(DRIVER))
+
+    def sized(size: str) -> Any:
+        width, height = SIZES[size]
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": size == "phone"}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        return browser
+
+    yield sized
+    browser.quit()
+
+
+def until(check: Callable[[], Any], seconds: float = 10) -> Any:
+    """What a check finds, when it finds something."""
+    deadline = time.monotonic() + seconds
+    while not (found := check()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+    return found
+
+
+def requests(browser: Any) -> list[str]:
+    sent = (json.loads(line["message"])["message"] for line in browser.get_log("performance"))
+    return [one["params"]["request"]["url"] for one in sent if one["method"] == "Network.requestWillBeSent"]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_reader_finds_the_way(start: Callable[[str], Any], page: Path, run: Path, size: str) -> None:  # noqa: F811
+    from selenium.webdriver.common.by import By
+
+    browser = start(size)
+    browser.get_log("browser"), browser.get_log("performance")
+    browser.get(page.as_uri())
+    # the main table says what scores.json says
+    scores = json.loads((run / "scores/scores.json").read_text())["models"]
+    table = browser.find_element(By.CSS_SELECTOR, "#scores table")
+    assert [cell.text for cell in table.find_elements(By.CSS_SELECTOR, "thead th")] == ["task", "base", "<b>other</b>"]
+    first = [cell.text.split()[0] for cell in table.find_elements(By.CSS_SELECTOR, "tbody tr:first-child td")]
+    assert first == [f"{model['scores'][0]['value']:.4f}" for model in scores]
+    # nothing sticks out to the side
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= SIZES[size][0]
+    # a plot is drawn when it comes near, and its other figure when asked
+    figure = browser.find_element(By.CSS_SELECTOR, "#scores figure")
+    browser.execute_script("arguments[0].scrollIntoView()", figure)
+    until(lambda: figure.find_elements(By.CSS_SELECTOR, ".plot.drawn .bars .point"))
+    tabs = figure.find_elements(By.CSS_SELECTOR, '[role="tab"]')
+    browser.execute_script("arguments[0].click()", tabs[1])
+    until(lambda: figure.find_elements(By.CSS_SELECTOR, ".scatterlayer .point"))
+    assert not figure.find_elements(By.CSS_SELECTOR, ".bars .point")
+    assert [tab.get_attribute("aria-selected") for tab in tabs] == ["false", "true"]
+    # a lost query is searched for, and found with its document
+    queries = browser.find_element(By.CSS_SELECTOR, ".queries")
+    browser.execute_script("arguments[0].scrollIntoView()", queries)
+    side = queries.find_element(By.CSS_SELECTOR, 'select[name="side"]')
+    browser.execute_script("arguments[0].value = 'lost'; arguments[0].dispatchEvent(new Event('change'))", side)
+    lost = queries.find_elements(By.CSS_SELECTOR, ".rows li")
+    assert lost
+    assert all(one.find_element(By.CSS_SELECTOR, ".pill").text.startswith("-") for one in lost)
+    wanted = lost[0].find_element(By.CSS_SELECTOR, ".asked b").text
+    queries.find_element(By.CSS_SELECTOR, "input").send_keys(wanted)
+    shown = [one.text for one in queries.find_elements(By.CSS_SELECTOR, ".rows li .asked b")]
+    assert wanted in shown
+    assert all(set(wanted.lower().split()) <= set(one.lower().split()) or wanted in one for one in shown)
+    queries.find_element(By.CSS_SELECTOR, "input").send_keys(" nowhere-to-be-found")
+    assert "0 shown" in queries.find_element(By.CSS_SELECTOR, ".found").text
+    # light and dark
+    before = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    browser.execute_script("document.getElementById('theme').click()")
+    assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") != before
+    # all plots draw, and nothing went wrong or out
+    for place in browser.find_elements(By.CSS_SELECTOR, "figure"):
+        browser.execute_script("arguments[0].scrollIntoView()", place)
+        until(lambda place=place: place.find_elements(By.CSS_SELECTOR, ".plot.drawn"))  # type: ignore[misc]
+    assert [line["message"] for line in browser.get_log("browser")] == []
+    assert [url for url in requests(browser) if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def test_texts_are_never_run(start: Callable[[str], Any], tmp_path: Path) -> None:
+    """Queries and documents are a stranger's: whatever they hold is shown, and not done."""
+    from bge_cocktail.report.content import Plot, Queries, Report, Section, Table, Words
+    from bge_cocktail.report.page import html_page
+
+    evil = "</script><script>window.done = 1</script><img src=x onerror='window.done = 2'>"
+    row = {"task": evil, "model": evil, "id": evil, "text": evil, "before": 0.0, "after": 1.0,
+           "wanted": [[evil, 1, None]], "said": [[[evil, 1]], []]}  # fmt: skip
+    trace = {"type": "scatter", "mode": "markers+text", "x": [1], "y": [1], "text": [evil], "name": evil}
+    blocks = [
+        Words(evil),
+        Table([evil], [[evil]], evil),
+        Plot(evil, {evil: {"data": [trace], "layout": {}}}, said=evil),
+        Queries(evil, [row], {evil: {evil: evil}}, evil),
+    ]
+    path = tmp_path / "evil.html"
+    path.write_text(html_page(Report(evil, [evil], [Section(evil, blocks)], evil)))
+    browser = start("desktop")
+    browser.get_log("performance")
+    browser.get(path.as_uri())
+    until(lambda: browser.execute_script("return document.querySelectorAll('.plot.drawn').length"))
+    time.sleep(0.3)
+    assert browser.execute_script("return window.done === undefined")
+    assert [url for url in requests(browser) if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert "onerror" in browser.execute_script("return document.querySelector('.rows').innerText")
