@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,72 +12,85 @@ from numpy.typing import NDArray
 from bge_cocktail.errors import UsageError, nearest
 from bge_cocktail.registry import Registry
 
+Floats = NDArray[np.float64]
+# bounds the memory of the grades of all ranks
+QUERIES_AT_ONCE = 2048
 _NAME = re.compile(r"([A-Za-z-]+)(?:@(\d+))?")
 
 
 @dataclass(frozen=True, slots=True)
-class Ranking:
-    """What a query got.
+class Rankings:
+    """What some queries got.
 
     Attributes:
-        gains: Grades of the retrieved documents in their order, 0 where one isn't judged relevant; shape (retrieved,).
-        ideal: Grades of all relevant documents, from high to low; shape (relevant,), at least one.
+        gains: Grades of the retrieved documents in their order, 0 where one isn't judged relevant and where there are
+            no more; shape (queries, ranks).
+        ideal: Grades of all relevant documents, from high to low, then 0; shape (queries, most relevant).
+        relevant: How many documents are relevant, at least one; shape (queries,).
     """
 
-    gains: NDArray[np.float64]
-    ideal: NDArray[np.float64]
+    gains: Floats
+    ideal: Floats
+    relevant: NDArray[np.int64]
+
+    def hits(self, k: int) -> NDArray[np.bool_]:
+        """Which of the first k ranks hold a relevant document, shape (queries, at most k)."""
+        return np.asarray(self.gains[:, :k] > 0)
 
 
-Measure = Callable[[Ranking, int], float]
-"""Takes a ranking and the rank up to which it looks."""
+Measure = Callable[[Rankings, int], Floats]
+"""Takes rankings and the rank up to which it looks; gives the value of each query."""
 measures: Registry[Measure] = Registry("measures")
 # traits: rank (needed: without one, it has no meaning; never: it has its own)
 
 
 @measures("nDCG")
-def ndcg(ranking: Ranking, k: int) -> float:
+def ndcg(rankings: Rankings, k: int) -> Floats:
     """Discounted gain (grades, linear) relative to the best order's; trec_eval's ndcg_cut."""
-    return _dcg(ranking.gains[:k]) / _dcg(ranking.ideal[:k])
+    return np.asarray(_dcg(rankings.gains[:, :k]) / _dcg(rankings.ideal[:, :k]))
 
 
 @measures("MAP")
-def average_precision(ranking: Ranking, k: int) -> float:
+def average_precision(rankings: Rankings, k: int) -> Floats:
     """Mean of the precision at each relevant document, over all relevant ones; trec_eval's map_cut."""
-    hits = ranking.gains[:k] > 0
-    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
-    return float(precision[hits].sum() / len(ranking.ideal))
+    hits = rankings.hits(k)
+    precision = np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
+    return np.asarray((precision * hits).sum(axis=1) / rankings.relevant)
 
 
 @measures("Recall")
-def recall(ranking: Ranking, k: int) -> float:
+def recall(rankings: Rankings, k: int) -> Floats:
     """Share of the relevant documents that are found; trec_eval's recall."""
-    return float((ranking.gains[:k] > 0).sum() / len(ranking.ideal))
+    return np.asarray(rankings.hits(k).sum(axis=1) / rankings.relevant)
 
 
 @measures("P", rank="needed")
-def precision(ranking: Ranking, k: int) -> float:
+def precision(rankings: Rankings, k: int) -> Floats:
     """Share of the first k ranks that hold relevant documents, empty ranks too; trec_eval's P."""
-    return float((ranking.gains[:k] > 0).sum() / k)
+    return np.asarray(rankings.hits(k).sum(axis=1) / k)
 
 
 @measures("MRR")
-def reciprocal_rank(ranking: Ranking, k: int) -> float:
+def reciprocal_rank(rankings: Rankings, k: int) -> Floats:
     """One through the rank of the first relevant document; trec_eval's recip_rank."""
-    hits = np.flatnonzero(ranking.gains[:k] > 0)
-    return 1 / (int(hits[0]) + 1) if len(hits) else 0.0
+    hits = rankings.hits(k)
+    if not hits.shape[1]:
+        return np.zeros(len(hits))
+    return np.asarray(np.where(hits.any(axis=1), 1 / (hits.argmax(axis=1) + 1), 0.0))
 
 
 @measures("hit", rank="needed")
-def hit(ranking: Ranking, k: int) -> float:
+def hit(rankings: Rankings, k: int) -> Floats:
     """1 where a relevant document is among the first k; trec_eval's success."""
-    return float((ranking.gains[:k] > 0).any())
+    return rankings.hits(k).any(axis=1).astype(float)
 
 
 @measures("R-precision", rank="never")
-def r_precision(ranking: Ranking, _k: int) -> float:
+def r_precision(rankings: Rankings, _k: int) -> Floats:
     """Precision at the rank that is the number of relevant documents; trec_eval's Rprec."""
-    count = len(ranking.ideal)
-    return float((ranking.gains[:count] > 0).sum() / count)
+    hits = rankings.hits(rankings.gains.shape[1])
+    within = np.arange(hits.shape[1]) < rankings.relevant[:, None]
+    return np.asarray((hits & within).sum(axis=1) / rankings.relevant)
 
 
 def parse_measure(name: str) -> tuple[str, int | None]:
@@ -100,7 +113,7 @@ def parse_measure(name: str) -> tuple[str, int | None]:
 
 
 def measure_run(
-    run: Mapping[str, Sequence[str]], qrels: Mapping[str, Mapping[str, int]], names: Sequence[str]
+    run: Mapping[str, Collection[str]], qrels: Mapping[str, Mapping[str, int]], names: Sequence[str]
 ) -> dict[str, dict[str, float]]:
     """Measures of every query.
 
@@ -114,29 +127,29 @@ def measure_run(
     """
     parsed = {name: parse_measure(name) for name in names}
     found: dict[str, dict[str, float]] = {name: {} for name in names}
-    for query, grades in qrels.items():
-        ideal = np.sort(np.array([grade for grade in grades.values() if grade > 0], float))[::-1]
-        if not len(ideal):
-            continue
-        get = grades.get
-        ranked = run.get(query, ())
-        gains = np.fromiter((max(get(document, 0), 0) for document in ranked), float, len(ranked))
-        ranking = Ranking(gains, ideal)
-        everything = max(len(gains), len(ideal))
+    judged = [query for query, grades in qrels.items() if any(grade > 0 for grade in grades.values())]
+    for start in range(0, len(judged), QUERIES_AT_ONCE):
+        queries = judged[start : start + QUERIES_AT_ONCE]
+        rankings = _rankings([run.get(query, ()) for query in queries], [qrels[query] for query in queries])
+        everything = max(rankings.gains.shape[1], rankings.ideal.shape[1])
         for name, (family, rank) in parsed.items():
-            found[name][query] = measures[family](ranking, rank or everything)
+            values = measures[family](rankings, rank or everything)
+            found[name].update(zip(queries, values.tolist(), strict=True))
     return found
 
 
-def _dcg(gains: NDArray[np.float64]) -> float:
-    return float((gains / _discounts(len(gains))).sum())
+def _rankings(run: Sequence[Collection[str]], qrels: Sequence[Mapping[str, int]]) -> Rankings:
+    gains = np.zeros((len(run), max(map(len, run), default=0)))
+    grades = [sorted((grade for grade in own.values() if grade > 0), reverse=True) for own in qrels]
+    relevant = np.array([len(own) for own in grades], np.int64)
+    ideal = np.zeros((len(run), int(relevant.max(initial=0))))
+    for row, (ranked, own, best) in enumerate(zip(run, qrels, grades, strict=True)):
+        ideal[row, : len(best)] = best
+        # few of the retrieved documents are judged
+        for place, grade in [(place, own[document]) for place, document in enumerate(ranked) if document in own]:
+            gains[row, place] = max(grade, 0)
+    return Rankings(gains, ideal, relevant)
 
 
-def _discounts(count: int) -> NDArray[np.float64]:
-    global _known
-    if len(_known) < count:
-        _known = np.log2(np.arange(2, 2 * count + 2))
-    return _known[:count]
-
-
-_known: NDArray[np.float64] = np.log2(np.arange(2, 1002))
+def _dcg(gains: Floats) -> Floats:
+    return np.asarray(gains @ (1 / np.log2(np.arange(2, gains.shape[1] + 2))))

@@ -101,12 +101,32 @@ def top_k(queries: Embeddings, documents: Documents, k: int) -> tuple[NDArray[np
             rows = rows.astype(np.int64) + start
             if best is not None:
                 found, rows = np.concatenate([best[0], found], axis=1), np.concatenate([best[1], rows], axis=1)
-            order = np.lexsort((rows, -found), axis=1)[:, :k]
-            best = np.take_along_axis(found, order, 1), np.take_along_axis(rows, order, 1)
+            best = _ordered(found, rows, k, everywhere=best is not None)
             advance(len(block))
     if best is None:
         return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
     return best
+
+
+def top_k_and_ties(queries: Embeddings, documents: Documents, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """As `top_k`, and of documents that are as similar as the last one none is missing before it by chance.
+
+    An exact search may take any of the documents whose similarities are equal where k cuts them apart; here the ones of
+    the lowest rows are taken.
+    """
+    margin = 8
+    similarities, rows = top_k(queries, documents, k + margin)
+    # still equal at the end of what was found: there may be more
+    while len(cut := np.flatnonzero(similarities[:, k - 1 : k] == similarities[:, -1:])) and k + margin < len(
+        documents
+    ):
+        margin = min(8 * margin, len(documents) - k)
+        wider, wider_rows = top_k(queries[cut], documents, k + margin)
+        similarities[cut, :k], rows[cut, :k] = wider[:, :k], wider_rows[:, :k]
+        # of the others the tie goes on, and they are searched for again
+        ended = wider[:, k - 1] != wider[:, -1]
+        similarities[cut[ended], -1] = -np.inf
+    return similarities[:, :k], rows[:, :k]
 
 
 def search(
@@ -188,6 +208,18 @@ def embedded(embed: Callable[[Sequence[str]], Embeddings], texts: Sequence[str])
             for start in range(TEXTS_AT_ONCE, len(texts), TEXTS_AT_ONCE):
                 file.write(np.ascontiguousarray(embed(texts[start : start + TEXTS_AT_ONCE]), np.float32).data)
         yield StoredEmbeddings(path, first.shape[1])
+
+
+def _ordered(
+    found: NDArray[np.float32], rows: NDArray[np.int64], k: int, *, everywhere: bool
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The first k by similarity, equal ones by row; FAISS has sorted what comes from one block, but for the latter."""
+    tied = np.arange(len(found)) if everywhere else np.flatnonzero((found[:, 1:] == found[:, :-1]).any(axis=1))
+    if len(tied):
+        order = np.lexsort((rows[tied], -found[tied]), axis=1)
+        found[tied] = np.take_along_axis(found[tied], order, 1)
+        rows[tied] = np.take_along_axis(rows[tied], order, 1)
+    return found[:, :k], rows[:, :k]
 
 
 def _ivf(documents: Documents) -> tuple[Any, list[int], Callable[[int], None]]:

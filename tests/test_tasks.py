@@ -315,3 +315,32 @@ def test_a_reranker_from_the_command_line(
         first, plain = (sorted(one, key=one.get, reverse=True) for one in (found, runs[1][query]))  # type: ignore[arg-type]
         assert set(first[:5]) == set(plain[:5])
     assert "is no reranker" in cli(*where, tmp_path / "no", "--reranker", tiny, code=1).stderr
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 3))
+def test_ties_are_cut_by_row_however_many(seed: int, k: int, values: int) -> None:
+    from bge_cocktail.search import top_k_and_ties
+
+    generator = np.random.default_rng(seed)
+    documents = generator.integers(0, values + 1, (int(generator.integers(1, 200)), 2)).astype(np.float32)
+    queries = generator.integers(0, 3, (4, 2)).astype(np.float32)
+    k = min(k, len(documents))
+    similarities, rows = top_k_and_ties(queries, documents, k)
+    exact = queries @ documents.T
+    for found, own, line in zip(rows, similarities, exact, strict=True):
+        order = np.lexsort((np.arange(len(line)), -line))[:k]
+        assert found.tolist() == order.tolist()
+        assert own.tolist() == line[order].tolist()
+
+
+def test_means_have_the_intervals_of_a_plain_bootstrap() -> None:
+    from bge_cocktail.statistics import bootstrap_interval, mean_intervals
+
+    generator = np.random.default_rng(5)
+    values = generator.random((300, 3)) * [1, 0.2, 3]
+    for column, interval in zip(values.T, mean_intervals(values, resamples=4000), strict=True):
+        rows = np.random.default_rng(9).integers(0, 300, (4000, 300))
+        plain = np.quantile(column[rows].mean(axis=1), [0.025, 0.975])
+        assert interval == pytest.approx(plain, abs=0.1 * column.std() / np.sqrt(300) + 1e-9)
+        assert bootstrap_interval(column, resamples=4000) == pytest.approx(interval, rel=1e-12)

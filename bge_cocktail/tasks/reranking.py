@@ -32,7 +32,7 @@ def reranking(encoder: Encoder, path: Path, name: str, role: Role, options: Eval
         start += len(ids)
         run[query] = ordered(dict(zip(ids, similarities.tolist(), strict=True)), len(ids))
         qrels[query] = {one: int(one.startswith("p")) for one in ids}
-    found = measure_run({query: list(found) for query, found in run.items()}, qrels, METRICS)
+    found = measure_run(run, qrels, METRICS)
     answers = {
         query: {
             "found": {one: round(value, 4) for one, value in list(found.items())[:FOUND_SHOWN]},

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,12 @@ from bge_cocktail.ranking import measure_run
 from bge_cocktail.records import normalise, read_judged
 from bge_cocktail.records.beir import Judged
 from bge_cocktail.reranker import Reranker, load_reranker
-from bge_cocktail.search import top_k
-from bge_cocktail.statistics import bootstrap_interval
+from bge_cocktail.search import top_k_and_ties
+from bge_cocktail.statistics import mean_intervals
 from bge_cocktail.tasks.score import FOUND_SHOWN, Role, Run, Score, tasks
 from bge_cocktail.tasks.stages import fused, reranked, run_by_words
 
 log = logging.getLogger(__name__)
-# documents fetched beyond the depth, so that ties at its edge are broken by id and not by row
-TIE_MARGIN = 50
 
 
 @tasks("retrieval")
@@ -33,9 +32,11 @@ def retrieval(encoder: Encoder, path: Path, name: str, role: Role, options: Eval
     judged = read_judged(path, options.split)
     _tell(judged, name)
     run = staged_run(encoder, judged, options)
+    found = judge_run(run, judged, options.metrics)
+    values = np.stack([np.fromiter(per_query.values(), float) for per_query in found.values()], axis=1)
+    intervals = mean_intervals(values, confidence=options.confidence, seed=options.seed)
     scores = []
-    for metric, per_query in judge_run(run, judged, options.metrics).items():
-        array = np.fromiter(per_query.values(), float)
+    for (metric, per_query), column, interval in zip(found.items(), values.T, intervals, strict=True):
         main = metric == options.metrics[0]
         scores.append(
             Score(
@@ -43,9 +44,9 @@ def retrieval(encoder: Encoder, path: Path, name: str, role: Role, options: Eval
                 kind="retrieval",
                 role=role,
                 metric=metric,
-                value=float(array.mean()),
-                interval=bootstrap_interval(array, confidence=options.confidence, seed=options.seed),
-                count=len(array),
+                value=float(column.mean()),
+                interval=interval,
+                count=len(column),
                 main=main,
                 per_query=per_query,
                 run=run if main and options.save_runs else {},
@@ -79,7 +80,7 @@ def judge_run(run: Run, judged: Judged, metrics: Sequence[str]) -> dict[str, dic
     """Measures of a run; see `judge`."""
     if not any(grade > 0 for grades in judged.qrels.values() for grade in grades.values()):
         raise DataError("no query of this split has a relevant document (a score above 0)")
-    return measure_run({query: list(found) for query, found in run.items()}, judged.qrels, metrics)
+    return measure_run(run, judged.qrels, metrics)
 
 
 def staged_run(encoder: Encoder, judged: Judged, options: Evaluating) -> Run:
@@ -109,19 +110,18 @@ def search_run(encoder: Encoder, judged: Judged, depth: int) -> dict[str, dict[s
     documents themselves, a query doesn't find itself: a document with its id and its text (perhaps after a title) is
     left out, unless it is judged relevant.
     """
-    document_ids = list(judged.corpus)
-    query_ids = list(judged.queries)
+    document_ids = sorted(judged.corpus, reverse=True)  # so that of equal ones the lowest row has the highest id
     documents = encoder.encode_document([judged.corpus[name] for name in document_ids])
-    queries = encoder.encode_query([judged.queries[name] for name in query_ids])
-    similarities, rows = top_k(queries, documents, depth + TIE_MARGIN)
-    place = np.empty(len(document_ids), np.int64)  # place of each row among the ids in descending order
-    place[sorted(range(len(document_ids)), key=document_ids.__getitem__, reverse=True)] = np.arange(len(document_ids))
-    order = np.lexsort((place[rows], -similarities), axis=1)
-    ranked, scores = (np.take_along_axis(values, order, 1).tolist() for values in (rows, similarities))
+    queries = encoder.encode_query(list(judged.queries.values()))
+    similarities, rows = top_k_and_ties(queries, documents, min(depth + 1, len(document_ids)))
     found = {}
-    for query, line, values in zip(query_ids, ranked, scores, strict=True):
-        named = {document_ids[row]: value for row, value in zip(line[: depth + 1], values, strict=False)}
-        found[query] = without_itself(query, named, judged, depth)
+    for query, line, values in zip(judged.queries, rows.tolist(), similarities.tolist(), strict=True):
+        named = dict(zip(map(document_ids.__getitem__, line), values, strict=True))
+        if query in judged.corpus:
+            named = without_itself(query, named, judged, depth)
+        elif len(named) > depth:
+            named.popitem()
+        found[query] = named
     return found
 
 
@@ -137,12 +137,16 @@ def _answers(run: Run, judged: Judged) -> dict[str, dict[str, dict[str, float | 
     """The first documents of each query, and the ranks of the relevant ones."""
     answers: dict[str, dict[str, dict[str, float | int | None]]] = {}
     for query, found in run.items():
-        relevant = [document for document, grade in judged.qrels[query].items() if grade > 0]
-        if not relevant:
+        ranks: dict[str, float | int | None] = {
+            document: None for document, grade in judged.qrels[query].items() if grade > 0
+        }
+        if not ranks:
             continue
-        ranks = {document: rank for rank, document in enumerate(found, start=1) if document in relevant}
-        shown = {document: round(found[document], 4) for document in list(found)[:FOUND_SHOWN]}
-        answers[query] = {"found": {**shown}, "ranks": {document: ranks.get(document) for document in relevant}}
+        if any(document in found for document in ranks):
+            order = list(found)
+            ranks |= {document: order.index(document) + 1 for document in ranks if document in found}
+        shown = {document: round(value, 4) for document, value in islice(found.items(), FOUND_SHOWN)}
+        answers[query] = {"found": {**shown}, "ranks": ranks}
     return answers
 
 
