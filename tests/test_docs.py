@@ -33,7 +33,7 @@ def test_commands(cli: Callable[..., Result], tiny: Path, in_folder: Path) -> No
         for line in block.replace("\\\n", " ").splitlines()
         if line.startswith("bge-cocktail")
     ]
-    assert len(commands) == 14
+    assert len(commands) == 15
     for command in commands:
         arguments = [argument.replace(HUB_NAME, str(tiny)) for argument in command[1:]]
         extra = ["--set", f"base={tiny}"] if arguments[0] == "run" else []
@@ -41,6 +41,7 @@ def test_commands(cli: Callable[..., Result], tiny: Path, in_folder: Path) -> No
         extra += ["--epochs", "1"] if arguments[0] == "train" else []
         cli(*arguments, *extra)
     assert (in_folder / "runs/scores/scores.json").is_file()
+    assert (in_folder / "runs/report.html").is_file()
 
 
 def test_python(tiny: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

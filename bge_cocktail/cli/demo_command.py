@@ -6,7 +6,7 @@ from pathlib import Path
 
 import rich_click as click
 
-from bge_cocktail.cli.flags import PATH, format_flag, show
+from bge_cocktail.cli.flags import PATH, format_flag
 
 
 @click.command("demo")
@@ -18,9 +18,9 @@ def command(output: Path, output_format: str) -> None:
     The target is the handbook of an invented factory, full of words that the model can't know; the general tasks
     are everyday questions, sentiment and topics. A second call does nothing again that is done.
     """
-    from bge_cocktail.cli.summary import summary
+    from bge_cocktail.cli.summary import show_outcome
     from bge_cocktail.demo import demo_run
     from bge_cocktail.flow import Flow
 
     outcome = Flow(demo_run(output)).run()
-    show(outcome.to_json(), summary(outcome), output_format)
+    show_outcome(outcome, output_format)

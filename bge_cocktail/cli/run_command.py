@@ -19,7 +19,7 @@ def command(file: Path, settings: tuple[str, ...], dry_run: bool, output_format:
 
     A step that is finished already, with the same inputs and options, is not done again.
     """
-    from bge_cocktail.cli.summary import summary
+    from bge_cocktail.cli.summary import show_outcome
     from bge_cocktail.flow import Flow
     from bge_cocktail.report.table import text_table
     from bge_cocktail.runfile import read_run_file
@@ -30,4 +30,4 @@ def command(file: Path, settings: tuple[str, ...], dry_run: bool, output_format:
         show(dict(steps), text_table(("step", "state"), steps), output_format)
         return
     outcome = flow.run()
-    show(outcome.to_json(), summary(outcome), output_format)
+    show_outcome(outcome, output_format)

@@ -1,13 +1,29 @@
-"""The end of a run, in words and tables."""
+"""The end of a run: in words and tables, and as a page."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from bge_cocktail.cli.flags import show
 from bge_cocktail.evaluation import ModelScores
 from bge_cocktail.outcome import Outcome
 from bge_cocktail.report.table import score_table, text_table
 
+REPORT_FILE = "report.html"
 
-def summary(outcome: Outcome) -> str:
+
+def show_outcome(outcome: Outcome, output_format: str) -> None:
+    """Write the report of a run into its folder, and print what it gave."""
+    from bge_cocktail.report.building import build_report, write_report
+    from bge_cocktail.report.material import gather
+
+    material = gather([outcome.folder])
+    page = outcome.folder / REPORT_FILE
+    write_report(build_report(material, f"Report: {outcome.folder.resolve().name}"), material, page)
+    show({**outcome.to_json(), "report": str(page)}, summary(outcome, page), output_format)
+
+
+def summary(outcome: Outcome, page: Path) -> str:
     """Table of scores, what each cocktail keeps, the trade-off, and where the files are."""
     base, tuned, *cocktails = outcome.results
     lines = [score_table(outcome.results), "", _change(tuned, base)]
@@ -22,6 +38,7 @@ def summary(outcome: Outcome) -> str:
     lines += ["", f"run folder: {outcome.folder}"]
     if outcome.picture:
         lines.append(f"picture:    {outcome.picture}")
+    lines.append(f"report:     {page}")
     return "\n".join(lines)
 
 
