@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -119,6 +120,8 @@ class CachedEncoder:
         self._turned = False
         self.embedded = 0
         """Texts embedded so far, those from the cache not counted."""
+        self.seconds = 0.0
+        """What embedding them took, loading the model left out."""
 
     @property
     def device(self) -> str:
@@ -177,6 +180,7 @@ class CachedEncoder:
         for start in range(0, len(missing), BLOCK):
             block = missing[start : start + BLOCK]
             model = self.model  # loading it tells whether it could be turned to bf16
+            started = time.perf_counter()
             fresh = embed(
                 model,
                 block,
@@ -186,6 +190,7 @@ class CachedEncoder:
                 label=f"{self.name.rstrip('/').rsplit('/', 1)[-1]}: {PLURAL[role]}",
             )
             self.embedded += len(block)
+            self.seconds += time.perf_counter() - started
             if cache:
                 try:
                     cache.put(block, fresh)

@@ -74,6 +74,7 @@ def test_the_page_holds_everything_and_asks_for_nothing(cli: Cli, run: Path, tmp
     assert "&lt;b&gt;other&lt;/b&gt;" in text
     assert "\\u003cb>other" in text
     assert "bge-cocktail evaluate " in text  # the command that repeats the numbers
+    assert "animals: 25 documents, 0.0 MB, " in text
 
 
 def test_all_figures_are_plotlys(run: Path) -> None:
@@ -228,3 +229,21 @@ def test_sections_have_their_place() -> None:
     orders = [report_sections.trait(name, "order") for name in report_sections]
     assert all(isinstance(order, int) for order in orders)
     assert len(set(orders)) == len(orders)
+
+
+def test_a_search_has_its_table_and_its_picture(tmp_path: Path) -> None:
+    trials = [
+        {"trial": number, "learning_rate": 1e-5 * number, "dev": None if number == 3 else 0.5 + number / 100,
+         "state": "pruned" if number == 3 else "complete"}
+        for number in (1, 2, 3)
+    ]  # fmt: skip
+    found = {"trials": trials, "importance": {"learning_rate": 1.0}, "best": 2}
+    run = {"command": "train", "final_loss": 0.1, "steps": 3, "search": found}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    (tmp_path / "curves.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    (training,) = [one for one in build_report(gather([tmp_path]), "").sections if one.title == "Training"]
+    plot = next(block for block in training.blocks if isinstance(block, Plot) and "search" in block.title)
+    assert plot.figures["trials"]["data"][1]["y"] == [0.51, 0.52]
+    assert plot.figures["importance"]["data"][0]["x"] == [1.0]
+    table = next(block for block in training.blocks if isinstance(block, Table) and block.title == "Trials")
+    assert [row[0].text for row in table.cells()] == ["2", "1", "3"]

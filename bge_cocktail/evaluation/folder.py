@@ -54,8 +54,19 @@ def write_evaluation(
         judging = options["evaluate"]
         write_details(new, results, task_list, judging["split"], judging["map_texts"], judging["seed"])
         seconds = time.monotonic() - started
-        write_json(new / RUN_FILE, describe_run("evaluate", options=options, inputs=inputs, seconds=seconds))
+        about = {one.model: {**one.about, "retrieval": _efficiency(one)} for one in results}
+        described = describe_run("evaluate", options=options, inputs=inputs, seconds=seconds, models=about)
+        write_json(new / RUN_FILE, described)
     return results
+
+
+def _efficiency(result: ModelScores) -> dict[str, dict[str, float]]:
+    """What the search of each retrieval cost."""
+    return {
+        score.task: {name: round(value, 3) for name, value in score.efficiency.items()}
+        for score in result.scores
+        if score.efficiency
+    }
 
 
 def write_run(run: Run, path: Path) -> None:

@@ -24,12 +24,15 @@ class ModelScores:
         path: Its folder or hub name.
         scores: All scores of all tasks.
         embeddings: Of the texts drawn for a map, by task; see `tasks.sample_texts`.
+        about: The prompts and the precision it was judged with, and how many texts were embedded a second (None where
+            all came from the cache).
     """
 
     model: str
     path: str
     scores: Sequence[Score]
     embeddings: Mapping[str, Embeddings] = field(default_factory=dict, repr=False, compare=False)
+    about: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def main(self) -> list[Score]:
         """The main score of each task."""
@@ -89,7 +92,7 @@ def evaluate_models(
         scores = evaluate(encoder, task_list, options)
         drawn = {task.name: sample_texts(task, options.split, options.map_texts, options.seed) for task in task_list}
         embeddings = {task: embed_sample(encoder, sample) for task, sample in drawn.items() if sample}
-        results.append(ModelScores(name, str(path), scores, embeddings))
+        results.append(ModelScores(name, str(path), scores, embeddings, _about(encoder)))
     return results
 
 
@@ -133,3 +136,12 @@ def evaluation_inputs(
     if options.reranker is not None:
         inputs[f"reranker {options.reranker}"] = hash_path(model_folder(options.reranker))
     return {**inputs, **{f"{task.role} {task.name}": hash_path(task.path) for task in task_list}}
+
+
+def _about(encoder: CachedEncoder) -> dict[str, Any]:
+    return {
+        "prompts": {"query": encoder.prompt_for("query"), "document": encoder.prompt_for("document")},
+        "precision": encoder.precision,
+        "texts_embedded": encoder.embedded,
+        "texts_a_second": round(encoder.embedded / encoder.seconds, 1) if encoder.seconds else None,
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -31,7 +32,8 @@ def retrieval(encoder: Encoder, path: Path, name: str, role: Role, options: Eval
     """Exact search over a corpus (a BEIR folder, or one that `prepare` wrote): nDCG, recall, MRR, MAP and others."""
     judged = read_judged(path, options.split)
     _tell(judged, name)
-    run = staged_run(encoder, judged, options)
+    efficiency: dict[str, float] = {}
+    run = staged_run(encoder, judged, options, efficiency)
     found = judge_run(run, judged, options.metrics)
     values = np.stack([np.fromiter(per_query.values(), float) for per_query in found.values()], axis=1)
     intervals = mean_intervals(values, confidence=options.confidence, seed=options.seed)
@@ -51,6 +53,7 @@ def retrieval(encoder: Encoder, path: Path, name: str, role: Role, options: Eval
                 per_query=per_query,
                 run=run if main and options.save_runs else {},
                 answers=_answers(run, judged) if main else {},
+                efficiency=efficiency if main else {},
             )
         )
     return scores
@@ -83,9 +86,11 @@ def judge_run(run: Run, judged: Judged, metrics: Sequence[str]) -> dict[str, dic
     return measure_run(run, judged.qrels, metrics)
 
 
-def staged_run(encoder: Encoder, judged: Judged, options: Evaluating) -> Run:
-    """The documents retrieved for each query, in the stages that the options name."""
-    run: Run = search_run(encoder, judged, options.depth)
+def staged_run(
+    encoder: Encoder, judged: Judged, options: Evaluating, efficiency: dict[str, float] | None = None
+) -> Run:
+    """The documents retrieved for each query, in the stages that the options name; see `search_run`."""
+    run: Run = search_run(encoder, judged, options.depth, efficiency)
     if options.hybrid:
         by_words = run_by_words(judged, options.depth + 1)
         others = {query: without_itself(query, found, judged, options.depth) for query, found in by_words.items()}
@@ -103,17 +108,33 @@ def _reranker(name: str, device: str) -> Reranker:
     return load_reranker(name, device=device, logits=True)
 
 
-def search_run(encoder: Encoder, judged: Judged, depth: int) -> dict[str, dict[str, float]]:
+def search_run(
+    encoder: Encoder, judged: Judged, depth: int, efficiency: dict[str, float] | None = None
+) -> dict[str, dict[str, float]]:
     """The documents retrieved for each query, best first, with their similarities.
 
     Equal similarities (in float32) are ordered by document id, descending, as trec_eval does. Where queries are
     documents themselves, a query doesn't find itself: a document with its id and its text (perhaps after a title) is
     left out, unless it is judged relevant.
+
+    Args:
+        encoder: Embeds queries and documents.
+        judged: Queries, corpus, judgements.
+        depth: Documents retrieved for a query.
+        efficiency: Takes what `Score.efficiency` holds.
     """
     document_ids = sorted(judged.corpus, reverse=True)  # so that of equal ones the lowest row has the highest id
     documents = encoder.encode_document([judged.corpus[name] for name in document_ids])
     queries = encoder.encode_query(list(judged.queries.values()))
+    started = time.perf_counter()
     similarities, rows = top_k_and_ties(queries, documents, min(depth + 1, len(document_ids)))
+    if efficiency is not None:
+        milliseconds = 1000 * (time.perf_counter() - started) / len(queries)
+        efficiency |= {
+            "documents": len(documents),
+            "index_megabytes": documents.nbytes / 1e6,
+            "search_ms": milliseconds,
+        }
     found = {}
     for query, line, values in zip(judged.queries, rows.tolist(), similarities.tolist(), strict=True):
         named = dict(zip(map(document_ids.__getitem__, line), values, strict=True))

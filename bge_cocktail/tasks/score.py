@@ -37,6 +37,8 @@ class Score:
         answers: What the model said of each query or text, by id, beside the main metric: the label, the similarity of
             a pair, or for a query the first documents ``found`` with their similarities and the ``ranks`` of the
             relevant ones (None where they aren't found).
+        efficiency: Of a retrieval's search, beside the main metric: ``documents``, ``index_megabytes`` and the wall
+            time of a query, ``search_ms``.
     """
 
     task: str
@@ -50,6 +52,7 @@ class Score:
     per_query: Mapping[str, float] = field(default_factory=dict, repr=False)
     run: Run = field(default_factory=dict, repr=False, compare=False)
     answers: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    efficiency: Mapping[str, float] = field(default_factory=dict, repr=False, compare=False)
 
     def to_json(self, *, per_query: bool = False) -> dict[str, Any]:
         """As a JSON object, the values of single queries only if asked."""

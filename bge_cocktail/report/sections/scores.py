@@ -8,7 +8,7 @@ from typing import Any
 
 from bge_cocktail.evaluation import ModelScores
 from bge_cocktail.report.content import Block, Cell, Plot, Section, Table, Tone, Words
-from bge_cocktail.report.material import Evaluated, Material
+from bge_cocktail.report.material import Evaluated, Material, Step
 from bge_cocktail.report.sections.figures import MUTED, colour_of, figure
 from bge_cocktail.report.sections.registry import report_sections
 from bge_cocktail.significance import Change
@@ -38,8 +38,8 @@ def scores(material: Material) -> Section | None:
         for model, reasons in group.untested.items():
             if reasons:
                 blocks.append(Words(f"Not tested for {model}: {'; '.join(reasons)}.", warns=True))
-        blocks.append(_bars(group))
-        blocks.append(_all_metrics(group))
+        blocks += [_bars(group), _all_metrics(group)]
+    blocks += [table for step in material.of("evaluate") if (table := _models_table(step)) is not None]
     return Section("Scores", blocks) if blocks else None
 
 
@@ -192,6 +192,34 @@ def _all_metrics(group: Evaluated) -> Table:
     ]
     header = ["task", "model", "metric", "value", "interval", "queries or texts"]
     return Table(header, rows, "All metrics", folded=True)
+
+
+def _models_table(step: Step) -> Table | None:
+    """How each model of an evaluation was judged, and what that cost."""
+    models: Mapping[str, Any] = step.described.get("models") or {}
+    if not isinstance(models, dict) or not models:
+        return None
+    rows = []
+    for name, about in models.items():
+        prompts = about.get("prompts") or {}
+        speed = about.get("texts_a_second")
+        searches = about.get("retrieval") or {}
+        rows.append(
+            [
+                name,
+                *(repr(prompts[role]) if prompts.get(role) else "none" for role in ("query", "document")),
+                str(about.get("precision", "-")),
+                "-, all from the cache" if speed is None else f"{speed:g}",
+                "; ".join(
+                    f"{task}: {one['documents']:,.0f} documents, {one['index_megabytes']:.1f} MB, "
+                    f"{one['search_ms']:.2f} ms"
+                    for task, one in searches.items()
+                )
+                or "-",
+            ]
+        )
+    header = ["model", "query prompt", "document prompt", "precision", "texts/s", "exact search: size, time of a query"]
+    return Table(header, rows, f"{step.name}: how models were judged", folded=True)
 
 
 def _tradeoffs(material: Material) -> list[list[tuple[str, float, float]]]:
