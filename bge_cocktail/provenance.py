@@ -87,13 +87,21 @@ _started_as: ContextVar[tuple[str, ...]] = ContextVar("started_as", default=())
 
 
 @contextmanager
-def started_as(words: Iterable[str]) -> Iterator[None]:
+def started_as(words: Iterable[str], environment: Mapping[str, str]) -> Iterator[None]:
     """What is made inside notes the command that made it, so that it can be repeated.
 
     Args:
         words: Of the command, after ``bge-cocktail``.
+        environment: Its variables; those that are options, and torchrun's numbers of processes, are part of it.
     """
-    token = _started_as.set(("bge-cocktail", *words))
+    # where embeddings are kept changes nothing
+    names = [name for name in sorted(environment) if name.startswith("BGE_COCKTAIL_") and name != "BGE_COCKTAIL_CACHE"]
+    options = [f"{name}={environment[name]}" for name in names]
+    program = ["bge-cocktail"]
+    if int(environment.get("WORLD_SIZE", "1")) > 1:
+        here = environment.get("LOCAL_WORLD_SIZE", environment["WORLD_SIZE"])
+        program = ["torchrun", "--nproc-per-node", here, "-m", "bge_cocktail"]
+    token = _started_as.set((*options, *program, *words))
     try:
         yield
     finally:

@@ -201,6 +201,8 @@ def test_lists(cli: Cli) -> None:
         "classification",
         "sts",
         "pair-classification",
+        "clustering",
+        "reranking",
     }
 
 

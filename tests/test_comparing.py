@@ -272,10 +272,10 @@ def test_missing_judgements_are_those_that_models_agree_on() -> None:
         ("a", "t"): {"q1": said(other=0.9, good=0.5), "q2": said(good=0.9, other=0.8), "q3": said(x=0.9, good=0.8)},
         ("b", "t"): {"q1": said(other=0.8, good=0.7), "q2": said(good=0.9, other=0.8), "q3": said(y=0.9, good=0.8)},
     }
-    texts = {
-        "asked": {f"q{n}": {"text": f"query {n}"} for n in (1, 2, 3)},
-        "documents": dict.fromkeys(("other", "x", "y", "good"), "d"),
-    }
-    (one,) = likely_relevant(["a", "b"], "t", Details(answers, {"t": texts}, {}))
+    for model in "ab":
+        answers[model, "t"]["q4"] = said(looked=0.9, good=0.5)  # somebody judged it: not relevant
+    asked = {f"q{n}": {"text": f"query {n}", "unwanted": ["looked"]} for n in (1, 2, 3, 4)}
+    texts = {"asked": asked, "documents": dict.fromkeys(("other", "x", "y", "good", "looked"), "d")}
+    (one,) = likely_relevant(["a", "b", "never judged on it"], "t", Details(answers, {"t": texts}, {}))
     assert (one["query"], one["document"], one["models"]) == ("q1", "other", 2)
     assert one["lead"] == pytest.approx((0.4 + 0.1) / 2)

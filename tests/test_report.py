@@ -204,14 +204,17 @@ def test_maps_are_principal_components_turned_alike() -> None:
 
 def test_twenty_runs_in_ten_seconds_and_eight_megabytes(run: Path, tmp_path: Path) -> None:
     from conftest import slowness
+    from pyarrow import compute, parquet
 
-    material = gather([run / "scores"])
     names = [f"model {number}" for number in range(20)]
     for number, name in enumerate(names):
         copy = tmp_path / f"run-{number}"
         copy.mkdir()
         for file in (run / "scores").iterdir():
             if file.suffix == ".parquet":
+                table = parquet.read_table(file)
+                other = compute.if_else(compute.equal(table["model"], "base"), f"base {number}", name)
+                parquet.write_table(table.set_column(0, "model", other), copy / file.name)
                 continue
             text = file.read_text().replace("<b>other</b>", name).replace('"base"', f'"base {number}"')
             (copy / file.name).write_text(text)
@@ -247,3 +250,71 @@ def test_a_search_has_its_table_and_its_picture(tmp_path: Path) -> None:
     assert plot.figures["importance"]["data"][0]["x"] == [1.0]
     table = next(block for block in training.blocks if isinstance(block, Table) and block.title == "Trials")
     assert [row[0].text for row in table.cells()] == ["2", "1", "3"]
+
+
+def test_a_folder_is_a_folder_however_it_is_named(
+    cli: Cli, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run)
+    cli("report", ".", "-o", tmp_path / "r.md")
+    assert "| run/scores | evaluate |" in (tmp_path / "r.md").read_text()
+
+
+def test_steps_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        (tmp_path / name / "tuned").mkdir(parents=True)
+        (tmp_path / name / "tuned/run.json").write_text('{"command": "train", "final_loss": 0.1, "seconds": null}')
+        (tmp_path / name / "tuned/curves.jsonl").write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": 1.0}\n')
+    material = gather([tmp_path / "x/tuned", tmp_path / "y/tuned"])
+    assert [step.name for step in material.steps] == ["x/tuned", "y/tuned"]
+    report = build_report(material, "")
+    (curves,) = [block for section in report.sections for block in section.blocks if isinstance(block, Plot)]
+    assert len(curves.figures["loss"]["data"]) == 2
+    from bge_cocktail.report.page import html_page
+
+    data = re.search(r'id="report-data">(.*?)</script>', html_page(report), re.DOTALL)
+    assert data is not None
+    json.loads(data[1], parse_constant=pytest.fail)  # no NaN, which no browser reads
+
+
+def test_means_are_over_what_all_were_judged_on(
+    cli: Cli, tiny: Path, beir: Path, labelled: Path, scored: Path, tmp_path: Path
+) -> None:
+    cli("evaluate", f"one={tiny}", "--general", labelled, "--general", scored, "--map-texts", 3, "-o", tmp_path / "a")
+    cli("evaluate", f"other={tiny}", "--general", labelled, "--map-texts", 4, "-o", tmp_path / "b")
+    material = gather([tmp_path / "a", tmp_path / "b"])
+    (group,) = material.evaluated
+    kinds = next(score.value for score in group.models[0].main() if score.task == "kinds")
+    assert [group.mean(model, "general") for model in group.models] == [kinds, kinds]
+    report = build_report(material, "")  # other texts were drawn for their maps: one has none
+    said = [block.text for section in report.sections for block in section.blocks if hasattr(block, "text")]
+    assert any("Without a map" in text and "kinds under other" in text for text in said)
+
+
+def test_candidates_of_each_query_are_its_own(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    generator = np.random.default_rng(6)
+    rows: list[dict[str, object]] = [
+        {"query": " ".join(generator.choice(WORDS, 3)), "positive": [f"{WORDS[n]} {n}"],
+         "negative": [" ".join(generator.choice(WORDS, 3)) for _ in range(4)]}
+        for n in range(20)
+    ]  # fmt: skip
+    write_lines(tmp_path / "ranked/val.jsonl", rows)
+    write_lines(tmp_path / "ranked/test.jsonl", rows[:1])
+    other = perturb(tiny, tmp_path / "other", 3, scale=0.5)
+    cli("evaluate", f"a={tiny}", f"b={other}", "--target", tmp_path / "ranked", "--split", "val", "-o", tmp_path / "e")
+    report = build_report(gather([tmp_path / "e"]), "")
+    (browser,) = [block for section in report.sections for block in section.blocks if isinstance(block, Queries)]
+    for row in browser.rows:
+        line = rows[int(row["id"].split(":")[1]) - 1]
+        assert browser.documents["ranked"][row["wanted"][0][0]] == line["positive"][0]  # type: ignore[index]
+
+
+def test_a_broken_evaluation_is_left_out_and_said(cli: Cli, run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(run / "scores", tmp_path / "whole")
+    shutil.copytree(run / "scores", tmp_path / "broken")
+    (tmp_path / "broken/scores.json").write_text("{")
+    result = cli("report", tmp_path, "-o", tmp_path / "r.md")
+    assert "broken is left out" in result.stderr
+    assert "## Scores" in (tmp_path / "r.md").read_text()

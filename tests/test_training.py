@@ -228,7 +228,7 @@ def test_a_damaged_newer_checkpoint_never_comes_back(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-6").mkdir()
     (tmp_path / "checkpoint-6/model.safetensors").write_bytes(b"content")
     state = SimpleNamespace(is_world_process_zero=True, global_step=6, best_global_step=None)
-    CheckpointCallback().on_save(SimpleNamespace(output_dir=str(tmp_path)), state, None)
+    CheckpointCallback().on_save(SimpleNamespace(world_size=1, output_dir=str(tmp_path)), state, None)
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-6"
     seal(tmp_path / "checkpoint-6")
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-6"

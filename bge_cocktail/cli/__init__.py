@@ -46,7 +46,7 @@ class Commands(LazyGroup):
         from bge_cocktail.provenance import started_as
 
         words = sys.argv[1:] if args is None else list(args)
-        with started_as(words):
+        with started_as(words, os.environ):
             return super().main(words, *more, **settings)
 
     def invoke(self, ctx: click.Context) -> object:  # noqa: RET503  (ctx.exit never returns)

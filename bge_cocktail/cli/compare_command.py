@@ -96,6 +96,9 @@ def command(
         if show:
             most[name] = _most_moved(models[first], models[name], details, show)
             blocks += _moved_tables(most[name])
+            kept = {one.task for one in models[first].main() if (first, one.task) in details.answers and one.per_query}
+            if missing := [one.task for one in models[first].main() if one.task not in kept]:
+                blocks.append(f"no queries to show (not kept, or the score is no mean over them): {', '.join(missing)}")
     content: dict[str, Any] = {
         "baseline": first,
         "models": {

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from bge_cocktail.cli.flags import show
+from bge_cocktail.errors import CocktailError
 from bge_cocktail.evaluation import ModelScores
 from bge_cocktail.outcome import Outcome
 from bge_cocktail.report.table import score_table, text_table
 
 REPORT_FILE = "report.html"
+log = logging.getLogger(__name__)
 
 
 def show_outcome(outcome: Outcome, output_format: str) -> None:
-    """Write the report of a run into its folder, and print what it gave."""
+    """Write the report of a run into its folder, and print what it gave, with or without a report."""
     from bge_cocktail.report.building import build_report, write_report
     from bge_cocktail.report.material import gather
 
-    material = gather([outcome.folder])
-    page = outcome.folder / REPORT_FILE
-    write_report(build_report(material, f"Report: {outcome.folder.resolve().name}"), material, page)
-    show({**outcome.to_json(), "report": str(page)}, summary(outcome, page), output_format)
+    page: Path | None = outcome.folder / REPORT_FILE
+    try:
+        material = gather([outcome.folder])
+        write_report(
+            build_report(material, f"Report: {outcome.folder.resolve().name}"), material, outcome.folder / REPORT_FILE
+        )
+    except CocktailError as error:
+        log.warning("no report: %s", error)
+        page = None
+    show({**outcome.to_json(), "report": page and str(page)}, summary(outcome, page), output_format)
 
 
-def summary(outcome: Outcome, page: Path) -> str:
+def summary(outcome: Outcome, page: Path | None) -> str:
     """Table of scores, what each cocktail keeps, the trade-off, and where the files are."""
     base, tuned, *cocktails = outcome.results
     lines = [score_table(outcome.results), "", _change(tuned, base)]
@@ -38,7 +47,8 @@ def summary(outcome: Outcome, page: Path) -> str:
     lines += ["", f"run folder: {outcome.folder}"]
     if outcome.picture:
         lines.append(f"picture:    {outcome.picture}")
-    lines.append(f"report:     {page}")
+    if page:
+        lines.append(f"report:     {page}")
     return "\n".join(lines)
 
 

@@ -32,11 +32,19 @@ def gather_evaluations(folders: Sequence[Path]) -> list[ModelScores]:
     models: dict[str, tuple[str, ModelScores]] = {}
     data: dict[str, tuple[str, Path]] = {}
     options: tuple[dict[str, Any], Path] | None = None
+    probe: tuple[str, Path] | None = None
     for folder in folders:
         found = read_evaluation(folder)
         described = read_object(folder / RUN_FILE)
         inputs = described.get("inputs", {})
         mine = _what_scores_depend_on(described.get("options", {}))
+        way = str(mine.pop("probe", "that of an older version"))
+        if any(score.kind == "classification" for one in found for score in one.scores):
+            probe = probe or (way, folder)
+            if probe[0] != way:
+                raise DataError(
+                    f"{folder} was evaluated with other options than {probe[1]}: probe {way} against {probe[0]}"
+                )
         options = options or (mine, folder)
         changed = [name for name in mine.keys() | options[0].keys() if mine.get(name) != options[0].get(name)]
         words = ", ".join(f"{name} {mine.get(name)} against {options[0].get(name)}" for name in sorted(changed))
@@ -67,7 +75,8 @@ def gather_evaluations(folders: Sequence[Path]) -> list[ModelScores]:
 
 def gather_details(folders: Sequence[Path]) -> Details:
     """What several evaluations kept for reading, which `gather_evaluations` has found to be of the same data."""
-    found = [read_details(folder) for folder in folders]
+    # as with scores, what an earlier one says holds
+    found = [read_details(folder) for folder in reversed(folders)]
     texts: dict[str, dict[str, Any]] = {}
     for one in found:
         for task, more in one.texts.items():

@@ -241,6 +241,7 @@ class Flow:
         shares = sorted({0.0, 1.0, self.options.merge.share, *self.options.merge.shares})
         output = self.folder / "tradeoff"
         options = {"shares": shares, "share": self.options.merge.share, **self._judging}
+        options["evaluate"] = {name: value for name, value in options["evaluate"].items() if name != "map_texts"}
         inputs = evaluation_inputs({"base": self.base, "tuned": tuned}, self.tasks, self.options.evaluate)
         if self._is_done("tradeoff", step_key("tradeoff", options, inputs)):
             self._skip("trade-off")

@@ -11,7 +11,7 @@ from typing import Any
 from bge_cocktail import __version__
 from bge_cocktail.errors import UsageError, nearest
 from bge_cocktail.provenance import new_file
-from bge_cocktail.report.content import Report
+from bge_cocktail.report.content import Report, finite
 from bge_cocktail.report.markdown import markdown
 from bge_cocktail.report.material import Material
 from bge_cocktail.report.page import html_page
@@ -88,7 +88,7 @@ def _json(report: Report, material: Material, path: Path) -> None:
         ],
         "runs": [{"name": step.name, "finished": step.finished, **step.described} for step in material.steps],
     }
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1, default=str) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(finite(content), ensure_ascii=False, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 def _picture(kind: str) -> Callable[[Report, Material, Path], None]:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from bge_cocktail.errors import DataError, UsageError, nearest
 from bge_cocktail.evaluation import Details, ModelScores, gather_details, gather_evaluations
 from bge_cocktail.provenance import RUN_FILE
 from bge_cocktail.significance import Change, compare_models, in_words, untested
+from bge_cocktail.tasks import Role
 
 log = logging.getLogger(__name__)
 UNFINISHED = (".unfinished", ".search")
@@ -49,7 +50,7 @@ class Evaluated:
     """Evaluations of the same data, with each model compared with the first.
 
     Attributes:
-        names: Of the evaluations.
+        steps: The evaluations.
         models: All of them, the baseline first.
         details: What they keep for reading.
         changes: From the baseline to each other model, by its name.
@@ -57,7 +58,7 @@ class Evaluated:
         confidence: Of intervals and tests.
     """
 
-    names: Sequence[str]
+    steps: Sequence[Step]
     models: Sequence[ModelScores]
     details: Details
     changes: Mapping[str, Sequence[Change]]
@@ -68,6 +69,18 @@ class Evaluated:
     def baseline(self) -> ModelScores:
         """What the others are compared with."""
         return self.models[0]
+
+    @property
+    def names(self) -> list[str]:
+        """What the evaluations are called."""
+        return [step.name for step in self.steps]
+
+    def mean(self, model: ModelScores, role: Role) -> float | None:
+        """Mean main score over the tasks of a role that all models were judged on."""
+        judged = [{score.task for score in one.main()} for one in self.models]
+        shared = set.intersection(*judged)
+        values = [score.value for score in model.main() if score.role == role and score.task in shared]
+        return sum(values) / len(values) if values else None
 
     def words(self) -> list[str]:
         """A sentence for each model."""
@@ -147,16 +160,30 @@ def find_steps(folders: Sequence[Path]) -> list[Step]:
         DataError: A folder isn't there, or nothing in it was made by bge-cocktail.
     """
     found: dict[Path, Step] = {}
-    for folder in folders:
+    for given in folders:
+        folder = given.resolve()
         if not folder.is_dir() and not any(folder.with_name(folder.name + end).is_dir() for end in UNFINISHED):
-            raise DataError(f"{folder}: no such folder")
+            raise DataError(f"{given}: no such folder")
         beside = [folder.with_name(folder.name + end) for end in UNFINISHED]
         here = [step for root in (folder, *beside) for step in _steps_below(root)]
         if not here:
-            raise DataError(f"{folder} holds no run of bge-cocktail (no {RUN_FILE})")
+            raise DataError(f"{given} holds no run of bge-cocktail (no {RUN_FILE})")
         for step in here:
-            found.setdefault(step.folder.resolve(), step)
-    return list(found.values())
+            found.setdefault(step.folder, step)
+    return _told_apart(list(found.values()))
+
+
+def _told_apart(steps: Sequence[Step]) -> list[Step]:
+    """Steps of one name with as much of their path in front as tells them apart."""
+    names = [step.name for step in steps]
+    count = 1
+    while len(set(names)) < len(names) and count < 64:
+        count += 1
+        names = [
+            "/".join(step.folder.parts[-count:]) if names.count(name) > 1 else name
+            for step, name in zip(steps, names, strict=True)
+        ]
+    return [replace(step, name=name) for step, name in zip(steps, names, strict=True)]
 
 
 def _steps_below(root: Path) -> list[Step]:
@@ -191,7 +218,10 @@ def _groups(steps: Sequence[Step]) -> list[tuple[list[Step], list[ModelScores]]]
             groups[place] = (together, models)
             break
         else:
-            groups.append(([step], gather_evaluations([step.folder])))
+            try:
+                groups.append(([step], gather_evaluations([step.folder])))
+            except DataError as error:
+                log.warning("%s is left out: %s", step.name, error)
     return groups
 
 
@@ -204,6 +234,8 @@ def _compared(
     seed: int,
 ) -> Evaluated:
     ordered = sorted(models, key=lambda one: one.model != baseline)
+    # of many tasks, fewer could not tell any difference once they are corrected
+    resamples = max(resamples, int(4 * len(ordered[0].main()) / (1 - confidence)) + 1)
     details = gather_details([step.folder for step in steps])
     changes: dict[str, list[Change]] = {}
     left: dict[str, list[str]] = {}
@@ -215,4 +247,4 @@ def _compared(
             )
         except DataError as error:
             left[one.model] = [str(error)]
-    return Evaluated([step.name for step in steps], ordered, details, changes, left, confidence)
+    return Evaluated(steps, ordered, details, changes, left, confidence)

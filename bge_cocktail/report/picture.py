@@ -45,20 +45,24 @@ def draw_summary(material: Material, path: Path, kind: str) -> None:
 def _draw_changes(axes: Any, group: Evaluated) -> None:
     tasks = list(dict.fromkeys(one.task for changes in group.changes.values() for one in changes))
     step = 0.8 / len(group.changes)
+    places = {model.model: place for place, model in enumerate(group.models)}
+    lines = []
     for place, (model, changes) in enumerate(group.changes.items()):
         where = [tasks.index(one.task) - 0.4 + step * (place + 0.5) for one in changes]
         values = [100 * one.difference for one in changes]
         below = [max(0.0, value - 100 * one.interval[0]) for value, one in zip(values, changes, strict=True)]
         above = [max(0.0, 100 * one.interval[1] - value) for value, one in zip(values, changes, strict=True)]
-        axes.errorbar(
-            values, where, xerr=[below, above], fmt="o", color=colour_of(place + 1), label=model, markersize=5
-        )
+        colour = colour_of(places[model])
+        lines.append(axes.errorbar(values, where, xerr=[below, above], fmt="o", color=colour, markersize=5))
     axes.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (4, 4)))
-    axes.set_yticks(range(len(tasks)), tasks)
+    axes.set_yticks(range(len(tasks)), [_shown(task) for task in tasks])
     axes.invert_yaxis()
     axes.set_xlabel("points")
-    axes.legend(frameon=False, fontsize=8)
-    axes.set_title(f"Change against {group.baseline.model}", loc="left", fontsize=11, color=INK, fontweight="bold")
+    # labels by hand: matplotlib leaves those out that begin with a line
+    axes.legend(lines, [_shown(model) for model in group.changes], frameon=False, fontsize=8)
+    axes.set_title(
+        f"Change against {_shown(group.baseline.model)}", loc="left", fontsize=11, color=INK, fontweight="bold"
+    )
 
 
 def _draw_scores(axes: Any, group: Evaluated) -> None:
@@ -68,21 +72,23 @@ def _draw_scores(axes: Any, group: Evaluated) -> None:
         [max(0.0, score.value - low) for score, (low, _) in zip(scores, ends, strict=True)],
         [max(0.0, high - score.value) for score, (_, high) in zip(scores, ends, strict=True)],
     ]
-    axes.barh([score.task for score in scores], [score.value for score in scores], xerr=errors, color=colour_of(1))
+    axes.barh(
+        [_shown(score.task) for score in scores], [score.value for score in scores], xerr=errors, color=colour_of(1)
+    )
     axes.invert_yaxis()
-    axes.set_title(f"Scores of {group.baseline.model}", loc="left", fontsize=11, color=INK, fontweight="bold")
+    axes.set_title(f"Scores of {_shown(group.baseline.model)}", loc="left", fontsize=11, color=INK, fontweight="bold")
 
 
 def _draw_trade(axes: Any, group: Evaluated) -> None:
     drawn = False
     for place, model in enumerate(group.models):
-        target, general = model.mean("target"), model.mean("general")
+        target, general = group.mean(model, "target"), group.mean(model, "general")
         if target is None or general is None:
             continue
         drawn = True
         axes.scatter([target], [general], s=70, color=colour_of(place), zorder=3)
         axes.annotate(
-            model.model, (target, general), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8
+            _shown(model.model), (target, general), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8
         )
     if not drawn:
         axes.set_axis_off()
@@ -91,3 +97,8 @@ def _draw_trade(axes: Any, group: Evaluated) -> None:
     axes.set_xlabel("target  →  better")
     axes.set_ylabel("general  →  better")
     axes.set_title("Target and general", loc="left", fontsize=11, color=INK, fontweight="bold")
+
+
+def _shown(name: str) -> str:
+    """A name that matplotlib takes for no formula."""
+    return name.replace("$", r"\$")

@@ -45,6 +45,7 @@ class Moved:
         after: Under the second.
         wanted: The relevant documents with their ranks before and after (None: not found), or the label.
         said: What each said: the first documents, with their texts, or the label.
+        own_documents: Whether the documents are the query's own, so that their ids mean something else at others.
     """
 
     task: str
@@ -54,6 +55,7 @@ class Moved:
     after: float
     wanted: Any
     said: tuple[Any, Any]
+    own_documents: bool = False
 
     @property
     def difference(self) -> float:
@@ -85,7 +87,8 @@ def moved(before: tuple[str, Score], after: tuple[str, Score], details: Details)
         own = {**documents, **asked[name].get("documents", {})}
         answers = [answer[name] for answer in said]
         wanted, shown = _explained(asked[name]["wanted"], answers, own)
-        found.append(Moved(first.task, name, asked[name]["text"], value, changed, wanted, (shown[0], shown[1])))
+        both, alone = (shown[0], shown[1]), "documents" in asked[name]
+        found.append(Moved(first.task, name, asked[name]["text"], value, changed, wanted, both, alone))
     return sorted(found, key=lambda one: (-one.difference, one.id))
 
 
@@ -162,11 +165,14 @@ def likely_relevant(models: Sequence[str], task: str, details: Details, most: in
             first, similarity = next(iter(answer["found"].items()))
             if first in answer["ranks"] or query not in asked or first not in documents:
                 continue
+            if first in asked[query].get("unwanted", ()):  # somebody looked, and it is not relevant
+                continue
             relevant = [value for one, value in answer["found"].items() if one in answer["ranks"]]
             lead = similarity - max(relevant, default=min(answer["found"].values()))
             leads.setdefault((query, first), []).append(lead)
     ranked = sorted(leads.items(), key=lambda item: (-len(item[1]), -sum(item[1]) / len(item[1]), item[0]))
-    agreed = [(key, values) for key, values in ranked if 2 * len(values) > len(models)]
+    asking = sum((model, task) in details.answers for model in models)
+    agreed = [(key, values) for key, values in ranked if 2 * len(values) > asking]
     return [
         {
             "query": query,

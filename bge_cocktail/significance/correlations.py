@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from bge_cocktail.tasks.pairs import average_precision, rank_correlations
 
@@ -46,6 +45,8 @@ def swap_test(
     Returns:
         The two-sided p, and the bootstrap interval of second minus first.
     """
+    from scipy.stats import rankdata
+
     of = STATISTICS[metric]
     ids = list(wanted)
     one, other = (rankdata([said[name] for name in ids]) for said in (before, after))

@@ -22,7 +22,7 @@ from bge_cocktail.tasks.score import Role, Score, tasks
 def classification(encoder: Encoder, path: Path, name: str, role: Role, options: Evaluating) -> list[Score]:
     """A probe on frozen embeddings of labelled texts or pairs: accuracy, macro-F1."""
     train, test = read_split(path, options.split)
-    dev = _dev(path, options.split, train)
+    dev = read_dev(path, options.split, train)
     labels = sorted(set(train.labels))
     known, asked = _known(encoder, train, labels), features(encoder, test.texts)
     held = None if dev is None else _known(encoder, dev, labels)
@@ -87,6 +87,19 @@ def read_split(path: Path, split: str) -> tuple[Labelled, Labelled]:
     return train, test
 
 
+def read_dev(path: Path, split: str, train: Labelled) -> Labelled | None:
+    """What C and k are chosen on: dev, if there is one and it isn't what is judged.
+
+    Raises:
+        DataError: It is broken, or has a label that isn't in train.
+    """
+    if split == "dev" or not (path / "dev.jsonl").is_file():
+        return None
+    dev = read_labelled(path, "dev")
+    _check_labels(dev, sorted(set(train.labels)), f"{path}/dev.jsonl")
+    return dev
+
+
 def macro_f1(pairs: NDArray[np.float64], classes: int) -> NDArray[np.float64]:
     """Mean over the classes of the harmonic mean of precision and recall, for many samples at once.
 
@@ -112,15 +125,6 @@ def macro_f1(pairs: NDArray[np.float64], classes: int) -> NDArray[np.float64]:
     seen = total > 0
     f1 = np.divide(2 * hits, total, out=np.zeros_like(hits), where=seen)
     return np.asarray(f1.sum(axis=1) / seen.sum(axis=1))
-
-
-def _dev(path: Path, split: str, train: Labelled) -> Labelled | None:
-    """What C and k are chosen on: dev, if there is one and it isn't what is judged."""
-    if split == "dev" or not (path / "dev.jsonl").is_file():
-        return None
-    dev = read_labelled(path, "dev")
-    _check_labels(dev, sorted(set(train.labels)), f"{path}/dev.jsonl")
-    return dev
 
 
 def _check_labels(data: Labelled, known: Sequence[str], where: str) -> None:

@@ -15,8 +15,10 @@ from bge_cocktail.statistics import bootstrap_interval
 from bge_cocktail.tasks.score import Role, Score, tasks
 
 # k-means ends elsewhere from other starts: the mean of so many
-STARTS = 10
+STARTS, FIRST_SEED = 10, 42
 BATCH = 512
+# numbers of a table of classes by clusters, for many samples
+_AT_ONCE = 1 << 21
 RESAMPLES = 1000
 
 
@@ -30,7 +32,7 @@ def clustering(encoder: Encoder, path: Path, name: str, role: Role, options: Eva
     embeddings = encoder.encode_text([text for text in data.texts if isinstance(text, str)])
     clusters = np.stack(
         [
-            MiniBatchKMeans(len(labels), batch_size=BATCH, n_init=1, random_state=options.seed + start).fit_predict(
+            MiniBatchKMeans(len(labels), batch_size=BATCH, n_init=1, random_state=FIRST_SEED + start).fit_predict(
                 embeddings
             )
             for start in range(STARTS)
@@ -85,6 +87,10 @@ def v_measure(pairs: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
     Returns:
         Shape (samples,).
     """
+    block = max(1, _AT_ONCE // classes**2)
+    if len(pairs) > block:
+        parts = [v_measure(pairs[start : start + block], classes) for start in range(0, len(pairs), block)]
+        return np.concatenate(parts)
     samples, texts = pairs.shape[:2]
     cells = pairs[..., 0] * classes + pairs[..., 1] + classes**2 * np.arange(samples)[:, None]
     joint = np.bincount(cells.ravel(), minlength=samples * classes**2).reshape(samples, classes, classes) / texts

@@ -16,7 +16,7 @@ from bge_cocktail.records.labelled import is_labelled
 from bge_cocktail.records.reranking import is_reranking, read_candidates
 from bge_cocktail.records.scored import any_split, is_scored, read_scored
 from bge_cocktail.tasks import clustering, pairs, reranking, retrieval  # noqa: F401  (they register themselves)
-from bge_cocktail.tasks.classification import read_split
+from bge_cocktail.tasks.classification import read_dev, read_split
 from bge_cocktail.tasks.clustering import read_clustering
 from bge_cocktail.tasks.pairs import check_binary
 from bge_cocktail.tasks.score import Role, Score, tasks
@@ -96,7 +96,7 @@ def check_task(task: Task, split: str) -> None:
     if task.kind == "retrieval":
         read_judged(task.path, split)
     elif task.kind == "classification":
-        read_split(task.path, split)
+        read_dev(task.path, split, read_split(task.path, split)[0])
     elif task.kind == "clustering":
         read_clustering(task.path, split)
     elif task.kind == "reranking":

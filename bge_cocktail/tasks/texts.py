@@ -27,13 +27,11 @@ class Sampled:
     """A text on the map.
 
     Attributes:
-        task: Its task.
         role: How it is embedded.
         text: All of it.
         group: What it is coloured by: its label, or what it is in a retrieval.
     """
 
-    task: str
     role: Literal["query", "document", "text"]
     text: str
     group: str
@@ -48,7 +46,8 @@ def task_texts(task: Task, split: str, answers: Sequence[Mapping[str, Any]]) -> 
         answers: Of each model, by query or text.
 
     Returns:
-        ``asked``: text and what is wanted (relevant documents, the label, the score) by id; ``documents``: text by id.
+        ``asked``: text and what is wanted (relevant documents and those judged not to be, the label, the score) by id;
+        ``documents``: text by id.
     """
     if task.kind == "retrieval":
         judged = read_judged(task.path, split)
@@ -57,6 +56,7 @@ def task_texts(task: Task, split: str, answers: Sequence[Mapping[str, Any]]) -> 
             query: {
                 "text": cut(text),
                 "wanted": {one: grade for one, grade in judged.qrels[query].items() if grade > 0},
+                "unwanted": [one for one, grade in judged.qrels[query].items() if grade <= 0],
             }
             for query, text in judged.queries.items()
             if query in kept
@@ -103,11 +103,7 @@ def sample_texts(task: Task, split: str, count: int, seed: int) -> list[Sampled]
     if task.kind in ("classification", "clustering"):
         data = read_labelled(task.path, split)
         rows = sorted(generator.permutation(len(data.texts))[:count].tolist())
-        return [
-            Sampled(task.name, "text", text, data.labels[row])
-            for row in rows
-            if isinstance(text := data.texts[row], str)
-        ]
+        return [Sampled("text", text, data.labels[row]) for row in rows if isinstance(text := data.texts[row], str)]
     if task.kind != "retrieval":
         return []
     judged = read_judged(task.path, split)
@@ -119,9 +115,9 @@ def sample_texts(task: Task, split: str, count: int, seed: int) -> list[Sampled]
     room = max(0, count - len(drawn) - len(relevant_shown))
     others = [one for place in generator.permutation(len(ids)).tolist() if (one := ids[place]) not in relevant][:room]
     return [
-        *(Sampled(task.name, "query", judged.queries[query], "query") for query in drawn),
-        *(Sampled(task.name, "document", judged.corpus[one], "relevant document") for one in relevant_shown),
-        *(Sampled(task.name, "document", judged.corpus[one], "other document") for one in others),
+        *(Sampled("query", judged.queries[query], "query") for query in drawn),
+        *(Sampled("document", judged.corpus[one], "relevant document") for one in relevant_shown),
+        *(Sampled("document", judged.corpus[one], "other document") for one in others),
     ]
 
 

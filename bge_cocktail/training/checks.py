@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -166,6 +167,8 @@ def _together(options: Training) -> Iterator[str]:
 
 
 def _sharding(options: Training) -> Iterator[str]:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield "shard cuts the model into parts for several processes; start it by torchrun"
     if options.compile:
         yield "shard can't be used with compile"
     if options.precision in ("fp16", "fp8"):

@@ -86,10 +86,8 @@ def train(
     rows = TrainingRows(records, options)
     processes = join_processes(options.device)
     check_rows(rows, options, processes.count)
-    if options.shard and processes.count == 1:
-        raise UsageError("shard cuts the model into parts for several processes; start it by torchrun")
     inputs = {str(base): hash_path(folder), "records": rows.hash, "dev": hash_judged(dev)}
-    key = step_key("train", options.model_dump(mode="json"), inputs)
+    key = step_key("train", _what_counts(options), inputs)
     # weights and two moments of AdamW in each of four checkpoints (three kept, one being written), and the result
     require_space(output.parent, 13 * sum(file.stat().st_size for file in folder.rglob("*.safetensors")))
 
@@ -139,7 +137,7 @@ def train(
 def training_key(base: str | Path, records: Sequence[Record], options: Training, dev: Judged | None) -> str:
     """The key that run.json of the same training has."""
     inputs = [hash_path(model_folder(base)), hash_records(records), hash_judged(dev)]
-    return step_key("train", options.model_dump(mode="json"), dict(zip("abc", inputs, strict=True)))
+    return step_key("train", _what_counts(options), dict(zip("abc", inputs, strict=True)))
 
 
 def save_encoder(
@@ -211,6 +209,11 @@ def _prepare(
     return trainer, prompts, length, finish
 
 
+def _what_counts(options: Training) -> dict[str, Any]:
+    """The options that name a training; how the model is shared out changes nothing in what it learns."""
+    return options.model_dump(mode="json", exclude={"shard"})
+
+
 def _model(folder: Path, options: Training, device: str) -> tuple[SentenceTransformer, Callable[[], object]]:
     """The model as it is trained, and what merges adapters in."""
     from bge_cocktail.training.parameters import prepare_parameters
@@ -242,5 +245,5 @@ def _write(
             raise CocktailError(f"{output} could not be written: {error}") from error
         write_curves(found["curves"], new)
         more = {name: value for name, value in found.items() if name != "curves"}
-        run = describe_run("train", options=options.model_dump(mode="json"), **described, **more)
+        run = describe_run("train", options=_what_counts(options), **described, shard=options.shard, **more)
         write_json(new / RUN_FILE, run)

@@ -6,7 +6,7 @@ import json
 from importlib.resources import files
 from typing import Any
 
-from bge_cocktail.report.content import Plot, Queries, Report
+from bge_cocktail.report.content import Plot, Queries, Report, finite
 
 
 def html_page(report: Report) -> str:
@@ -24,7 +24,7 @@ def html_page(report: Report) -> str:
 
     def data() -> Any:
         """All that was placed; asked for after the body."""
-        return Markup(_inside_script(json.dumps(blocks, ensure_ascii=False, separators=(",", ":"))))
+        return Markup(_inside_script(json.dumps(finite(blocks), ensure_ascii=False, separators=(",", ":"))))
 
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         (here / "page.html").read_text(encoding="utf-8")

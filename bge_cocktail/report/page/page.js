@@ -38,7 +38,7 @@
     const { data, layout } = block.figures[name];
     const narrow = place.clientWidth < 520;
     const shown = (key, value) => {
-      if (typeof value === "string" && value.startsWith("@")) return block.shared[value.slice(1)];
+      if (key === "text" && typeof value === "string" && value.startsWith("@")) return block.shared[value.slice(1)];
       return narrow && key === "mode" ? value.replace("+text", "") : value;  // names would cover each other; the legend has them
     };
     const traces = data.map((trace) => Object.fromEntries(Object.entries(trace).map(([key, value]) => [key, shown(key, value)])));

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bge_cocktail.report.content import Block, Cell, Queries, Section, Table, Tone, Words
+from bge_cocktail.report.content import Block, Cell, Queries, Section, Table, Words
 from bge_cocktail.report.material import Evaluated, Material
 from bge_cocktail.report.sections.registry import report_sections
 from bge_cocktail.report.table import shortened
@@ -39,7 +39,6 @@ def _buckets(group: Evaluated) -> list[Block]:
             texts = group.details.texts.get(first.task, {})
             for one in by_bucket(first, second, texts, confidence=group.confidence):
                 low, high = (100 * end for end in one["interval"])
-                tone: Tone = "better" if low > 0 else "worse" if high < 0 else ""
                 rows.append(
                     [
                         first.task,
@@ -47,12 +46,14 @@ def _buckets(group: Evaluated) -> list[Block]:
                         str(one["count"]),
                         f"{one['before']:.4f}",
                         f"{one['after']:.4f}",
-                        Cell(f"{100 * one['difference']:+.1f}", f"{low:+.1f} to {high:+.1f}", tone),
+                        Cell(f"{100 * one['difference']:+.1f}", f"{low:+.1f} to {high:+.1f}"),
                     ]
                 )
         if rows:
             header = ["task", "queries or texts of", "count", group.baseline.model, model, "points"]
             tables.append(Table(header, rows, f"By kind of text: {model}", folded=True))
+    if tables:
+        tables.append(Words("Intervals of kinds of text aren't corrected for their number: of twenty, one errs."))
     return tables
 
 
@@ -112,8 +113,7 @@ def _row(model: str, one: Moved, documents: dict[str, str]) -> dict[str, Any]:
 
 def _key(one: Moved, document: str) -> str:
     """The id of a document; in reranking, each query has documents of its own."""
-    own = one.id.partition(":")[0] in ("train", "dev", "test") and document[:1] in "pn" and document[1:].isdigit()
-    return f"{one.id} {document}" if own else document
+    return f"{one.id} {document}" if one.own_documents else document
 
 
 def _doubtful(group: Evaluated) -> list[Block]:

@@ -21,8 +21,17 @@ def figure(traces: Sequence[dict[str, Any]], **layout: Any) -> dict[str, Any]:
     """A figure of Plotly; the page gives it the colours of its ground."""
     shown = {"margin": {"l": 64, "r": 16, "t": 40, "b": 48}, "height": 420, **layout}
     # above the figure, where no title of an axis is in its way
+    # tasks and runs may be called 2024, which is neither a number nor a date
+    for axis in ("xaxis", "yaxis"):
+        if any(isinstance(one, str) for trace in traces for one in list(trace.get(axis[0]) or ())[:1]):
+            shown[axis] = {"type": "category", **shown.get(axis, {})}
     shown.setdefault("legend", {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"})
     return {"data": list(traces), "layout": shown}
+
+
+def plain(name: str) -> str:
+    """A name that Plotly shows as it is: no marks, and no place for a value."""
+    return html.escape(name, quote=False).replace("%{", "%\u200b{")
 
 
 def hover(text: str, width: int = 70, lines: int = 4) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bge_cocktail.errors import UsageError
 from bge_cocktail.report.content import Block, Plot, Section, Words
 from bge_cocktail.report.material import Evaluated, Material
-from bge_cocktail.report.sections.figures import COLOURS, MUTED, figure, hover
+from bge_cocktail.report.sections.figures import COLOURS, MUTED, figure, hover, plain
 from bge_cocktail.report.sections.registry import report_sections
 
 Plane = NDArray[np.float64]
@@ -39,7 +39,9 @@ def maps(material: Material) -> Section | None:
             )
         )
         if left:
-            blocks.append(Words(f"Without a map, to keep the page small: {', '.join(left)}."))
+            blocks.append(
+                Words(f"Without a map, to keep the page small or for other texts were drawn: {', '.join(left)}.")
+            )
     return Section("Maps", blocks) if blocks else None
 
 
@@ -81,7 +83,7 @@ def project(embeddings: NDArray[np.float32], reduce: str, seed: int, onto: Plane
 
 
 def planes(points: Points, models: Sequence[str], reduce: str, seed: int) -> dict[tuple[str, str], Plane]:
-    """The maps of models and tasks, each task's turned onto the first model's.
+    """The maps of models and tasks, each task's turned onto the first model's; none of a model with other texts.
 
     Args:
         points: As `Details` has them, by model and task.
@@ -92,10 +94,15 @@ def planes(points: Points, models: Sequence[str], reduce: str, seed: int) -> dic
     found: dict[tuple[str, str], Plane] = {}
     for task in dict.fromkeys(task for _, task in points):
         onto: Plane | None = None
+        first = ""
         for model in models:
-            if (model, task) in points:
+            if (model, task) not in points:
+                continue
+            if onto is None:
+                first = model
+                onto = found[model, task] = project(points[model, task][2], reduce, seed)
+            elif points[model, task][:2] == points[first, task][:2]:  # else other texts were drawn
                 found[model, task] = project(points[model, task][2], reduce, seed, onto)
-                onto = found[model, task] if onto is None else onto
     return found
 
 
@@ -112,14 +119,18 @@ def _figures(
     found = planes(points, names, reduce, seed)
     figures: dict[str, dict[str, Any]] = {}
     shared: dict[str, list[str]] = {}
-    for task, model in kept:
+    for task, other in kept:
+        model = other
         before, after = (names[0], task), (model, task)
-        if before not in points or after not in points:
+        if after not in found:
+            left.append((task, model))
+            model, after = names[0], before  # the baseline's map stands alone
+        if before not in found:
             continue
         texts, groups, _ = points[before]
         kinds = _kinds(groups)
         for kind in kinds:
-            shared[f"{task} {kind}"] = [
+            shared[f"{task}\n{kind}"] = [
                 hover(text, lines=3) for text, own in zip(texts, groups, strict=True) if _kind(own, kinds) == kind
             ]
         figures[task if model == names[0] else f"{task}: {model}"] = _figure(
@@ -140,12 +151,12 @@ def _figure(
                 {
                     "type": "scatter",
                     "mode": "markers",
-                    "name": kind,
+                    "name": plain(kind),
                     "legendgroup": kind,
                     "showlegend": side == 0,
                     "x": plane[rows, 0].round(3).tolist(),
                     "y": plane[rows, 1].round(3).tolist(),
-                    "text": f"@{task} {kind}",
+                    "text": f"@{task}\n{kind}",
                     "xaxis": "x2" if side else "x",
                     "yaxis": "y2" if side else "y",
                     "marker": {
@@ -153,12 +164,12 @@ def _figure(
                         "opacity": 0.8,
                         "color": MUTED if kind in ("other document", "others") else COLOURS[1 + place % 9],
                     },
-                    "hovertemplate": "%{text}<extra>" + kind + "</extra>",
+                    "hovertemplate": "%{text}<extra>" + plain(kind) + "</extra>",
                 }
             )
     bare = {"showgrid": False, "showline": False, "zeroline": False, "showticklabels": False}
     titles = [
-        {"text": name, "xref": "paper", "yref": "paper", "x": 0.02 + 0.51 * side, "y": 1.06, "showarrow": False}
+        {"text": plain(name), "xref": "paper", "yref": "paper", "x": 0.02 + 0.51 * side, "y": 1.06, "showarrow": False}
         for side, name in enumerate(models[:1] if alone else models)
     ]
     return figure(

@@ -9,7 +9,7 @@ from typing import Any
 
 from bge_cocktail.report.content import Block, Plot, Section, Table, Words
 from bge_cocktail.report.material import Material, Step
-from bge_cocktail.report.sections.figures import MUTED, colour_of, figure
+from bge_cocktail.report.sections.figures import MUTED, colour_of, figure, plain
 from bge_cocktail.report.sections.registry import report_sections
 
 
@@ -42,11 +42,11 @@ def _weights(steps: Sequence[Step], known: Mapping[str, str]) -> Plot:
             {
                 "type": "bar",
                 "orientation": "h",
-                "name": name,
+                "name": plain(name),
                 "y": [step.name for step in steps],
                 "x": [round(value, 4) for value in values],
                 "marker": {"color": colour_of(place)},
-                "hovertemplate": "%{x:.3f}<extra>" + name + "</extra>",
+                "hovertemplate": "%{x:.3f}<extra>" + plain(name) + "</extra>",
             }
         )
     said = "; ".join(

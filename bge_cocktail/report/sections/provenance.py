@@ -16,7 +16,12 @@ def provenance(material: Material) -> Section | None:
     if not finished:
         return None
     rows = [
-        [step.name, step.command, str(step.described.get("finished", "-")), f"{step.described.get('seconds', 0):.0f} s"]
+        [
+            step.name,
+            step.command,
+            str(step.described.get("finished", "-")),
+            f"{step.described.get('seconds') or 0:.0f} s",
+        ]
         for step in finished
     ]
     blocks: list[Block] = [Table(["run", "command", "finished", "time"], rows, "Runs")]

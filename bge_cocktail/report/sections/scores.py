@@ -9,7 +9,7 @@ from typing import Any
 from bge_cocktail.evaluation import ModelScores
 from bge_cocktail.report.content import Block, Cell, Plot, Section, Table, Tone, Words
 from bge_cocktail.report.material import Evaluated, Material, Step
-from bge_cocktail.report.sections.figures import MUTED, colour_of, figure
+from bge_cocktail.report.sections.figures import MUTED, colour_of, figure, plain
 from bge_cocktail.report.sections.registry import report_sections
 from bge_cocktail.significance import Change
 from bge_cocktail.tasks import Score
@@ -51,10 +51,10 @@ def target_and_general(material: Material) -> Section | None:
         points = [
             (one.model, target, general)
             for one in group.models
-            if (target := one.mean("target")) is not None and (general := one.mean("general")) is not None
+            if (target := group.mean(one, "target")) is not None and (general := group.mean(one, "general")) is not None
         ]
         if points:
-            blocks.append(_trade(points, _tradeoffs(material)))
+            blocks.append(_trade(points, _tradeoffs(material, group)))
     return Section("Target and general", blocks) if blocks else None
 
 
@@ -70,11 +70,11 @@ def _main_table(group: Evaluated) -> Table:
             row.append(_cell(score, changes.get((model.model, task)), best, len(group.models)))
         rows.append(row)
     for role in ("target", "general"):
-        means = [model.mean(role) for model in group.models]  # type: ignore[arg-type]
+        means = [group.mean(model, role) for model in group.models]  # type: ignore[arg-type]
         if sum(role == own for own, _ in tasks.values()) > 1 and means[0] is not None:
             rows.append(
                 [
-                    Cell(f"mean of {role} tasks"),
+                    Cell(f"mean of {role} tasks", "that all were judged on"),
                     *(_mean_cell(value, means[0], place) for place, value in enumerate(means)),
                 ]
             )
@@ -116,12 +116,12 @@ def _bars(group: Evaluated) -> Plot:
         traces.append(
             {
                 "type": "bar",
-                "name": model.model,
+                "name": plain(model.model),
                 "x": [one.task for one in own],
                 "y": [round(one.value, 5) for one in own],
                 "error_y": _error([one.value for one in own], ends),
                 "marker": {"color": colour_of(place)},
-                "hovertemplate": "%{x}<br>%{y:.4f}<extra>" + model.model + "</extra>",
+                "hovertemplate": "%{x}<br>%{y:.4f}<extra>" + plain(model.model) + "</extra>",
             }
         )
     low = min((min(trace["y"]) for trace in traces if trace["y"]), default=0.0)
@@ -138,18 +138,19 @@ def _bars(group: Evaluated) -> Plot:
 
 def _differences(group: Evaluated) -> dict[str, Any]:
     traces = []
-    for place, (model, changes) in enumerate(group.changes.items(), start=1):
+    places = {model.model: place for place, model in enumerate(group.models)}
+    for model, changes in group.changes.items():
         values = [100 * one.difference for one in changes]
         traces.append(
             {
                 "type": "scatter",
                 "mode": "markers",
-                "name": model,
+                "name": plain(model),
                 "x": [one.task for one in changes],
                 "y": [round(value, 3) for value in values],
                 "error_y": _error(values, [(100 * one.interval[0], 100 * one.interval[1]) for one in changes]),
-                "marker": {"color": colour_of(place), "size": 10},
-                "hovertemplate": "%{x}<br>%{y:+.1f} points<extra>" + model + "</extra>",
+                "marker": {"color": colour_of(places[model]), "size": 10},
+                "hovertemplate": "%{x}<br>%{y:+.1f} points<extra>" + plain(model) + "</extra>",
             }
         )
     line = {
@@ -222,10 +223,13 @@ def _models_table(step: Step) -> Table | None:
     return Table(header, rows, f"{step.name}: how models were judged", folded=True)
 
 
-def _tradeoffs(material: Material) -> list[list[tuple[str, float, float]]]:
-    """Lines of merges by their share: name, target, general."""
+def _tradeoffs(material: Material, group: Evaluated) -> list[list[tuple[str, float, float]]]:
+    """Lines of merges by their share, of the runs that the evaluations are of: name, target, general."""
     lines = []
+    beside = {step.folder.parent for step in group.steps}
     for step in material.of("tradeoff"):
+        if step.folder.parent not in beside:
+            continue
         points = json.loads((step.folder / "tradeoff.json").read_text(encoding="utf-8"))["points"]
         lines.append([(f"share {share:g}", target, general) for share, target, general in points])
     return lines
@@ -265,14 +269,14 @@ def _trade(points: Sequence[tuple[str, float, float]], lines: Sequence[Sequence[
             {
                 "type": "scatter",
                 "mode": "markers+text",
-                "name": name,
+                "name": plain(name),
                 "x": [target],
                 "y": [general],
-                "text": [name if len(points) <= 8 else ""],
+                "text": [plain(name) if len(points) <= 8 else ""],
                 "textposition": SIDES[place % len(SIDES)],
                 "cliponaxis": False,
                 "marker": {"size": 13, "color": colour_of(place), "symbol": "circle" if place else "diamond"},
-                "hovertemplate": name + "<br>target %{x:.4f}<br>general %{y:.4f}<extra></extra>",
+                "hovertemplate": plain(name) + "<br>target %{x:.4f}<br>general %{y:.4f}<extra></extra>",
             }
         )
     base = points[0][2]

@@ -9,7 +9,7 @@ from typing import Any
 
 from bge_cocktail.report.content import Block, Cell, Plot, Section, Table, Words
 from bge_cocktail.report.material import Material, Step
-from bge_cocktail.report.sections.figures import colour_of, figure
+from bge_cocktail.report.sections.figures import colour_of, figure, plain
 from bge_cocktail.report.sections.registry import report_sections
 
 TRAININGS = ("train", "classify train")
@@ -81,11 +81,11 @@ def _figure(curves: Mapping[str, Curve], name: str) -> dict[str, Any]:
             {
                 "type": "scatter",
                 "mode": "lines+markers" if len(thinned) < 40 else "lines",
-                "name": run,
+                "name": plain(run),
                 "x": [step for step, _ in thinned],
                 "y": [round(value, 5) for _, value in thinned],
                 "line": {"color": colour_of(place), "width": 2},
-                "hovertemplate": "step %{x}: %{y:.4f}<extra>" + run + "</extra>",
+                "hovertemplate": "step %{x}: %{y:.4f}<extra>" + plain(run) + "</extra>",
             }
         )
     return figure(traces, height=360, xaxis={"title": "step"}, yaxis={"title": _shown(name)})
@@ -107,7 +107,7 @@ def _table(steps: Sequence[Step]) -> Table:
                     f"{name} {100 * (after - first):+.1f}" for name, (first, after) in found.get("general", {}).items()
                 )
                 or "-",
-                f"{found.get('seconds', 0):.0f} s",
+                f"{found.get('seconds') or 0:.0f} s",
             ]
         )
     header = ["run", "steps", "best step", "last loss", "dev, best", "watched general tasks, points", "time"]
