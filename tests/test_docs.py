@@ -95,3 +95,19 @@ def test_contributing_adds_a_step_and_a_filter(monkeypatch: pytest.MonkeyPatch) 
     documents = [f"document {number}" for number in range(20)]
     mined = mine([Record("q", ("a",))], HashEncoder(), Mining(relative_margin=None, depth=20), corpus=documents)
     assert mined.dropped["in the first three ranks"] == 3
+
+
+def test_contributing_adds_a_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bge_cocktail.report.building import build_report
+    from bge_cocktail.report.content import Section, Words
+    from bge_cocktail.report.markdown import markdown
+    from bge_cocktail.report.material import gather
+    from bge_cocktail.report.sections import report_sections
+
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    code = re.search(r'(    @report_sections\("longest run".*? s\."\)\]\)\n)', text, re.DOTALL)
+    monkeypatch.setattr(report_sections, "_entries", dict(report_sections._all()))
+    names = {"report_sections": report_sections, "Section": Section, "Words": Words}
+    exec("\n".join(line[4:] for line in code[1].splitlines()), names)
+    (tmp_path / "run.json").write_text('{"command": "merge", "seconds": 7}')
+    assert f"{tmp_path.name}: 7 s." in markdown(build_report(gather([tmp_path]), "")).replace("\\", "")

@@ -86,11 +86,11 @@ def evaluate_models(
         encoding: Prompts, precision, cache.
         options: Depth, split, intervals.
     """
+    drawn = {task.name: sample_texts(task, options.split, options.map_texts, options.seed) for task in task_list}
     results = []
     for name, path in models.items():
         encoder = CachedEncoder(path, encoding)
         scores = evaluate(encoder, task_list, options)
-        drawn = {task.name: sample_texts(task, options.split, options.map_texts, options.seed) for task in task_list}
         embeddings = {task: embed_sample(encoder, sample) for task, sample in drawn.items() if sample}
         results.append(ModelScores(name, str(path), scores, embeddings, _about(encoder)))
     return results
