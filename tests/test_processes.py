@@ -46,6 +46,18 @@ def launch(
     )
 
 
+def check_curves(one: Path, two: Path) -> None:
+    """Losses, and what was watched, are the same at every step."""
+    curves = [
+        [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()] for folder in (one, two)
+    ]
+    assert len(curves[0]) == len(curves[1])
+    for mine, theirs in zip(*curves, strict=True):
+        assert mine.keys() == theirs.keys()
+        for name, value in mine.items():
+            assert theirs[name] == pytest.approx(value, abs=2e-5), (mine["step"], name)
+
+
 def flags(**values: object) -> list[object]:
     """As the command line takes them."""
     return [part for name, value in values.items() for part in ("--" + name.replace("_", "-"), value)]
@@ -75,15 +87,7 @@ def test_two_processes_learn_what_one_does(tiny: Path, beir: Path, tmp_path: Pat
     assert result.stdout.count("trained") == 1
     described = json.loads((tmp_path / "two/run.json").read_text())
     assert described["processes"] == 2
-    curves = [
-        [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
-        for folder in (one, tmp_path / "two")
-    ]
-    assert len(curves[0]) == len(curves[1])
-    for mine, theirs in zip(*curves, strict=True):
-        assert mine.keys() == theirs.keys()
-        for name, value in mine.items():
-            assert theirs[name] == pytest.approx(value, abs=2e-5), (mine["step"], name)
+    check_curves(one, tmp_path / "two")
     for name, value in load_file(one / "model.safetensors").items():
         assert np.allclose(value, load_file(tmp_path / "two/model.safetensors")[name], atol=2e-4), name
     assert not (tmp_path / "two.unfinished").exists()

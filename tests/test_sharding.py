@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -15,7 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.numpy import load_file
-from test_processes import flags, free_port, launch
+from test_processes import check_curves, flags, free_port, launch
 from test_training import options
 from test_training_options import data
 
@@ -53,15 +52,7 @@ def test_parts_learn_what_the_whole_does(tiny: Path, beir: Path, tmp_path: Path,
     result = launch(*where, *on, "--shard", **ALIKE, **given, **GIVEN)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("trained") == 1
-    curves = [
-        [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
-        for folder in (one, tmp_path / "two")
-    ]
-    assert len(curves[0]) == len(curves[1])
-    for mine, theirs in zip(*curves, strict=True):
-        assert mine.keys() == theirs.keys()
-        for name, value in mine.items():
-            assert theirs[name] == pytest.approx(value, abs=2e-5), (mine["step"], name)
+    check_curves(one, tmp_path / "two")
     mine, theirs = load_file(one / "model.safetensors"), load_file(tmp_path / "two/model.safetensors")
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from bge_cocktail.cli.flags import PATH, format_flag
+from bge_cocktail.cli.flags import PATH, comparing_flags, format_flag
 from bge_cocktail.cli.flags import show as show_result
 from bge_cocktail.errors import CocktailError, UsageError, nearest
 
@@ -18,23 +18,12 @@ if TYPE_CHECKING:
 
 @click.command("compare")
 @click.argument("evaluations", nargs=-1, required=True, type=PATH)
-@click.option("--baseline", help="The model that the others are compared with; the first without it.")
+@comparing_flags(10_000)
 @click.option(
     "--fail-if-worse",
     type=click.Choice(["target", "general", "any"]),
     help="Exit with code 1 if a model is measurably worse on a task of this role: for CI.",
 )
-@click.option(
-    "--confidence",
-    type=click.FloatRange(0.5, 0.9999),
-    default=0.95,
-    show_default=True,
-    help="Of intervals; a change counts from a corrected p below 1 minus this.",
-)
-@click.option(
-    "--resamples", type=click.IntRange(100), default=10_000, show_default=True, help="Draws of test and bootstrap."
-)
-@click.option("--seed", type=click.IntRange(0), default=13, show_default=True, help="Seeds them.")
 @click.option(
     "--show",
     type=click.IntRange(0),

@@ -28,6 +28,39 @@ format_flag = click.option(
 )
 
 
+def comparing_flags(resamples: int) -> Callable[[Command], Command]:
+    """Decorator: how models are compared.
+
+    Args:
+        resamples: The default; pages take fewer than the command that compares.
+    """
+    confidence = "Of intervals; a change counts from a corrected p below 1 minus this."
+
+    def add(command: Command) -> Command:
+        for option in (
+            click.option("--seed", type=click.IntRange(0), default=13, show_default=True, help="Seeds what is drawn."),
+            click.option(
+                "--resamples",
+                type=click.IntRange(100),
+                default=resamples,
+                show_default=True,
+                help="Draws of tests and intervals.",
+            ),
+            click.option(
+                "--confidence",
+                type=click.FloatRange(0.5, 0.9999),
+                default=0.95,
+                show_default=True,
+                help=confidence,
+            ),
+            click.option("--baseline", help="The model that the others are compared with; the first without it."),
+        ):
+            command = option(command)
+        return command
+
+    return add
+
+
 def flags_from(*models: type[Options]) -> Callable[[Command], Command]:
     """Decorator: one flag for each option of the models; a name that two models share is one flag."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import rich_click as click
 
-from bge_cocktail.cli.flags import PATH
+from bge_cocktail.cli.flags import PATH, comparing_flags
 
 
 @click.command("report")
@@ -21,18 +21,7 @@ from bge_cocktail.cli.flags import PATH
     help="The file to write: .html, .md, .json, .png, .pdf, or .parquet (the maps, for embedding-atlas). Repeatable.",
 )
 @click.option("--title", help="Of the page; without it, the names of the runs.")
-@click.option("--baseline", help="The model that the others are compared with; the first without it.")
-@click.option(
-    "--confidence",
-    type=click.FloatRange(0.5, 0.9999),
-    default=0.95,
-    show_default=True,
-    help="Of intervals; a change counts from a corrected p below 1 minus this.",
-)
-@click.option(
-    "--resamples", type=click.IntRange(100), default=2000, show_default=True, help="Draws of tests and intervals."
-)
-@click.option("--seed", type=click.IntRange(0), default=13, show_default=True, help="Seeds what is drawn.")
+@comparing_flags(2000)
 @click.option(
     "--map",
     "reduce",

@@ -32,7 +32,10 @@ def build_report(material: Material, title: str) -> Report:
     if going:
         summary.append(f"{going} of {len(material.steps)} runs {'is' if going == 1 else 'are'} not finished.")
     if not summary:
-        summary = [f"{len(material.steps)} runs, none of which compares models."]
+        one = len(material.steps) == 1
+        summary = [
+            "One run, which compares no models." if one else f"{len(material.steps)} runs; none compares models."
+        ]
     made = f"Made by bge-cocktail {__version__}, {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}"
     return Report(title, summary, sections, made)
 

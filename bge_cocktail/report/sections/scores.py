@@ -210,7 +210,7 @@ def _models_table(step: Step) -> Table | None:
                 name,
                 *(repr(prompts[role]) if prompts.get(role) else "none" for role in ("query", "document")),
                 str(about.get("precision", "-")),
-                "-, all from the cache" if speed is None else f"{speed:g}",
+                "-" if speed is None else f"{speed:g}",
                 "; ".join(
                     f"{task}: {one['documents']:,.0f} documents, {one['index_megabytes']:.1f} MB, "
                     f"{one['search_ms']:.2f} ms"
