@@ -15,12 +15,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from measuring import Figures
+from pyarrow import parquet
 
+from bge_cocktail.evaluation.details import MAP_FILE
 from bge_cocktail.ranking import measure_run
 from bge_cocktail.report.building import build_report
 from bge_cocktail.report.material import gather
@@ -122,10 +126,21 @@ def evaluations(folder: Path, count: int, queries: int) -> list[Path]:
         (run / "scores.json").write_text(json.dumps({"models": models}))
         for name, rows in (("per_query", lines), ("answers", answers), ("texts", texts)):
             (run / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_maps(run / MAP_FILE, ("base", f"model {number}"), tasks, generator)
         inputs = {"base": "0", f"model {number}": str(number), **{f"general {task}": task for task in tasks}}
         (run / "run.json").write_text(json.dumps({"command": "evaluate", "options": {}, "inputs": inputs}))
         made.append(run)
     return made
+
+
+def write_maps(path: Path, models: Sequence[str], tasks: Sequence[str], generator: np.random.Generator) -> None:
+    """Embeddings of 200 texts of each task under each model, as `evaluate` keeps them."""
+    rows = [(model, task, f"text {number} of {task}") for model in models for task in tasks for number in range(200)]
+    columns = dict(zip(("model", "task", "text"), map(list, zip(*rows, strict=True)), strict=True))
+    vectors = generator.standard_normal((len(rows), 384)).astype(np.float16)
+    embeddings = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), 384).cast(pa.list_(pa.float16()))
+    groups = [f"label {number % 4}" for number in range(len(rows))]
+    parquet.write_table(pa.table({**columns, "group": groups, "embedding": embeddings}), path)
 
 
 def main() -> None:
