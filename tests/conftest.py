@@ -214,6 +214,18 @@ def write_lines(path: Path, rows: list[dict[str, object]]) -> Path:
     return path
 
 
+def write_alike(folder: Path, count: int) -> None:
+    """Scored pairs of texts: the score is the number of words that both begin with."""
+    generator = np.random.default_rng(4)
+    rows: list[dict[str, object]] = []
+    for _ in range(count):
+        first = list(generator.choice(WORDS, 4))
+        kept = int(generator.integers(0, 5))
+        second = first[:kept] + list(generator.choice(WORDS, 4 - kept))
+        rows.append({"sentence1": " ".join(first), "sentence2": " ".join(second), "score": float(kept)})
+    write_lines(folder / "test.jsonl", rows)
+
+
 @pytest.fixture
 def cli() -> Callable[..., Result]:
     """Runs the command line in this process."""

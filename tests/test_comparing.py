@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import Result
-from conftest import WORDS, perturb, write_lines
+from conftest import WORDS, perturb, write_alike, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -199,14 +199,7 @@ def test_swapping_ranks_is_the_same_as_trying_all_swaps() -> None:
 
 
 def test_a_worse_correlation_is_measured(cli: Cli, tiny: Path, tmp_path: Path) -> None:
-    generator = np.random.default_rng(4)
-    rows = []
-    for _ in range(150):
-        first = list(generator.choice(WORDS, 4))
-        kept = int(generator.integers(0, 5))
-        second = first[:kept] + list(generator.choice(WORDS, 4 - kept))
-        rows.append({"sentence1": " ".join(first), "sentence2": " ".join(second), "score": float(kept)})
-    write_lines(tmp_path / "alike/test.jsonl", rows)
+    write_alike(tmp_path / "alike", 150)
     other = perturb(tiny, tmp_path / "other", 3, scale=2.0)
     cli("evaluate", f"a={tiny}", f"b={other}", f"c={tiny}", "--target", tmp_path / "alike", "-o", tmp_path / "e")
     shown = cli("compare", tmp_path / "e").stdout

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import Result
-from conftest import WORDS, perturb, write_lines
+from conftest import WORDS, perturb, write_alike, write_lines
 
 from bge_cocktail.report.building import build_report
 from bge_cocktail.report.content import Plot, Queries, Table
@@ -25,14 +25,7 @@ Cli = Callable[..., Result]
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scored") / "alike"
-    generator = np.random.default_rng(4)
-    rows = []
-    for _ in range(60):
-        first = list(generator.choice(WORDS, 4))
-        kept = int(generator.integers(0, 5))
-        second = first[:kept] + list(generator.choice(WORDS, 4 - kept))
-        rows.append({"sentence1": " ".join(first), "sentence2": " ".join(second), "score": float(kept)})
-    write_lines(folder / "test.jsonl", rows)
+    write_alike(folder, 60)
     return folder
 
 

@@ -22,5 +22,5 @@ def command(output: Path, output_format: str) -> None:
     from bge_cocktail.demo import demo_run
     from bge_cocktail.flow import Flow
 
-    outcome = Flow(demo_run(output)).run()
-    show_outcome(outcome, output_format)
+    options = demo_run(output)
+    show_outcome(Flow(options).run(), options.evaluate, output_format)

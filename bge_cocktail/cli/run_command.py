@@ -30,4 +30,4 @@ def command(file: Path, settings: tuple[str, ...], dry_run: bool, output_format:
         show(dict(steps), text_table(("step", "state"), steps), output_format)
         return
     outcome = flow.run()
-    show_outcome(outcome, output_format)
+    show_outcome(outcome, flow.options.evaluate, output_format)

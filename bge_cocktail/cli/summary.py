@@ -8,6 +8,7 @@ from pathlib import Path
 from bge_cocktail.cli.flags import show
 from bge_cocktail.errors import CocktailError
 from bge_cocktail.evaluation import ModelScores
+from bge_cocktail.options import Evaluating
 from bge_cocktail.outcome import Outcome
 from bge_cocktail.report.table import score_table, text_table
 
@@ -15,19 +16,19 @@ REPORT_FILE = "report.html"
 log = logging.getLogger(__name__)
 
 
-def show_outcome(outcome: Outcome, output_format: str) -> None:
+def show_outcome(outcome: Outcome, judging: Evaluating, output_format: str) -> None:
     """Write the report of a run into its folder, and print what it gave, with or without a report."""
     from bge_cocktail.report.building import build_report, write_report
     from bge_cocktail.report.material import gather
 
     page: Path | None = outcome.folder / REPORT_FILE
     try:
-        material = gather([outcome.folder])
+        material = gather([outcome.folder], confidence=judging.confidence, seed=judging.seed)
         write_report(
             build_report(material, f"Report: {outcome.folder.resolve().name}"), material, outcome.folder / REPORT_FILE
         )
-    except CocktailError as error:
-        log.warning("no report: %s", error)
+    except (CocktailError, OSError) as error:
+        log.warning("no report (bge-cocktail report %s -o FILE tries again): %s", outcome.folder, error)
         page = None
     show({**outcome.to_json(), "report": page and str(page)}, summary(outcome, page), output_format)
 
