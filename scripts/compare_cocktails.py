@@ -130,7 +130,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     """A row for each model; each target in two columns."""
     targets = list(dict.fromkeys(row["target"] for row in rows))
     lines = [
-        f"| | {' | '.join(f'{name}: target | others' for name in targets)} |",
+        f"| | {' | '.join(f'{name}, target | {name}, others' for name in targets)} |",
         "|---" * (2 * len(targets) + 1) + "|",
     ]
     for way in dict.fromkeys(row["model"] for row in rows):

@@ -98,28 +98,58 @@ class Figures:
         print(json.dumps({"name": self.name, **last, "met": not missed, "missed": missed}))
 
 
-_COLUMNS = "ours | peer | ratio | target | met |"
+_COLUMNS = ("ours", "peer", "ratio", "target", "met")
+Cells = dict[str, dict[str, str]]
+"""What a table holds, by row and column."""
 
 
 def write_table(name: str, figures: list[dict[str, Any]]) -> None:
     """Put figures into README's table of a benchmark; rows of figures that weren't measured this time stay."""
     _, old, _ = _readme_block(name)
-    rows = {line.split("|")[1].strip(): line for line in old.splitlines()[2:] if line.count("|") > 3}
-    rows = {row: line for row, line in rows.items() if row and not row.startswith("---")}
+    corner, _ = _read(old)
+    lines = [_row([corner or "whole command, CPU seconds unless said", *_COLUMNS]), "|---" * (len(_COLUMNS) + 1) + "|"]
     for figure in figures:
-        shown = ["-" if figure[key] is None else f"{figure[key]:g}" for key in ("ours", "peer", "ratio")]
-        met = "yes" if figure["met"] else "no"
-        rows[figure["name"]] = f"| {figure['name']} | {' | '.join(shown)} | {figure['target']:g} | {met} |"
-    # what README says of the figures stays
-    said = old.splitlines()[1] if old.count("|") else "| whole command, CPU seconds unless said | " + _COLUMNS
-    head = [said, "|---|---|---|---|---|---|"]
-    into_readme(name, "\n".join([*head, *rows.values()]))
+        shown = ["-" if figure[key] is None else f"{figure[key]:g}" for key in ("ours", "peer", "ratio", "target")]
+        lines.append(_row([figure["name"], *shown, "yes" if figure["met"] else "no"]))
+    into_readme(name, "\n".join(lines))
 
 
 def into_readme(name: str, table: str) -> None:
-    """Replace what README holds between the marks of a benchmark."""
-    before, _, after = _readme_block(name)
-    README.write_text(f"{before}\n{table}\n{after}", encoding="utf-8")
+    """Put a Markdown table between the marks of a benchmark; rows and columns that it doesn't have stay as they are."""
+    before, old, after = _readme_block(name)
+    README.write_text(f"{before}\n{joined(old, table)}\n{after}", encoding="utf-8")
+
+
+def joined(old: str, new: str) -> str:
+    """Two Markdown tables as one, cell by cell, the new one's where both have it; `-` where neither has.
+
+    Args:
+        old: May be empty. Its rows and columns come first, in their order.
+        new: The columns of either have names of their own.
+    """
+    corner, cells = _read(new)
+    earlier = _read(old)[1]
+    rows = list(dict.fromkeys([*earlier, *cells]))
+    columns = list(dict.fromkeys(column for table in (earlier, cells) for row in table.values() for column in row))
+    lines = [_row([corner, *columns]), "|---" * (len(columns) + 1) + "|"]
+    for row in rows:
+        known = earlier.get(row, {}) | cells.get(row, {})
+        lines.append(_row([row, *(known.get(column, "-") for column in columns)]))
+    return "\n".join(lines)
+
+
+def _read(table: str) -> tuple[str, Cells]:
+    """What stands in the corner of a table, and its cells."""
+    lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in table.strip().splitlines()]
+    if not lines:
+        return "", {}
+    head, _, *rows = lines
+    return head[0], {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows}
+
+
+def _row(cells: list[str]) -> str:
+    """A line of a table."""
+    return f"| {' | '.join(cells)} |".replace("|  |", "| |")
 
 
 def _readme_block(name: str) -> tuple[str, str, str]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import Result
 from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "scripts"))
+from measuring import joined
 
 README = (ROOT / "README.md").read_text()
 HUB_NAME = "BAAI/bge-small-en-v1.5"
@@ -111,3 +115,22 @@ def test_contributing_adds_a_section(tmp_path: Path, monkeypatch: pytest.MonkeyP
     exec("\n".join(line[4:] for line in code[1].splitlines()), names)
     (tmp_path / "run.json").write_text('{"command": "merge", "seconds": 7}')
     assert f"{tmp_path.name}: 7 s." in markdown(build_report(gather([tmp_path]), "")).replace("\\", "")
+
+
+def test_a_benchmark_keeps_what_it_did_not_measure() -> None:
+    old = "| | sst2 | imdb |\n|---|---|---|\n| probe | 0.1 | 0.2 |\n| head | 0.3 | 0.4 |"
+    new = "| | imdb | mnli |\n|---|---|---|\n| head | 0.5 | 0.6 |\n| few | 0.7 | - |"
+    assert joined(old, new).splitlines() == [
+        "| | sst2 | imdb | mnli |",
+        "|---|---|---|---|",
+        "| probe | 0.1 | 0.2 | - |",
+        "| head | 0.3 | 0.5 | 0.6 |",
+        "| few | - | 0.7 | - |",
+    ]
+
+
+def test_tables_of_benchmarks_can_be_written_again() -> None:
+    tables = re.findall(r"<!-- bench .*? -->\n(.*?)\n<!-- /bench", README, re.DOTALL)
+    assert len(tables) > 5
+    for table in tables:
+        assert joined(table, table) == joined("", table) == table
