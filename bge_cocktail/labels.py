@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from bge_cocktail.errors import DataError
 from bge_cocktail.hub import CLASSIFIER_FILE
 from bge_cocktail.layout import read_object
 
@@ -22,9 +23,17 @@ def is_classifier(folder: Path) -> bool:
 
 
 def config_labels(config: dict[str, Any]) -> list[str]:
-    """The labels that a config of transformers names, in the order of the logits; often none."""
+    """The labels that a config of transformers names, in the order of the logits; often none.
+
+    Raises:
+        DataError: Their keys are no numbers.
+    """
     names = config.get("id2label")
-    return [str(names[key]) for key in sorted(names, key=int)] if isinstance(names, dict) else []
+    if not isinstance(names, dict):
+        return []
+    if wrong := [key for key in names if not str(key).isdecimal()]:
+        raise DataError(f"config.json: the keys of id2label are numbers, got '{wrong[0]}'")
+    return [str(names[key]) for key in sorted(names, key=int)]
 
 
 def declared_labels(folder: Path) -> list[str]:

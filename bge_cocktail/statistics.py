@@ -25,8 +25,8 @@ def bootstrap_interval(
         confidence: Share of the resamples between the two ends.
         resamples: How many resamples are drawn.
         seed: Seeds the draws.
-        statistic: Maps resampled values, shape (resamples, queries, ...), to one number a resample; the mean
-            without it.
+        statistic: Maps resampled values, shape (resamples, queries, ...), to one number a resample, NaN for those
+            that say nothing and are left out; the mean without it.
 
     Returns:
         Lower and upper end.
@@ -44,7 +44,7 @@ def bootstrap_interval(
         rows = generator.integers(0, count, size=(min(block, resamples - start), count))
         results.append(statistic(values[rows]))
     tail = (1 - confidence) / 2
-    low, high = np.quantile(np.concatenate(results), [tail, 1 - tail])
+    low, high = np.nanquantile(np.concatenate(results), [tail, 1 - tail])
     return float(low), float(high)
 
 

@@ -66,7 +66,7 @@ def measure(path: Path, texts: int, seeds: list[int], folder: Path) -> dict[str,
     """Test accuracy of every way, of each seed."""
     source, plain = Source(str(path)), Classifying.model_validate(COMMON)
     data = read_class_data(source, plain)
-    test = read_test(source, plain, data.names)
+    test = read_test(source, plain, data)
     if test is None:
         raise SystemExit(f"{path} has no test split")
     encoder = CachedEncoder(demo_model(), Encoding(max_length=MAX_LENGTH, cache_dir=folder / "cache"))

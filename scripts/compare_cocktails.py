@@ -77,7 +77,7 @@ def main() -> None:
                 drawn = replace(own, train=some(own.train, arguments.texts))
                 models[name, seed] = train_classifier(demo_model(), drawn, Path(scratch) / f"{name}-{seed}", options)
                 print(f"tuned {name}, seed {seed}", file=sys.stderr, flush=True)
-            test = read_test(source, Classifying(), data[name].names)
+            test = read_test(source, Classifying(), data[name])
             if name in SENTIMENT and test is not None:
                 tests[name] = some(test, MOST_TEST)
         rows = [

@@ -29,6 +29,7 @@ from bge_cocktail.classifying import (
 )
 from bge_cocktail.classifying.augmenting import with_varied
 from bge_cocktail.classifying.batches import ShuffledBatches, class_weights, label_loss
+from bge_cocktail.classifying.data import drawn
 from bge_cocktail.classifying.model import head_parameters, make_classifier
 from bge_cocktail.classifying.tokens import Tokens, keep_ends
 from bge_cocktail.encoding import load_encoder
@@ -140,7 +141,7 @@ def test_pairs(tiny: Path, pairs: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (pairs / "dev.jsonl").read_text().splitlines()]
     texts = [(row["premise"], row["hypothesis"]) for row in rows]
     assert accuracy_of(made, texts, [str(row["label"]) for row in rows]) > 0.95
-    with pytest.raises(DataError, match="takes pairs of texts, this is a single text"):
+    with pytest.raises(DataError, match="takes pairs of texts, text 1 is a single text"):
         predict(load_classifier(made, device="cpu"), ["a dog"], FP32)
 
 
@@ -163,9 +164,9 @@ def test_any_number_of_labels(tiny: Path, several: Path, tmp_path: Path) -> None
 def test_few_texts_a_class(tiny: Path, labelled: Path, tmp_path: Path) -> None:
     from sklearn.linear_model import LogisticRegression
 
-    data = data_of(labelled, per_class=8)
+    data = drawn(data_of(labelled), options(per_class=8))
     assert [data.train.labels.count((number,)) for number in (0, 1)] == [8, 8]
-    made = train_classifier(tiny, data, tmp_path / "out", options(few_shot=True, epochs=1, learning_rate=1e-3))
+    made = train_classifier(tiny, data, tmp_path / "out", options(few_shot=True, epochs=2, learning_rate=1e-3))
     texts, labels = texts_of(labelled)
     assert accuracy_of(made, texts, labels) > 0.9
     assert not (tmp_path / "out.encoder").exists()
@@ -468,7 +469,7 @@ def test_wrong_use(tiny: Path, trained: Path, labelled: Path, tmp_path: Path, cl
     assert "no such file" in cli("classify", "predict", trained, tmp_path / "none.txt", code=1).output
     twice = tmp_path / "twice.jsonl"
     write_lines(twice, [{"text": " "}])
-    assert f"{twice}:1: expected text" in cli("classify", "predict", trained, twice, code=1).output
+    assert f"{twice}:1: 'text' is empty" in cli("classify", "predict", trained, twice, code=1).output
     assert not (tmp_path / "out").exists()
 
 

@@ -11,9 +11,10 @@ from bge_cocktail.classifying.data import (
 )
 from bge_cocktail.classifying.judging import judge_classifier
 from bge_cocktail.classifying.merging import merge_classifiers
-from bge_cocktail.classifying.model import Classifier, Settings, load_classifier, read_settings
+from bge_cocktail.classifying.model import Classifier, load_classifier
 from bge_cocktail.classifying.predicting import Prediction, predict, predict_file
 from bge_cocktail.classifying.searching import search_classifier
+from bge_cocktail.classifying.settings import Settings, read_settings
 from bge_cocktail.classifying.several import fold_runs, seed_runs, train_runs
 from bge_cocktail.classifying.tune import train_classifier
 

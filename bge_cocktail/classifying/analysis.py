@@ -99,7 +99,8 @@ def likely_label_errors(data: LabelledTexts, found: NDArray[np.float64], labels:
         labels: Names of the classes.
 
     Returns:
-        The surest first: by how much likelier the other class is than the given one.
+        All of them with their number among the texts, the surest first: by how much likelier the other class is than
+        the given one.
     """
     given = np.array([numbers[0] for numbers in data.labels])
     own = [found[given == number, number] for number in range(len(labels))]
@@ -112,11 +113,12 @@ def likely_label_errors(data: LabelledTexts, found: NDArray[np.float64], labels:
     return [
         {
             "text": data.texts[row],
+            "number": row + 1,
             "label": labels[int(given[row])],
             "likely": labels[int(other[row])],
             "margin": round(float(difference), 4),
         }
-        for row, difference in zip(rows[order].tolist()[:SHOWN], margin[order].tolist(), strict=False)
+        for row, difference in zip(rows[order].tolist(), margin[order].tolist(), strict=True)
     ]
 
 

@@ -20,6 +20,9 @@ from bge_cocktail.training.quick import quick_attention, quick_lookup
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
+# focal loss's slope at no doubt at all is no number where gamma is below 1
+LEAST_DOUBT = 1e-7
+
 
 class ShuffledBatches:
     """Every text once an epoch, in a new order.
@@ -155,12 +158,13 @@ def label_loss(logits: Tensor, labels: Tensor, options: Classifying, class_weigh
         losses = binary_cross_entropy_with_logits(logits, smooth, pos_weight=class_weights, reduction="none")
         if options.loss == "focal":
             right = torch.where(labels > 0, logits.sigmoid(), 1 - logits.sigmoid())
-            losses = losses * (1 - right) ** options.focal_gamma
+            losses = losses * (1 - right).clamp(min=LEAST_DOUBT) ** options.focal_gamma
         return losses.mean(dim=1)
     smooth = labels * (1 - smoothing) + smoothing / classes
     losses = cross_entropy(logits, smooth, reduction="none")
     if options.loss == "focal":
-        losses = losses * (1 - (logits.softmax(dim=1) * labels).sum(dim=1)) ** options.focal_gamma
+        right = (logits.softmax(dim=1) * labels).sum(dim=1)
+        losses = losses * (1 - right).clamp(min=LEAST_DOUBT) ** options.focal_gamma
     return losses * (labels @ class_weights)
 
 

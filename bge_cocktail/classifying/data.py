@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -73,7 +73,7 @@ class ClassData:
         names: Of the labels, in the order of their numbers.
         pairs: Whether texts come in pairs.
         hash: Of all of it.
-        held: What the texts of a test of their own have in common with equal ones, where copies of train are varied.
+        held: What the texts of a test of their own have in common with equal ones: none of them may be learned.
     """
 
     train: LabelledTexts
@@ -90,7 +90,7 @@ def read_class_data(source: Source, options: Classifying, names: Sequence[str] =
 
     A folder or data set gives train and dev; where it has no dev, a part of train becomes it. One file is split into
     train, dev and test. Splits are stratified, texts that are the same stay together, and texts of train that are
-    also in dev are left out of train.
+    also in dev or test are left out of train.
 
     Args:
         source: What to read.
@@ -100,51 +100,72 @@ def read_class_data(source: Source, options: Classifying, names: Sequence[str] =
     Raises:
         DataError: No labels, one class only, single texts among pairs, a label of dev that train doesn't have.
     """
-    one_file = source.path.is_file()
+    splits = ["train"] if source.path.is_file() else splits_of(source.name, source.config)
     train = read_split(replace(source, split="train"), options.clean)
     names = list(names) or label_names([row[1] for row in train], options.multi_label)
     if len(names) < 2:
-        raise DataError(f"{source.name}: all texts have the label '{names[0]}'; a classifier needs two or more")
+        raise DataError(f"{source.name}: all texts have the label '{''.join(names)}'; a classifier needs two or more")
     numbered = number_labels(train, names, options.multi_label, f"{source.name} (train)")
+    held = _keys_of_test(source, options) if "test" in splits else frozenset()
     test = None
-    if one_file:
-        parts = _split(numbered, options.ratio, options.seed)
-        numbered, dev, test = parts
-    elif "dev" in splits_of(source.name, source.config):
+    if source.path.is_file():
+        numbered, dev, test = _split(numbered, options.ratio, options.seed)
+    elif "dev" in splits:
         rows = read_split(replace(source, split="dev"), options.clean)
         dev = number_labels(rows, names, options.multi_label, f"{source.name} (dev)")
-        numbered = _without(numbered, dev)
+        numbered = _without(numbered, {text_key(text) for text in dev.texts}, "dev")
     else:
         log.info("%s has no dev: a part of train becomes it (%s)", source.name, ":".join(map(str, options.ratio[:2])))
         numbered, dev, _ = _split(numbered, [*options.ratio[:2], 0], options.seed)
+    numbered = _without(numbered, held, "test")
     pairs = {isinstance(text, tuple) for text in (*numbered.texts, *dev.texts)}
     if len(pairs) > 1:
         raise DataError(f"{source.name} holds single texts and pairs; a classifier takes one or the other")
     for what, part in (("train", numbered), ("dev", dev)):
         if not len(part):
             raise DataError(f"{source.name}: no texts are left for {what}")
-    if options.per_class:
-        numbered = _draw(numbered, options.per_class, options.seed)
+    if gone := sorted(set(range(len(names))) - {number for own in numbered.labels for number in own}):
+        log.warning("no text is left in train for %s", ", ".join(f"'{names[number]}'" for number in gone[:5]))
     _warn_of_contradictions(numbered)
     content = [(part.texts, part.labels, part.weights) for part in (numbered, dev)]
-    held: frozenset[str] = frozenset()
-    if options.augment and not one_file and "test" in splits_of(source.name, source.config):
-        held = frozenset(text_key(row[0]) for row in read_split(replace(source, split="test"), options.clean))
     return ClassData(numbered, dev, test, names, pairs.pop(), hash_value([content, names]), held)
 
 
-def read_test(source: Source, options: Classifying, names: Sequence[str]) -> LabelledTexts | None:
+def read_test(source: Source, options: Classifying, known: ClassData) -> LabelledTexts | None:
     """The test split of a folder or data set; None where it has none.
 
     Args:
         source: What to read.
         options: Cleaning, whether a text may have several labels.
-        names: Of the labels.
+        known: Its train and dev.
+
+    Raises:
+        DataError: A label that they don't have, or pairs where they have single texts.
     """
     if source.path.is_file() or "test" not in splits_of(source.name, source.config):
         return None
+    where = f"{source.name} (test)"
     rows = read_split(replace(source, split="test"), options.clean)
-    return number_labels(rows, names, options.multi_label, f"{source.name} (test)")
+    test = number_labels(rows, known.names, options.multi_label, where)
+    check_form(test.texts, known.pairs, where)
+    return test
+
+
+def check_form(texts: Iterable[Text], pairs: bool | None, where: str) -> None:
+    """Raise unless texts come as a classifier takes them.
+
+    Args:
+        texts: Texts or pairs.
+        pairs: Whether it takes pairs; None where nothing says it.
+        where: They stand.
+
+    Raises:
+        DataError: They don't.
+    """
+    for number, text in enumerate(texts, start=1):
+        if pairs is not None and isinstance(text, tuple) is not pairs:
+            wanted, got = ("pairs of texts", "a single text") if pairs else ("single texts", "a pair")
+            raise DataError(f"{where}: the classifier takes {wanted}, text {number} is {got}")
 
 
 def read_split(source: Source, clean: Sequence[str]) -> list[tuple[Text, str, float]]:
@@ -176,18 +197,17 @@ def read_split(source: Source, clean: Sequence[str]) -> list[tuple[Text, str, fl
 
 
 def label_names(labels: Iterable[str], multi_label: bool) -> list[str]:
-    """All labels in order: whole numbers by value, else by the alphabet.
-
-    Raises:
-        DataError: A text has none, though each needs one.
-    """
+    """All labels in order: whole numbers by value, else by the alphabet."""
     labels = list(labels)
-    if not multi_label:
-        if "" in labels:
-            raise DataError("a text has an empty list of labels, which goes only with multi_label")
-        if any(SEPARATOR in label for label in labels):
-            log.warning("labels hold '%s'; with multi_label, a text would have several", SEPARATOR)
+    if not multi_label and any(SEPARATOR in label for label in labels):
+        log.warning("labels hold '%s'; with multi_label, a text would have several", SEPARATOR)
     distinct = {name for label in labels for name in _names(label, multi_label)}
+    alike: dict[str, set[str]] = {}
+    for name in distinct:
+        alike.setdefault(name.casefold(), set()).add(name)
+    for some in alike.values():
+        if len(some) > 1:
+            log.warning("labels that differ in case alone are several classes: %s", ", ".join(sorted(some)))
     if all(name.isdecimal() for name in distinct):
         return sorted(distinct, key=int)
     return sorted(distinct)
@@ -199,15 +219,17 @@ def number_labels(
     """Rows with the numbers of their labels.
 
     Raises:
-        DataError: A label that isn't among the names.
+        DataError: A label that isn't among the names, or none where each text needs one.
     """
     number_of = {name: number for number, name in enumerate(names)}
     labels = []
     for text, label, _ in rows:
         own = _names(label, multi_label)
         unknown = next((name for name in own if name not in number_of), None)
+        shown = text if isinstance(text, str) else text[0]
+        if not label and not multi_label:
+            raise DataError(f"{where}: {shown[:60]!r} has an empty list of labels, which goes only with multi_label")
         if unknown is not None:
-            shown = text if isinstance(text, str) else text[0]
             raise DataError(f"{where}: unknown label '{unknown}' of {shown[:60]!r}.{nearest(unknown, names)}")
         labels.append(tuple(sorted(number_of[name] for name in own)))
     return LabelledTexts([row[0] for row in rows], labels, [row[2] for row in rows])
@@ -237,24 +259,35 @@ def _split(data: LabelledTexts, ratio: Sequence[float], seed: int) -> list[Label
     return [data.at(np.flatnonzero(parts == number).tolist()) for number in range(len(SPLITS))]
 
 
-def _without(train: LabelledTexts, dev: LabelledTexts) -> LabelledTexts:
-    held = {text_key(text) for text in dev.texts}
+def _without(train: LabelledTexts, held: Collection[str], where: str) -> LabelledTexts:
     kept = [row for row, text in enumerate(train.texts) if text_key(text) not in held]
     if len(kept) < len(train):
-        log.warning("%d texts of train are also in dev and are left out of train", len(train) - len(kept))
+        log.warning("%d texts of train are also in %s and are left out of train", len(train) - len(kept), where)
     return train.at(kept)
 
 
-def _draw(data: LabelledTexts, count: int, seed: int) -> LabelledTexts:
-    """As many texts of each class (of several labels: of each set of them), or all where there are fewer."""
-    order = np.random.default_rng(seed).permutation(len(data)).tolist()
+def _keys_of_test(source: Source, options: Classifying) -> frozenset[str]:
+    try:
+        rows = read_split(replace(source, split="test"), options.clean)
+    except DataError as error:  # such as one whose labels are kept back
+        log.warning("test can't be read, so none of its texts is looked for in train: %s", error)
+        return frozenset()
+    return frozenset(text_key(row[0]) for row in rows)
+
+
+def drawn(data: ClassData, options: Classifying) -> ClassData:
+    """The data with so many texts of each class in train (of several labels: of each set of them), or all there are."""
+    if not options.per_class:
+        return data
+    order = np.random.default_rng(options.seed).permutation(len(data.train)).tolist()
     taken: Counter[tuple[int, ...]] = Counter()
     kept = []
     for row in order:
-        if taken[data.labels[row]] < count:
-            taken[data.labels[row]] += 1
+        labels = data.train.labels[row]
+        if taken[labels] < options.per_class:
+            taken[labels] += 1
             kept.append(row)
-    return data.at(sorted(kept))
+    return replace(data, train=data.train.at(sorted(kept)))
 
 
 def _warn_of_contradictions(train: LabelledTexts) -> None:

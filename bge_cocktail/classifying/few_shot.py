@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from bge_cocktail.classifying.data import ClassData
 from bge_cocktail.encoding import LoadedEncoder, load_encoder
-from bge_cocktail.errors import UsageError
 from bge_cocktail.options import Classifying, Training, Tuning
 from bge_cocktail.records import Record
 from bge_cocktail.records.examples import LabelledText
@@ -29,15 +28,11 @@ def pairs_of_classes(data: ClassData, count: int, seed: int) -> list[Record]:
         data: Single texts, one label each.
         count: Records of each text.
         seed: Seeds the draws.
-
-    Raises:
-        UsageError: Pairs of texts.
     """
     texts = [text for text in data.train.texts if isinstance(text, str)]
-    if data.pairs:
-        raise UsageError("few_shot is for single texts; pairs need a head that is tuned")
     labels = [data.names[own[0]] for own in data.train.labels]
-    examples = [LabelledText(text, label) for text, label in zip(texts, labels, strict=True)]
+    rows = zip(texts, labels, data.train.weights, strict=True)
+    examples = [LabelledText(text, label, extra={"weight": weight}) for text, label, weight in rows]
     dropped: Counter[str] = Counter()
     return [
         record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 from bge_cocktail.classifying.analysis import confusions, likely_label_errors, mistakes, scores_by_length
 from bge_cocktail.classifying.data import LabelledTexts
 from bge_cocktail.classifying.metrics import accuracy, calibration_error, chosen, log_losses, macro_f1
-from bge_cocktail.classifying.model import Classifier, Settings
+from bge_cocktail.classifying.model import Classifier
 from bge_cocktail.classifying.predicting import logits_of, probabilities
+from bge_cocktail.classifying.settings import Settings
 from bge_cocktail.options import Evaluating, Predicting
 from bge_cocktail.statistics import bootstrap_interval
 
@@ -56,8 +58,9 @@ def judge_logits(
         temperature: Divides the logits where probabilities are judged.
 
     Returns:
-        ``scores`` (metric, value, interval), ``classes`` (a row for each), ``confusion`` (rows are the truth; not
-        where a text may have several labels), and ``mistakes``, ``confusions``, ``lengths``, ``label_errors``.
+        ``scores`` (metric, value, interval; ``positive``: the label that AUC and AP rank for), ``classes`` (a row for
+        each), ``confusion`` (rows are the truth; not where a text may have several labels), and ``mistakes``,
+        ``confusions``, ``lengths``, ``label_errors``.
     """
     truth = data.targets(len(settings.labels)).astype(bool)
     found = probabilities(logits, settings, temperature).astype(np.float64)
@@ -89,16 +92,21 @@ def _scores(
 ) -> list[dict[str, Any]]:
     rows = np.arange(len(truth), dtype=np.float64)
 
-    def score(name: str, of: Callable[[Any], float]) -> dict[str, Any]:
-        """A metric of some rows, with an interval over resamples of them."""
-        interval = bootstrap_interval(
-            rows,
-            confidence=options.confidence,
-            seed=options.seed,
-            resamples=RESAMPLES,
-            statistic=lambda drawn: np.array([of(one.astype(int)) for one in drawn]),
+    def score(name: str, of: Callable[[Any], float], *, grows: bool = False) -> dict[str, Any]:
+        """A metric of some rows, with an interval over resamples of them; `grows`: resampling raises it by itself."""
+        values: list[float] = []
+
+        def statistic(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+            found = np.array([of(one.astype(int)) for one in drawn])
+            values.extend(found.tolist())
+            return found
+
+        low, high = bootstrap_interval(
+            rows, confidence=options.confidence, seed=options.seed, resamples=RESAMPLES, statistic=statistic
         )
-        return {"metric": name, "value": of(np.arange(len(truth))), "interval": interval}
+        value = of(np.arange(len(truth)))
+        excess = np.nanmean(values) - value if grows else 0.0
+        return {"metric": name, "value": value, "interval": (max(low - excess, 0.0), high - excess)}
 
     losses = log_losses(logits, truth, settings.multi_label, temperature)
     sure, right = _sureness(found, truth, guessed, settings.multi_label)
@@ -109,12 +117,15 @@ def _scores(
         score(
             "calibration error",
             lambda rows: calibration_error(sure[rows].ravel().astype(np.float32), right[rows].ravel()),
+            grows=True,  # a text that is drawn twice looks like evidence
         ),
     ]
     # of one class alone, there is nothing to rank
     if len(settings.labels) == 2 and not settings.multi_label and truth.any(axis=0).all():
         positive, likely = truth[:, 1], found[:, 1]
-        scores += [score("AUC", _ranking(positive, likely, "auc")), score("AP", _ranking(positive, likely, "ap"))]
+        scores += [
+            score(name, _ranking(positive, likely, name)) | {"positive": settings.labels[1]} for name in ("AUC", "AP")
+        ]
     return scores
 
 
@@ -135,11 +146,11 @@ def _sureness(
 def _ranking(positive: NDArray[np.bool_], likely: NDArray[np.float64], which: str) -> Callable[[Any], float]:
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    metric = roc_auc_score if which == "auc" else average_precision_score
+    metric = roc_auc_score if which == "AUC" else average_precision_score
 
     def of(rows: Any) -> float:
-        # a resample may hold one class only
-        return float(metric(positive[rows], likely[rows])) if len(set(positive[rows].tolist())) == 2 else 1.0
+        # a resample that holds one class only says nothing
+        return float(metric(positive[rows], likely[rows])) if len(set(positive[rows].tolist())) == 2 else math.nan
 
     return of
 

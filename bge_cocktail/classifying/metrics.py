@@ -50,11 +50,11 @@ def accuracy(truth: NDArray[np.bool_], guessed: NDArray[np.bool_]) -> float:
 
 
 def macro_f1(truth: NDArray[np.bool_], guessed: NDArray[np.bool_]) -> float:
-    """Mean of the classes' F1; a class that is neither there nor predicted doesn't count."""
+    """Mean of the classes' F1; a class that is neither there nor predicted doesn't count; 1 where none does."""
     hits = (truth & guessed).sum(axis=0)
     total = truth.sum(axis=0) + guessed.sum(axis=0)
     seen = total > 0
-    return float((2 * hits[seen] / total[seen]).mean())
+    return float((2 * hits[seen] / total[seen]).mean()) if seen.any() else 1.0
 
 
 def log_losses(

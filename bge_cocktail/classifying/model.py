@@ -6,21 +6,21 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from bge_cocktail.classifying.settings import Settings, read_settings
 from bge_cocktail.devices import choose_device
 from bge_cocktail.encoding import load_encoder, quiet_libraries
 from bge_cocktail.errors import CocktailError, DataError, UsageError
 from bge_cocktail.hub import CLASSIFIER_FILE, model_folder
-from bge_cocktail.labels import config_labels, is_native
+from bge_cocktail.labels import config_labels, declared_labels, is_classifier, is_native
 from bge_cocktail.layout import (
     TOKENIZER_FILES,
     check_length,
     declared_length,
     read_object,
-    tokenizer_length,
     transformer_folder,
 )
 from bge_cocktail.options import Classifying
@@ -30,31 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 POOLED_DROPOUT = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a classifier must know beside its weights; kept as classifier.json in its folder.
-
-    Attributes:
-        labels: Names of the classes, in the order of the logits.
-        pairs: Whether it takes pairs of texts.
-        multi_label: Whether a text may have any number of labels.
-        max_length: Longest text (or pair) in tokens.
-        truncation: What stays of longer ones.
-        clean: Steps that every text goes through.
-        temperature: Divides logits for calibrated probabilities.
-        threshold: Probability from which a label of several counts.
-    """
-
-    labels: list[str]
-    pairs: bool = False
-    multi_label: bool = False
-    max_length: int = 512
-    truncation: Literal["head", "head+tail"] = "head"
-    clean: list[str] = field(default_factory=list)
-    temperature: float = 1.0
-    threshold: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +100,7 @@ def save_classifier(model: CrossEncoder, settings: Settings, folder: Path, *, li
     path = folder / "tokenizer_config.json"
     described = read_object(path) if path.is_file() else {}
     path.write_text(json.dumps({**described, "model_max_length": settings.max_length}, indent=2) + "\n")
-    (folder / CLASSIFIER_FILE).write_text(json.dumps(asdict(settings), ensure_ascii=False, indent=2) + "\n")
+    (folder / CLASSIFIER_FILE).write_text(json.dumps(settings.model_dump(), ensure_ascii=False, indent=2) + "\n")
 
 
 def load_classifier(name: str | Path, *, device: str = "auto") -> Classifier:
@@ -144,34 +119,6 @@ def load_classifier(name: str | Path, *, device: str = "auto") -> Classifier:
     if model.num_labels != len(settings.labels):
         raise DataError(f"{folder}: the head has {model.num_labels} classes, {len(settings.labels)} are named")
     return Classifier(model, settings)
-
-
-def read_settings(folder: Path) -> Settings:
-    """The settings of a classifier; of one that isn't ours, what its config says.
-
-    Raises:
-        DataError: It is no classifier, or its settings are broken.
-    """
-    path = folder / CLASSIFIER_FILE
-    if path.is_file():
-        given = read_object(path)
-        unknown = sorted(given.keys() - {one.name for one in fields(Settings)})
-        if unknown or not isinstance(given.get("labels"), list):
-            raise DataError(f"{path}: unknown {', '.join(unknown)}" if unknown else f"{path}: 'labels' is missing")
-        return Settings(**given)
-    config_path = folder / "config.json"
-    config = read_object(config_path) if config_path.is_file() else {}
-    names = config_labels(config)
-    if not is_native(config) or not names:
-        raise DataError(
-            f"{folder} is no classifier: it has no classification head and no label names; "
-            "make one of it: bge-cocktail classify train DATA -m MODEL -o FOLDER"
-        )
-    return Settings(
-        labels=names,
-        multi_label=config.get("problem_type") == "multi_label_classification",
-        max_length=declared_length(folder) or tokenizer_length(folder) or 512,
-    )
 
 
 def _native(base: Path, labels: Sequence[str], options: Classifying) -> CrossEncoder:
@@ -220,7 +167,10 @@ def _native(base: Path, labels: Sequence[str], options: Classifying) -> CrossEnc
 
 
 def _pooled(base: Path, labels: Sequence[str], options: Classifying) -> CrossEncoder:
-    """A head on the embedding as the model pools it, without the unit norm, which would slow the head's learning."""
+    """A head on the embedding as the model pools it, without the unit norm, which would slow the head's learning.
+
+    A base with such a head keeps it if its labels are the same, and gets another last layer if not.
+    """
     import torch
     from sentence_transformers import CrossEncoder
     from sentence_transformers.base.modules import Dense
@@ -228,12 +178,22 @@ def _pooled(base: Path, labels: Sequence[str], options: Classifying) -> CrossEnc
 
     if not (base / "modules.json").is_file():
         raise UsageError(f"head=pooled: {base} doesn't say how it pools; take head=cls")
-    encoder = load_encoder(base, device="cpu")
-    size = encoder.get_embedding_dimension()
-    modules = [module for module in encoder if not isinstance(module, Normalize)]
-    for _ in range(options.head_layers - 1):
-        modules.append(Dense(size, size, activation_function=torch.nn.Tanh()))
-    modules.append(Dropout(POOLED_DROPOUT if options.head_dropout is None else options.head_dropout))
+    if is_classifier(base):
+        if options.head_layers > 1 or options.head_dropout is not None:
+            raise UsageError(f"head_layers and head_dropout are for a new head; {base} has one")
+        model = _load(base, device="cpu")
+        if declared_labels(base) == list(labels):
+            return model
+        log.info("%s has a head for other labels; its last layer starts afresh", base)
+        *modules, replaced = model
+        size = replaced.in_features
+    else:
+        encoder = load_encoder(base, device="cpu")
+        size = encoder.get_embedding_dimension()
+        modules = [module for module in encoder if not isinstance(module, Normalize)]
+        for _ in range(options.head_layers - 1):
+            modules.append(Dense(size, size, activation_function=torch.nn.Tanh()))
+        modules.append(Dropout(POOLED_DROPOUT if options.head_dropout is None else options.head_dropout))
     last = Dense(
         size,
         len(labels),

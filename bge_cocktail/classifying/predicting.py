@@ -7,17 +7,21 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bge_cocktail.classifying.data import check_form
+from bge_cocktail.classifying.metrics import chosen
 from bge_cocktail.classifying.tokens import Tokens
 from bge_cocktail.devices import enough_memory, resolve_precision
 from bge_cocktail.errors import CocktailError, DataError
 from bge_cocktail.options import Predicting, Preparing
 from bge_cocktail.preparing.cleaning import Cleaner
 from bge_cocktail.progress import progress
+from bge_cocktail.records.columns import parse_columns, text_of_row
 from bge_cocktail.records.labelled import Text
 from bge_cocktail.records.opening import Rejects
 
@@ -26,7 +30,8 @@ if TYPE_CHECKING:
 
     from sentence_transformers import CrossEncoder
 
-    from bge_cocktail.classifying.model import Classifier, Settings
+    from bge_cocktail.classifying.model import Classifier
+    from bge_cocktail.classifying.settings import Settings
 
 log = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
@@ -63,7 +68,10 @@ def predict(classifier: Classifier, texts: Sequence[Text], options: Predicting |
         log.warning("no temperature was found for this model: its probabilities are as they come")
     logits = logits_of(classifier.model, cleaned(texts, settings), settings.truncation, options)
     found = probabilities(logits, settings, settings.temperature if options.calibrated else 1.0)
-    return [Prediction(predicted_labels(row, settings), row) for row in found]
+    # from the logits: a temperature changes how sure the model is, not what it says
+    guessed = chosen(logits.astype(np.float64), settings.multi_label, settings.threshold)
+    names = np.array(settings.labels, dtype=object)
+    return [Prediction(tuple(names[own]), row) for own, row in zip(guessed, found, strict=True)]
 
 
 def logits_of(
@@ -125,13 +133,6 @@ def probabilities(logits: Floats, settings: Settings, temperature: float = 1.0) 
     return np.asarray(found, np.float32)
 
 
-def predicted_labels(row: Floats, settings: Settings) -> tuple[str, ...]:
-    """The labels that a text's probabilities mean."""
-    if not settings.multi_label:
-        return (settings.labels[int(row.argmax())],)
-    return tuple(name for name, value in zip(settings.labels, row, strict=True) if value >= settings.threshold)
-
-
 def cleaned(texts: Sequence[Text], settings: Settings) -> list[Text]:
     """Texts as the classifier's training had them.
 
@@ -147,80 +148,70 @@ def cleaned(texts: Sequence[Text], settings: Settings) -> list[Text]:
         empty += found is None
         return text if found is None else found
 
-    found: list[Text] = []
-    for number, text in enumerate(texts, start=1):
-        if isinstance(text, tuple) is not settings.pairs:
-            wanted, got = ("pairs of texts", "a single text") if settings.pairs else ("single texts", "a pair")
-            raise DataError(f"text {number}: the classifier takes {wanted}, this is {got}")
-        found.append(clean(text) if isinstance(text, str) else (clean(text[0]), clean(text[1])))
+    check_form(texts, settings.pairs, "texts")
+    found: list[Text] = [clean(text) if isinstance(text, str) else (clean(text[0]), clean(text[1])) for text in texts]
     if empty:
         log.warning("%d texts are empty after cleaning and are predicted as they were", empty)
     return found
 
 
-def read_texts(path: Path, settings: Settings) -> Iterator[tuple[str, Text, dict[str, Any]]]:
+def read_texts(path: Path, settings: Settings, columns: str = "") -> Iterator[tuple[str, Text, dict[str, Any]]]:
     """The texts of a file, one at a time: JSON Lines, CSV, TSV or Parquet with columns, or plain lines.
+
+    Args:
+        path: The file.
+        settings: Whether pairs are looked for.
+        columns: Which column is what (``text=tweet``); told from the names without it.
 
     Yields:
         Where it stands, the text or pair, and its row.
 
     Raises:
         DataError: A row lacks its text.
+        UsageError: The columns are said wrongly.
     """
-    from bge_cocktail.records.opening import byte_lines
+    from bge_cocktail.records.opening import text_lines
     from bge_cocktail.records.sources import kind_of, rows_of_file
 
+    roles = parse_columns(columns)
     if not kind_of(path):
-        for number, line in byte_lines(path):
-            text = line.decode("utf-8", "replace").strip()
-            if text:
+        for number, line in text_lines(path, Rejects()):
+            if text := line.strip():
                 yield f"{path}:{number}", text, {"text": text}
         return
     for where, row in rows_of_file(path, Rejects()):
         if isinstance(row, str):
             row = {"text": row}
-        yield where, text_of(row, settings.pairs, where), row
-
-
-_PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("text1", "text2"), ("text", "text_pair"))
-_SINGLE = ("text", "sentence", "review", "content")
-
-
-def text_of(row: Any, pairs: bool, where: str) -> Text:
-    """The text or pair of a row.
-
-    Raises:
-        DataError: It has none.
-    """
-    names = row if isinstance(row, dict) else {}
-    if pairs:
-        columns: Sequence[str] = next((pair for pair in _PAIRS if all(name in names for name in pair)), ())
-    else:
-        columns = [name for name in _SINGLE if name in names][:1]
-    values = [names[name] for name in columns]
-    if not values or not all(isinstance(value, str) and value.strip() for value in values):
-        wanted = "premise and hypothesis" if pairs else "text"
-        raise DataError(f"{where}: expected {wanted} that are no empty texts; found {', '.join(names) or 'nothing'}")
-    return values[0] if len(values) == 1 else (values[0], values[1])
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: expected an object with columns, got {type(row).__name__}")
+        yield where, text_of_row(row, settings.pairs, roles, where), row
 
 
 def predict_file(
-    classifier: Classifier, path: Path, options: Predicting
-) -> Iterator[tuple[dict[str, Any], Prediction]]:
+    classifier: Classifier, path: Path, options: Predicting, columns: str = ""
+) -> Iterator[tuple[str, dict[str, Any], Prediction]]:
     """Predict the rows of a file of any size: `BLOCK` of them are in memory at a time.
 
+    Args:
+        classifier: From `load_classifier`.
+        path: The file; see `read_texts`.
+        options: Precision, temperature.
+        columns: Which column is what.
+
     Yields:
-        Each row, and what is predicted for it, in the order of the file.
+        Where each row stands, the row, and what is predicted for it, in the order of the file.
     """
-    rows = read_texts(path, classifier.settings)
+    rows = read_texts(path, classifier.settings, columns)
     while block := list(islice(rows, BLOCK)):
         found = predict(classifier, [text for _, text, _ in block], options)
-        yield from zip((row for _, _, row in block), found, strict=True)
+        yield from ((where, row, one) for (where, _, row), one in zip(block, found, strict=True))
 
 
 def as_json(row: dict[str, Any], prediction: Prediction, settings: Settings) -> str:
     """A line of JSON: the row, ``predicted`` and ``probabilities`` by label."""
     shown: Any = list(prediction.labels) if settings.multi_label else prediction.labels[0]
     named = zip(settings.labels, prediction.probabilities.tolist(), strict=True)
-    value = {**row, "predicted": shown, "probabilities": {name: round(one, 6) for name, one in named}}
+    # a table's empty cell may be NaN, which JSON has no word for
+    own = {name: None if isinstance(value, float) and not isfinite(value) else value for name, value in row.items()}
+    value = {**own, "predicted": shown, "probabilities": {name: round(one, 6) for name, one in named}}
     return json.dumps(value, ensure_ascii=False, default=str)

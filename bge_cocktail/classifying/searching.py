@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bge_cocktail.classifying.checks import check_classifying
 from bge_cocktail.classifying.data import ClassData
-from bge_cocktail.classifying.tune import check_classifying, train_classifier, training_key
+from bge_cocktail.classifying.tune import train_classifier, training_key
 from bge_cocktail.hub import model_folder
 from bge_cocktail.options import Classifying
 from bge_cocktail.provenance import refuse_to_replace

@@ -8,6 +8,7 @@ import os
 import shutil
 import statistics
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,7 @@ Runs = Mapping[str, tuple[ClassData, Classifying]]
 
 
 def seed_runs(data: ClassData, options: Classifying, seeds: Sequence[int]) -> Runs:
-    """One run for each seed.
+    """One run for each seed, which also draws its own texts where `per_class` says how many.
 
     Raises:
         UsageError: Fewer than two seeds, or one twice.
@@ -58,10 +59,12 @@ def fold_runs(data: ClassData, options: Classifying, folds: int) -> Runs:
     from sklearn.model_selection import StratifiedGroupKFold
 
     joined = data.train.joined(data.dev)
-    strata = [",".join(map(str, labels)) for labels in joined.labels]
-    least = min(strata.count(one) for one in set(strata))
+    least = min(Counter(number for labels in joined.labels for number in labels).values())
     if not 2 <= folds <= least:
         raise UsageError(f"folds={folds}: allowed are 2 to {least}, for the rarest class has {least} texts")
+    counts = Counter(joined.labels)
+    # sets of labels that are too rare to be in every fold are spread as one
+    strata = [",".join(map(str, labels)) if counts[labels] >= folds else "rare" for labels in joined.labels]
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=options.seed)
     groups = [text_key(text) for text in joined.texts]
     runs = {}

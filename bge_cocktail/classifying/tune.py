@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bge_cocktail.classifying.augmenting import with_varied
-from bge_cocktail.classifying.data import ClassData, LabelledTexts
+from bge_cocktail.classifying.checks import check_classifying, check_data
+from bge_cocktail.classifying.data import ClassData, LabelledTexts, drawn
 from bge_cocktail.classifying.metrics import calibration_temperature, dev_metrics
-from bge_cocktail.classifying.model import Settings, head_parameters, make_classifier, save_classifier
+from bge_cocktail.classifying.model import head_parameters, make_classifier, save_classifier
 from bge_cocktail.classifying.predicting import logits_of
+from bge_cocktail.classifying.settings import Settings
 from bge_cocktail.devices import choose_device, resolve_precision
-from bge_cocktail.errors import CocktailError, UsageError
+from bge_cocktail.errors import CocktailError
 from bge_cocktail.hub import model_folder
 from bge_cocktail.options import Classifying, Predicting
 from bge_cocktail.provenance import (
@@ -32,7 +34,6 @@ from bge_cocktail.provenance import (
     step_key,
     write_json,
 )
-from bge_cocktail.training.common_checks import problems_of_tuning
 from bge_cocktail.training.curves import CURVES_FILE, write_curves
 from bge_cocktail.training.fitting import fit
 from bge_cocktail.training.processes import Processes, join_processes
@@ -44,18 +45,6 @@ if TYPE_CHECKING:
     from bge_cocktail.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-_NOT_FEW_SHOT = (
-    "head",
-    "head_layers",
-    "head_dropout",
-    "head_learning_rate",
-    "loss",
-    "label_smoothing",
-    "multi_label",
-    "anchor",
-    "freeze_encoder",
-    "truncation",
-)
 
 
 def train_classifier(
@@ -86,7 +75,8 @@ def train_classifier(
         `output`.
 
     Raises:
-        UsageError: Options that can't go together, or an output that exists.
+        UsageError: Options that can't go together, or not with the data; an output that exists.
+        DataError: All weights are zero; in few_shot, a class has fewer than two texts.
         CocktailError: An unfinished run of other inputs is in the way, or the loss is no longer finite.
         Interrupted: SIGTERM or Ctrl-C; a checkpoint was saved.
     """
@@ -94,7 +84,8 @@ def train_classifier(
     refuse_to_replace(output, overwrite, [base])
     folder = model_folder(base)
     check_classifying(folder, options)
-    data = with_varied(data, options)
+    data = with_varied(drawn(data, options), options)
+    check_data(data, options)
     if options.few_shot:
         return _few_shot(folder, str(base), data, output, options, resume, overwrite)
     processes = join_processes(options.device)
@@ -172,32 +163,6 @@ def write_classifier(
         write_curves(found["curves"], new)
         described |= {name: value for name, value in found.items() if name not in ("curves", "general")}
         write_json(new / RUN_FILE, describe_run("classify train", options=options.model_dump(mode="json"), **described))
-
-
-def check_classifying(folder: Path, options: Classifying) -> None:
-    """Refuse options that can't go together, or with the model.
-
-    Raises:
-        UsageError: All that is wrong.
-    """
-    problems = []
-    if options.focal_gamma != 2 and options.loss != "focal":
-        problems.append("focal_gamma goes with loss=focal")
-    if options.threshold != 0.5 and not options.multi_label:
-        problems.append("threshold goes with multi_label: without it, the likeliest label is predicted")
-    if options.freeze_encoder and (options.lora or options.anchor or options.freeze_layers or options.reinit_layers):
-        problems.append("freeze_encoder keeps the encoder as it is; lora, anchor, freeze_layers, reinit_layers don't")
-    if options.few_shot:
-        problems += [
-            f"{name} goes with a head that is tuned; leave it out, or few_shot, which fits a logistic one"
-            for name in _NOT_FEW_SHOT
-            if getattr(options, name) != getattr(Classifying(), name)
-        ]
-    elif options.pairs_per_text != Classifying().pairs_per_text:
-        problems.append("pairs_per_text goes with few_shot")
-    problems += problems_of_tuning(folder, options)
-    if problems:
-        raise UsageError("\n".join(problems))
 
 
 def _few_shot(

@@ -53,21 +53,28 @@ def command(
     """
     from dataclasses import replace
 
+    from bge_cocktail.errors import UsageError
     from bge_cocktail.preparing import Source
     from bge_cocktail.provenance import RUN_FILE, describe_run, hash_path, new_folder, refuse_to_replace, write_json
 
     options = options_from(Predicting, flags)
     refuse_to_replace(output, overwrite, [data, model])
+    if encoder is not None and (Path(data).is_file() or split in ("train", "dev")):
+        raise UsageError("--encoder learns from train and chooses by dev: judge the test of a folder or data set")
 
     from bge_cocktail.classifying import judge_classifier, load_classifier, number_labels, read_class_data, read_split
+    from bge_cocktail.classifying.data import check_form
     from bge_cocktail.hub import model_folder
 
     started = time.monotonic()
     classifier = load_classifier(model, device=options.device)
     settings = classifier.settings
+    if encoder is not None and settings.multi_label:
+        raise UsageError("--encoder: probe and nearest neighbours give a text one label, this classifier any number")
     source = Source(data, split=split, config=config, columns=columns, labels=pairs_of(labels))
     rows = read_split(source, settings.clean)
     judged_on = number_labels(rows, settings.labels, settings.multi_label, f"{data} ({split})")
+    check_form(judged_on.texts, settings.pairs, f"{data} ({split})")
     judged = judge_classifier(classifier, judged_on, options)
     if encoder is not None:
         chosen = Classifying(clean=settings.clean, multi_label=settings.multi_label)
@@ -110,7 +117,11 @@ def _text(judged: dict[str, Any]) -> str:
 
     parts = [f"{judged['count']} texts"]
     rows = [
-        [score["metric"], f"{score['value']:.4f}", f"{score['interval'][0]:.4f} to {score['interval'][1]:.4f}"]
+        [
+            f"{score['metric']} of '{score['positive']}'" if "positive" in score else score["metric"],
+            f"{score['value']:.4f}",
+            f"{score['interval'][0]:.4f} to {score['interval'][1]:.4f}",
+        ]
         for score in judged["scores"]
     ]
     for one in judged.get("frozen", []):
@@ -138,7 +149,8 @@ def _text(judged: dict[str, Any]) -> str:
     ):
         if judged.get(key):
             shown = [[_short(one["text"]), _short(one["label"], 20), _short(one[other], 20)] for one in judged[key][:5]]
-            parts.append(text_table((title, "label", other), shown))
+            count = f" ({len(judged[key])} in all)" if key == "label_errors" else ""
+            parts.append(text_table((title + count, "label", other), shown))
     return "\n\n".join(parts)
 
 

@@ -32,7 +32,7 @@ _SHOWN = ("steps", "best_step", "dev_before", "dev_best", "final_loss", "precisi
 @click.option("--seeds", callback=numbers, help="Train once with each of these seeds: 1,2,3.")
 @click.option("--folds", type=click.IntRange(2), help="Cross-validate over train and dev with so many folds.")
 @click.option("--search", "searched", help="Search these options by dev: learning_rate,batch_size,epochs,...")
-@click.option("--trials", type=click.IntRange(2), default=20, show_default=True, help="Trainings of a search.")
+@click.option("--trials", type=click.IntRange(2), help="Trainings of a search.  [default: 20]")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of a training that was cut off.")
 @source_flags
 @output_flag
@@ -45,7 +45,7 @@ def command(
     seeds: list[int] | None,
     folds: int | None,
     searched: str | None,
-    trials: int,
+    trials: int | None,
     resume: bool,
     config: str | None,
     columns: str,
@@ -80,18 +80,20 @@ def command(
     chosen = [flag for flag, given in (("--seeds", seeds), ("--folds", folds), ("--search", searched)) if given]
     if len(chosen) > 1:
         raise UsageError(f"{' or '.join(chosen)}?")
+    if trials is not None and not searched:
+        raise UsageError("--trials goes with --search")
     source = Source(data, config=config, columns=columns, labels=pairs_of(labels))
     read = read_class_data(source, options)
     try:
         if searched:
             names = searched_names(searched)
-            again: dict[str, Any] = {"trials": trials, "resume": resume, "overwrite": overwrite}
+            again: dict[str, Any] = {"trials": trials or 20, "resume": resume, "overwrite": overwrite}
             found = search_classifier(model, read, output, options, names, **again)
             show_search(output, found, names, options.metric, output_format)
             return
         if seeds or folds:
             runs = seed_runs(read, options, seeds) if seeds else fold_runs(read, options, folds or 0)
-            test = read_test(source, options, read.names)
+            test = read_test(source, options, read)
             found = train_runs(model, runs, output, test=test, resume=resume, overwrite=overwrite)
             _show_runs(output, found, output_format)
             return

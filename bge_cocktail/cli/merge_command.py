@@ -72,6 +72,7 @@ def command(
     """
     from bge_cocktail.cli.merging_classifiers import first_classifier, merge_with_heads
     from bge_cocktail.errors import UsageError
+    from bge_cocktail.labels import is_classifier
     from bge_cocktail.merging.recipe import Recipe, expand, read_recipe
     from bge_cocktail.merging.streaming import merge, plan_merge
     from bge_cocktail.merging.verifying import verify_merge
@@ -80,6 +81,8 @@ def command(
     if verify:
         if models or recipe_file or given_flags(Merging, flags) or weights_for or target or general or dry_run:
             raise UsageError("--verify takes the recipe from the output folder; give only -o FOLDER (and --examples)")
+        if examples is not None and is_classifier(output):
+            raise UsageError("--verify goes by the recorded weights of classifiers; leave --examples out")
         checked = verify_merge(output, examples=_records(examples), encoding=options_from(Encoding, flags))
         show(checked, "\n".join(f"{name}: {value}" for name, value in checked.items()), output_format)
         return

@@ -34,7 +34,7 @@ _SHOWN = ("records", "steps", "best_step", "final_loss", "dev_before", "dev_best
 @click.option("--general", type=PATH, multiple=True, help="A task that is watched for forgetting (again for more).")
 @click.option("--seeds", callback=numbers, help="Train once with each of these seeds, and merge the models: 1,2,3.")
 @click.option("--search", "searched", help="Search these options by dev: learning_rate,temperature,batch_size,...")
-@click.option("--trials", type=click.IntRange(2), default=20, show_default=True, help="Trainings of a search.")
+@click.option("--trials", type=click.IntRange(2), help="Trainings of a search.  [default: 20]")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of a training that was cut off.")
 @table_flag("--task", "tasks", "An option of one task's batches: NAME.option=value (again for more).")
 @output_flag
@@ -48,7 +48,7 @@ def command(
     general: tuple[Path, ...],
     seeds: list[int] | None,
     searched: str | None,
-    trials: int,
+    trials: int | None,
     resume: bool,
     output: Path,
     overwrite: bool,
@@ -66,6 +66,8 @@ def command(
     options = options_from(Training, flags)
     if searched is not None and (dev is None or seeds):
         raise UsageError("--search needs --dev, which judges the trials" if dev is None else "--search or --seeds?")
+    if trials is not None and searched is None:
+        raise UsageError("--trials goes with --search")
     refuse_to_replace(output, overwrite, [data, model, *([dev] if dev else []), *general])
     records = open_records(data)
     judged = read_judged(dev, "dev") if dev is not None else None
@@ -76,7 +78,7 @@ def command(
     try:
         if searched is not None and judged is not None:
             names = searched_names(searched)
-            found = search_options(model, records, output, options, names, trials=trials, dev=judged, **common)
+            found = search_options(model, records, output, options, names, trials=trials or 20, dev=judged, **common)
             show_search(output, found, names, "nDCG@10", output_format)
         elif seeds is not None:
             described = train_seeds(model, records, output, options, seeds, dev=judged, **common)

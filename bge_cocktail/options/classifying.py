@@ -61,6 +61,9 @@ class Classifying(Tuning, Augmenting):
     anchor: float = Field(
         0.0, ge=0, description="how strongly the encoder's weights are held to where they began (L2-SP); 0: off"
     )
+    max_length: int | None = Field(
+        None, ge=8, description="longest text (or pair) in tokens, in training and in every prediction"
+    )
     clean: SomeNames = Field(
         default_factory=lambda: ["unicode", "html", "control", "space"],
         description="what is done to texts before training and before every prediction; see: bge-cocktail list "
@@ -95,7 +98,9 @@ class Predicting(Options):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto takes bf16 where the device computes in it, else fp32"
     )
-    batch_tokens: int = Field(0, ge=0, description="tokens in a batch; 0 chooses for the device (CPU 2048, GPU 65536)")
+    batch_tokens: int = Field(
+        0, ge=0, description="tokens in a batch; 0 chooses for the device (CPU 2048, in bf16 4096; GPU 65536)"
+    )
     calibrated: bool = Field(
         False, description="probabilities by the temperature that training found on dev (arXiv:1706.04599)"
     )

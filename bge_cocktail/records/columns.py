@@ -10,6 +10,7 @@ from typing import Any
 
 from bge_cocktail.errors import DataError, UsageError, nearest
 from bge_cocktail.records.examples import RESERVED, Example, LabelledText, RecordExample, TextPair
+from bge_cocktail.records.labelled import Text
 from bge_cocktail.records.record import is_broken, parse_record
 
 ROLES = ("query", "pos", "neg", "rating", "text", "first", "second", "label", "score", "weight", "task", "id", "prompt")
@@ -20,8 +21,8 @@ _NAMES = {
     "pos": ("pos", "positive", "positives", "document", "answer", "passage", "context", "response"),
     "neg": ("neg", "negative", "negatives"),
     "text": ("text", "sentence", "review", "content"),
-    "first": ("sentence1", "premise", "text1", "question1", "sentence_A"),
-    "second": ("sentence2", "hypothesis", "text2", "question2", "sentence_B"),
+    "first": ("sentence1", "premise", "text1", "question1", "sentence_A", "text"),
+    "second": ("sentence2", "hypothesis", "text2", "question2", "sentence_B", "text_pair"),
     "label": ("label", "gold_label", "label_text", "category", "intent", "class"),
     "score": ("score", "similarity", "similarity_score"),
     "rating": ("rating", "relevance", "grade"),
@@ -67,9 +68,9 @@ class Columns:
         task = about.pop("task", "")
         extra |= about
         if "text" in self.roles:
-            return LabelledText(self._text(row, "text", where), self._label(row, where), task, extra)
+            return LabelledText(self.text(row, "text", where), self._label(row, where), task, extra)
         one, other = ("query", "pos") if "rating" in self.roles else ("first", "second")
-        first, second = self._text(row, one, where), self._text(row, other, where)
+        first, second = self.text(row, one, where), self.text(row, other, where)
         for role in ("rating", "score"):
             if role in self.roles:
                 return TextPair(first, second, score=self._score(row, role, where), task=task, extra=extra)
@@ -102,7 +103,7 @@ class Columns:
         for role in ABOUT:
             for column in self.roles.get(role, ()):
                 if row.get(column) not in (None, ""):
-                    found[role] = self._number(row, role, where) if role == "weight" else str(row[column])
+                    found[role] = self._weight(row, where) if role == "weight" else str(row[column])
         return found
 
     def _score(self, row: Mapping[str, Any], role: str, where: str) -> float:
@@ -120,7 +121,12 @@ class Columns:
             raise DataError(f"{where}: '{column}' is missing; found {', '.join(row) or 'nothing'}")
         return row[column]
 
-    def _text(self, row: Mapping[str, Any], role: str, where: str) -> str:
+    def text(self, row: Mapping[str, Any], role: str, where: str) -> str:
+        """The text of a role.
+
+        Raises:
+            DataError: It is missing, empty, no text or broken.
+        """
         column = self.roles[role][0]
         text = self._cell(row, column, where)
         if not isinstance(text, str):
@@ -135,9 +141,11 @@ class Columns:
         column = self.roles["label"][0]
         label = self._cell(row, column, where)
         if isinstance(label, list):  # a text may have several
-            if wrong := [one for one in label if not isinstance(one, str) or not one or SEPARATOR in one]:
+            if wrong := [one for one in label if not isinstance(one, str) or not one.strip() or SEPARATOR in one]:
                 raise DataError(f"{where}: labels of '{column}' are texts without '{SEPARATOR}', got {wrong[0]!r:.60}")
-            return SEPARATOR.join(self.labels.get(one, one) for one in label)
+            return SEPARATOR.join(self.labels.get(one.strip(), one.strip()) for one in label)
+        if isinstance(label, str):
+            label = label.strip()  # a space after it makes no other class
         if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
             raise DataError(f"{where}: '{column}' must be a text or a whole number, got {label!r:.60}")
         if is_broken(str(label)):
@@ -146,6 +154,12 @@ class Columns:
             hint = nearest(str(label), {*self.labels, *self.labels.values()})
             raise DataError(f"{where}: unknown label '{label}' in '{column}'.{hint}")
         return self.labels.get(str(label), str(label))
+
+    def _weight(self, row: Mapping[str, Any], where: str) -> float:
+        weight = self._number(row, "weight", where)
+        if weight < 0:
+            raise DataError(f"{where}: '{self.roles['weight'][0]}' must be 0 or more, got {weight:g}")
+        return weight
 
     def _number(self, row: Mapping[str, Any], role: str, where: str) -> float:
         column = self.roles[role][0]
@@ -196,6 +210,30 @@ def guess_roles(names: Sequence[str], where: str) -> dict[str, tuple[str, ...]]:
     if numbered := tuple(name for name in names if _NUMBERED.fullmatch(name)):
         roles["neg"] = (*roles.get("neg", ()), *numbered)
     return complete(roles, names, where)
+
+
+def text_of_row(row: Mapping[str, Any], pairs: bool | None, roles: Mapping[str, tuple[str, ...]], where: str) -> Text:
+    """The text or pair of a row that need not have a label.
+
+    Args:
+        row: Its columns.
+        pairs: Whether a pair is looked for; None: a pair where the row has one.
+        roles: Which column is what; told from the names without it.
+        where: It stands.
+
+    Raises:
+        DataError: It has none, or an empty or broken one.
+    """
+    known = roles or {role: (name,) for role, names in _NAMES.items() for name in names[::-1] if name in row}
+    forms = [("first", "second"), ("text",)] if pairs is None else [("first", "second") if pairs else ("text",)]
+    form = next((form for form in forms if all(role in known for role in form)), None)
+    if form is None:
+        wanted = " or ".join(", ".join(f"{role}=..." for role in form) for form in forms)
+        found = ", ".join(row) or "nothing"
+        raise DataError(f"{where}: can't tell which column is the text; found {found}; say it: --columns {wanted}")
+    columns = Columns(known)
+    texts = [columns.text(row, role, where) for role in form]
+    return texts[0] if len(texts) == 1 else (texts[0], texts[1])
 
 
 def complete(roles: dict[str, tuple[str, ...]], names: Sequence[str], where: str) -> dict[str, tuple[str, ...]]:

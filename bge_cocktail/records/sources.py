@@ -72,6 +72,8 @@ def read_examples(
         rows: Rows = chain.from_iterable(rows_of_file(file, rejects) for file in files)
     else:
         preset = PRESETS.get(source.lower())
+        if preset and split in preset.unlabelled:
+            raise DataError(f"{source}: the labels of {split} are kept back by those who made it; take --split dev")
         if preset:
             config, split = config or preset.config, preset.splits.get(split, split)
             roles, labels = roles or parse_columns(preset.columns), labels or preset.labels
@@ -196,7 +198,8 @@ def splits_of(source: str, config: str | None = None) -> list[str]:
     except (ValueError, OSError) as error:
         raise DataError(f"the hub did not give the splits of '{name}' (config {config}): {error}") from None
     own = {theirs: ours for ours, theirs in preset.splits.items()} if preset else {"validation": "dev"}
-    return sorted(own.get(one, one) for one in names)
+    unlabelled = preset.unlabelled if preset else ()
+    return sorted(own.get(one, one) for one in names if one not in unlabelled)
 
 
 def kind_of(path: Path) -> str:

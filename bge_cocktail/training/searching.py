@@ -7,6 +7,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def search(
         storage=f"sqlite:///{working / STUDY_FILE}",
         direction="maximize",
         load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
     )
     done = _take_up(study)
     # a study that goes on draws on, and doesn't repeat itself
@@ -192,15 +193,16 @@ def _suggest(trial: Any, space: Space, name: str) -> Any:
 
 
 def _try(trial: Any, working: Path, options: Any, attempt: Attempt) -> float:
-    """One training; the best dev metric of its evaluations."""
+    """One training; the dev metric of the checkpoint that it keeps."""
     import optuna
 
-    values: list[float] = []
+    evaluations = count()
 
-    def report(_step: int, value: float) -> None:
+    def report(step: int, value: float) -> None:
+        if not step:  # nothing is learned yet: all trials are alike
+            return
         # trials with other batches have other steps: the evaluations are compared in their order
-        trial.report(value, len(values))
-        values.append(value)
+        trial.report(value, next(evaluations))
         if trial.should_prune():
             raise optuna.TrialPruned
 
@@ -212,8 +214,7 @@ def _try(trial: Any, working: Path, options: Any, attempt: Attempt) -> float:
         raise optuna.TrialPruned from None
     finally:
         shutil.rmtree(folder.with_name(folder.name + ".unfinished"), ignore_errors=True)
-    # a training without evaluations on its way is judged at its end
-    return max(values) if values else float(json.loads((folder / RUN_FILE).read_text())["dev_best"])
+    return float(json.loads((folder / RUN_FILE).read_text())["dev_best"])
 
 
 def _keep_best(working: Path) -> Callable[[Any, Any], None]:
