@@ -6,6 +6,7 @@ One folder for each (model hash, prompt, precision, length); in it, one NumPy fi
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from bge_cocktail.provenance import hash_value, new_file, write_json
 
+log = logging.getLogger(__name__)
 Embeddings = NDArray[np.float32]
 # so many small files are joined into one; large ones stay as they are, so that joining costs little memory
 MERGE_FILES_ABOVE = 32
@@ -64,6 +66,11 @@ class EmbeddingCache:
         for number in np.unique(self._place[at[known], 0]):
             here = known & (self._place[at, 0] == number)
             found[here] = self._rows[number]["embedding"][self._place[at[here], 1]]
+        whole = np.isfinite(found).all(axis=1)
+        if not whole.all():
+            log.warning("%d embeddings in %s are damaged and are made anew; remove it", (~whole).sum(), self.folder)
+            known &= whole
+            found[~whole] = 0
         return found, known
 
     def put(self, texts: Sequence[str], embeddings: Embeddings) -> None:
@@ -91,7 +98,7 @@ class EmbeddingCache:
         for file in new:
             self._seen.add(file.name)
             rows = _load(file)
-            if rows is None:
+            if rows is None or (self._rows and rows.dtype != self._rows[0].dtype):
                 continue
             self._rows.append(rows)
             place = np.stack([np.full(len(rows), len(self._rows) - 1), np.arange(len(rows))], axis=1)
@@ -103,10 +110,15 @@ class EmbeddingCache:
 
 
 def _load(file: Path) -> NDArray[np.void] | None:
-    """The rows of a file; None if another process has just joined it into a larger one."""
+    """The rows of a file; None if another process has just joined it into a larger one, or if it is damaged."""
     try:
         rows: NDArray[np.void] = np.load(file, mmap_mode="r")
+        if rows.dtype.names != ("key", "embedding"):
+            raise ValueError("it holds no embeddings")
     except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError) as error:
+        log.warning("%s is left out of the cache, remove it: %s", file, error)
         return None
     return rows
 

@@ -16,7 +16,8 @@ from bge_cocktail.devices import choose_device, resolve_precision
 from bge_cocktail.embed import compute_in_bf16, embed
 from bge_cocktail.errors import CocktailError, DataError, explain_os_error
 from bge_cocktail.hub import model_folder, sentence_transformers_folder
-from bge_cocktail.layout import check_length, modules_of, prompt_for
+from bge_cocktail.layout import check_length, modules_of, prompt_for, transformer_folder
+from bge_cocktail.loading import CANT_LOAD, check_loaded, weight_files, why_not
 from bge_cocktail.options import Encoding
 from bge_cocktail.progress import progress
 from bge_cocktail.provenance import hash_path
@@ -78,21 +79,23 @@ def load_encoder(name: str | Path, *, device: str = "auto", max_length: int | No
 
 def _load(name: str | Path, folder: Path, device: str) -> SentenceTransformer:
     import torch
-    from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
 
     quiet_libraries()
     try:
-        return SentenceTransformer(
+        model = SentenceTransformer(
             str(folder),
             device=choose_device(device),
             local_files_only=True,
             trust_remote_code=False,
             # weights stored in half precision are computed with, and tuned, in full: small steps would be lost
-            model_kwargs={"dtype": torch.float32, "use_safetensors": True},
+            model_kwargs={"dtype": torch.float32, **weight_files(transformer_folder(folder))},
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise CocktailError(f"{name}: the model can't be loaded: {error}") from error
+    except CANT_LOAD as error:
+        raise CocktailError(f"{name}: the model can't be loaded: {why_not(error)}") from error
+    if hasattr(model[0], "auto_model"):
+        check_loaded(name, folder, model[0].auto_model, model.tokenizer)
+    return model
 
 
 class CachedEncoder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class CocktailError(Exception):
@@ -45,6 +46,17 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     if close:
         return f" Did you mean '{close[0]}'?"
     return f" Allowed: {', '.join(words)}." if words else ""
+
+
+def near_path(name: str) -> str:
+    """A closing phrase that names what is there under nearly the same path; empty where nothing is."""
+    path = Path(name).expanduser()
+    try:
+        there = [one.name for one in path.parent.iterdir()]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, there, n=1, cutoff=0.75)
+    return f" Did you mean '{path.with_name(close[0])}'?" if close else ""
 
 
 def explain_os_error(error: OSError) -> str:

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from bge_cocktail.errors import DataError, UsageError
+from bge_cocktail.errors import DataError, UsageError, near_path
 
 CLASSIFIER_FILE = "classifier.json"
 NETWORK_SECONDS = 2.0
@@ -77,6 +77,7 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub.utils import validate_repo_id
 
     # sentence-transformers' own models are known by their bare names too
+    given = name
     name = name if "/" in name else f"sentence-transformers/{name}"
     try:
         validate_repo_id(name)
@@ -92,14 +93,15 @@ def _from_hub(name: str) -> Path:
         pass
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise DataError(
-            f"'{name}' is not in the local hub cache and HF_HUB_OFFLINE is set; unset it, or download the model "
-            f"on a machine with a network (hf download {name}) and give its folder"
+            f"no folder '{given}' is here, and '{name}' is not in the local hub cache and HF_HUB_OFFLINE is set; unset "
+            f"it, or download the model on a machine with a network (hf download {name}) and give its folder."
+            + near_path(given)
         )
     if not hub_answers():
         raise DataError(
             f"'{name}' is no folder here, is not in the local hub cache, and the hub doesn't answer within "
             f"{NETWORK_SECONDS:.0f} s; give a model folder, or download it on a machine with a network "
-            f"(hf download {name})"
+            f"(hf download {name}).{near_path(given)}"
         )
     try:
         folder = Path(snapshot_download(name, **PATTERNS))

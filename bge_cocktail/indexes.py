@@ -139,6 +139,22 @@ def binary(documents: Embeddings) -> Index:
     return _rescored(Index(search, codes.nbytes / 1e6), documents)
 
 
+def check_indexes(names: Sequence[str], k: int, documents: int) -> dict[str, Callable[[Embeddings], Index]]:
+    """What makes each index, before anything is embedded for it.
+
+    Args:
+        names: Of `indexes`.
+        k: Documents wanted of each query.
+        documents: How many there are.
+
+    Raises:
+        UsageError: An unknown name, or more documents wanted than there are.
+    """
+    if k > documents:
+        raise UsageError(f"k={k}: there are {documents} documents")
+    return {name: indexes[name] for name in names}
+
+
 def judge_indexes(
     queries: Embeddings, documents: Embeddings, names: Sequence[str], k: int = 10
 ) -> tuple[list[IndexScore], dict[str, Rows]]:
@@ -156,9 +172,7 @@ def judge_indexes(
     Raises:
         UsageError: An unknown name, or more documents wanted than there are.
     """
-    if k > len(documents):
-        raise UsageError(f"k={k}: there are {len(documents)} documents")
-    makers = {name: indexes[name] for name in names}
+    makers = check_indexes(names, k, len(documents))
     wanted = top_k(queries, documents, k)[1]
     scores, found = [], {}
     for name, make in makers.items():

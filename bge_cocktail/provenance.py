@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import shutil
+import stat
 import sys
 import time
 import uuid
@@ -152,7 +153,7 @@ def step_key(command: str, options: Mapping[str, Any], inputs: Mapping[str, str]
 def finished_key(folder: Path) -> str | None:
     """The key of the step that made a folder; None if none did."""
     try:
-        key = json.loads((folder / RUN_FILE).read_text()).get("key")
+        key = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("key")
     except (OSError, ValueError, AttributeError):
         return None
     return key if isinstance(key, str) else None
@@ -177,6 +178,9 @@ def refuse_to_replace(path: Path, overwrite: bool, inputs: Iterable[str | Path] 
     for source in sources:
         if path.resolve() in source.resolve().parents:
             raise UsageError(f"the output {path} holds an input ({source}); choose another output")
+    above = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not os.access(above, os.W_OK):
+        raise CocktailError(f"{above} can't be written to; choose another output")
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not path.is_dir():
@@ -231,7 +235,9 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield working
         for file in [*working.rglob("*"), working]:
+            _make_readable(file)
             _sync(file)
+        refuse_to_replace(path, overwrite)  # again: another run may have ended in the meantime
         _swap_in(working, path)
     finally:
         shutil.rmtree(working, ignore_errors=True)
@@ -258,7 +264,8 @@ def new_file(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, whole or not at all."""
     with new_file(path) as working:
-        working.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+        text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
+        working.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _swap_in(working: Path, path: Path) -> None:
@@ -279,6 +286,14 @@ def _exchange(one: Path, other: Path) -> bool:
     exchange, here = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
+def _make_readable(path: Path) -> None:
+    """Have a file's mode be the usual one: safetensors gives its files to their owner alone."""
+    if path.is_file() and stat.S_IMODE(path.stat().st_mode) == 0o600:
+        umask = os.umask(0)
+        os.umask(umask)
+        path.chmod(0o666 & ~umask)
 
 
 def _sync(path: Path) -> None:

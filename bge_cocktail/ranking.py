@@ -102,7 +102,7 @@ def parse_measure(name: str) -> tuple[str, int | None]:
     match = _NAME.fullmatch(name)
     family = match[1] if match else name
     if family not in measures:
-        raise UsageError(f"no measure '{name}'; there are {', '.join(measures)}.{nearest(family, measures)}")
+        raise UsageError(f"no measure '{name}'.{nearest(family, measures)}")
     rank = int(match[2]) if match and match[2] else None
     wanted = measures.trait(family, "rank")
     if rank == 0 or (wanted == "needed" and rank is None):

@@ -11,6 +11,7 @@ from bge_cocktail.devices import enough_memory
 from bge_cocktail.errors import CocktailError, DataError
 from bge_cocktail.hub import model_folder
 from bge_cocktail.layout import read_object
+from bge_cocktail.loading import CANT_LOAD, check_loaded, why_not
 
 Reranker = Callable[[Sequence[tuple[str, str]]], NDArray[np.float64]]
 """Pairs of query and document in; a score for each, higher for more relevant, shape (pairs,)."""
@@ -39,13 +40,13 @@ def load_reranker(name: str, *, device: str = "auto", batch_size: int = 32, logi
             f"{architectures[0]}, whose scores would be random"
         )
     import torch
-    from safetensors import SafetensorError
     from sentence_transformers import CrossEncoder
 
     try:
         model = CrossEncoder(str(folder), device=choose_device(device), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise CocktailError(f"{name}: the reranker can't be loaded: {error}") from error
+    except CANT_LOAD as error:
+        raise CocktailError(f"{name}: the reranker can't be loaded: {why_not(error)}") from error
+    check_loaded(name, folder, model[0].auto_model, model.tokenizer)
     if model.config.num_labels != 1:
         raise CocktailError(f"{name} gives {model.config.num_labels} numbers for a pair; a reranker gives one")
 

@@ -28,11 +28,13 @@ def read_run_file(path: Path, settings: Sequence[str] = ()) -> RunFile:
         UsageError: Broken TOML, unknown names, wrong values; each with its line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; bge-cocktail init writes one") from None
-    except (UnicodeDecodeError, IsADirectoryError):
-        raise UsageError(f"{path} is not a text file") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except IsADirectoryError:
+        raise UsageError(f"{path} is a folder; expected a run file") from None
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

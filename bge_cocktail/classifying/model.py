@@ -23,6 +23,7 @@ from bge_cocktail.layout import (
     read_object,
     transformer_folder,
 )
+from bge_cocktail.loading import CANT_LOAD, check_loaded, weight_files, why_not
 from bge_cocktail.options import Classifying
 
 if TYPE_CHECKING:
@@ -146,15 +147,16 @@ def _native(base: Path, labels: Sequence[str], options: Classifying) -> CrossEnc
             config_kwargs={**described, "local_files_only": True},
             model_kwargs={
                 "dtype": torch.float32,
-                "use_safetensors": True,
+                **weight_files(folder),
                 "local_files_only": True,
                 "ignore_mismatched_sizes": not kept,
             },
             processor_kwargs={"local_files_only": True},
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CocktailError(f"{base}: no classification head can be put on it: {error}") from error
+    except CANT_LOAD as error:
+        raise CocktailError(f"{base}: no classification head can be put on it: {why_not(error)}") from error
     whole = transformer.auto_model
+    check_loaded(base, base, whole.base_model, transformer.tokenizer)
     if is_native(config) and not kept:
         log.info("%s has a head for other labels (%s); it starts afresh", base, ", ".join(known[:5]))
         for name, module in whole.named_children():
@@ -206,19 +208,20 @@ def _pooled(base: Path, labels: Sequence[str], options: Classifying) -> CrossEnc
 
 def _load(folder: Path, device: str) -> CrossEncoder:
     import torch
-    from safetensors import SafetensorError
     from sentence_transformers import CrossEncoder
 
     try:
-        return CrossEncoder(
+        model = CrossEncoder(
             str(folder),
             device=device,
             local_files_only=True,
             trust_remote_code=False,
-            model_kwargs={"dtype": torch.float32, "use_safetensors": True},
+            model_kwargs={"dtype": torch.float32, **weight_files(transformer_folder(folder))},
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise CocktailError(f"{folder}: the classifier can't be loaded: {error}") from error
+    except CANT_LOAD as error:
+        raise CocktailError(f"{folder}: the classifier can't be loaded: {why_not(error)}") from error
+    check_loaded(folder, folder, model[0].auto_model, model.tokenizer)
+    return model
 
 
 def _start_afresh(whole: Any) -> Any:

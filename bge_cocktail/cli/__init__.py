@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 # before any of the libraries is imported: no telemetry, and no bars but ours
@@ -55,7 +58,7 @@ class Commands(LazyGroup):
 
         _log_to_stderr()
         try:
-            with report_progress_to(on_terminal()):
+            with _terminated_as_interrupted(), report_progress_to(on_terminal()):
                 return super().invoke(ctx)
         except CocktailError as error:
             message, code = str(error), error.exit_code
@@ -78,6 +81,19 @@ class Commands(LazyGroup):
 @click.version_option(__version__, prog_name="bge-cocktail")
 def main() -> None:
     """Tune text-embedding models on your own data without losing what they already knew."""
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, which schedulers send, ends a command as Ctrl-C does: what is half-written is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Plain(logging.Formatter):

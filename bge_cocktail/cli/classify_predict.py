@@ -20,7 +20,9 @@ from bge_cocktail.options import Predicting
 @click.argument("model")
 @click.argument("texts", type=PATH)
 @click.option("-o", "--output", type=PATH, help="The file to write; without it, standard output.")
-@click.option("--format", "output_format", type=click.Choice(["json", "csv"]), default="json", show_default=True)
+@click.option(
+    "--format", "output_format", type=click.Choice(["json", "csv"]), help="[default: csv for FILE.csv, else json]"
+)
 @click.option("--overwrite", is_flag=True, help="Replace the output file.")
 @click.option("--columns", default="", help="Which column is what: text=tweet, or first=question,second=answer.")
 @flags_from(Predicting)
@@ -28,7 +30,7 @@ def command(
     model: str,
     texts: Path,
     output: Path | None,
-    output_format: str,
+    output_format: str | None,
     overwrite: bool,
     columns: str,
     **flags: Any,
@@ -38,12 +40,16 @@ def command(
     TEXTS is a file of any size: JSON Lines, CSV, TSV or Parquet with a column text (premise and hypothesis for
     classifiers of pairs), or plain lines.
     """
-    from bge_cocktail.errors import DataError, UsageError
+    from bge_cocktail.errors import DataError, UsageError, near_path
     from bge_cocktail.provenance import refuse_nested
 
     options = options_from(Predicting, flags)
+    if texts.is_dir():
+        raise UsageError(f"{texts} is a folder; give one of its files")
     if not texts.is_file():
-        raise DataError(f"{texts}: no such file")
+        raise DataError(f"{texts}: no such file.{near_path(str(texts))}")
+    if output_format is None:
+        output_format = "csv" if output is not None and output.suffix == ".csv" else "json"
     if output is not None:
         refuse_nested(output, [one for one in (texts, Path(model)) if one.exists()])
         if output.is_dir():
@@ -60,6 +66,7 @@ def command(
     if output_format == "csv":
         added = ["predicted", *(f"p_{label}" for label in settings.labels)]
     names: list[str] = []
+    number = -1
     with _opened(output) as file:
         table = csv.writer(file, lineterminator="\n")
         for number, (where, row, found) in enumerate(predict_file(classifier, texts, options, columns)):
@@ -77,6 +84,8 @@ def command(
                 )
             shown = [f"{value:.6f}" for value in found.probabilities.tolist()]
             table.writerow([*(row.get(name, "") for name in names), "|".join(found.labels), *shown])
+        if number < 0:
+            raise DataError(f"{texts} holds no texts")
 
 
 @contextmanager

@@ -88,6 +88,7 @@ def command(
         {**evaluation_inputs(named, task_list, evaluating), **(more.inputs() if more else {})},
         task_list,
         more.copy_results if more else lambda _: None,
+        overwrite=overwrite,
     )
     show({"models": [result.to_json() for result in results]}, score_table(results), output_format)
 

@@ -43,7 +43,7 @@ def command(
 
     from bge_cocktail.encoding import CachedEncoder
     from bge_cocktail.hub import model_folder
-    from bge_cocktail.indexes import judge_indexes
+    from bge_cocktail.indexes import check_indexes, judge_indexes
     from bge_cocktail.provenance import RUN_FILE, describe_run, hash_path, new_folder, refuse_to_replace, write_json
     from bge_cocktail.ranking import measure_run
     from bge_cocktail.records import read_judged
@@ -55,6 +55,7 @@ def command(
     started = time.monotonic()
     chosen = [name.strip() for name in names.split(",")]
     judged = read_judged(data, split)
+    check_indexes(chosen, k, len(judged.corpus))
     encoder = CachedEncoder(model, encoding)
     documents = _unit(encoder.encode_document(list(judged.corpus.values())))
     queries = _unit(encoder.encode_query(list(judged.queries.values())))

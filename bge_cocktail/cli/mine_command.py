@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from bge_cocktail.cli.flags import (
 from bge_cocktail.options import Encoding, Mining
 
 AUDIT_FILE = "audit.json"
+log = logging.getLogger(__name__)
 
 
 @click.command("mine")
@@ -91,6 +93,8 @@ def command(
         teacher=load_reranker(mining.teacher, device=encoding.device) if mining.teacher else None,
         audit=audit,
     )
+    if not any(record.neg for record in mined.records):
+        log.warning("no record got a negative; what was dropped, and the limits of ranks and similarity, tell why")
     wrong = false_negatives(mined.records, judgements)
     summary = {
         "records": len(mined.records),

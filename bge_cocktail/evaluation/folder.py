@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bge_cocktail.errors import DataError
+from bge_cocktail.errors import DataError, near_path
 from bge_cocktail.evaluation.details import write_details
 from bge_cocktail.evaluation.judging import ModelScores
 from bge_cocktail.provenance import RUN_FILE, describe_run, new_folder, write_json
@@ -26,20 +26,23 @@ def write_evaluation(
     inputs: Mapping[str, str],
     task_list: Sequence[Task],
     also: Callable[[Path], None] = lambda _: None,
+    *,
+    overwrite: bool = False,
 ) -> list[ModelScores]:
     """Evaluate and keep the result: scores.json, per_query.jsonl, run.json, what is kept for reading (`Details`), and
     runs/ where runs were kept.
 
     Args:
-        output: The folder to write; an older one of this tool is replaced.
+        output: The folder to write.
         make: Does the work.
         options: For run.json; ``evaluate`` holds those of judging.
         inputs: Names and hashes of models and tasks, for run.json.
         task_list: The tasks that were judged.
         also: Writes more into the folder.
+        overwrite: Replace an older output of this tool.
     """
     started = time.monotonic()
-    with new_folder(output, overwrite=True) as new:
+    with new_folder(output, overwrite=overwrite) as new:
         results = make()
         also(new)
         write_json(new / SCORES_FILE, {"models": [result.to_json() for result in results]})
@@ -91,6 +94,8 @@ def read_evaluation(folder: Path) -> list[ModelScores]:
     Raises:
         DataError: The folder holds none.
     """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder.{near_path(str(folder))}")
     try:
         content = json.loads((folder / SCORES_FILE).read_text(encoding="utf-8"))
         values: dict[tuple[str, str, str], dict[str, float]] = {}

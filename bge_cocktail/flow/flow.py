@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from bge_cocktail.devices import choose_device
 from bge_cocktail.errors import UsageError
 from bge_cocktail.evaluation import (
     ModelScores,
@@ -18,8 +19,10 @@ from bge_cocktail.evaluation import (
     read_evaluation,
     write_evaluation,
 )
+from bge_cocktail.flow.folder import COMMAND, begin_run, refuse_other_folder
 from bge_cocktail.flow.mining_step import mine_step, mining_key
 from bge_cocktail.hub import model_folder, sentence_transformers_folder
+from bge_cocktail.layout import check_length
 from bge_cocktail.merging import check_alike, merge, read_checkpoint
 from bge_cocktail.mining import check_mining
 from bge_cocktail.options import RunFile, Training
@@ -31,15 +34,15 @@ from bge_cocktail.provenance import (
     hash_path,
     hash_value,
     new_folder,
-    refuse_nested,
     refuse_to_replace,
     step_key,
     write_json,
 )
+from bge_cocktail.ranking import parse_measure
 from bge_cocktail.records import Record, read_records
 from bge_cocktail.rundata import RunData
 from bge_cocktail.runfile import read_run_file
-from bge_cocktail.tasks import check_task
+from bge_cocktail.tasks import check_task, task_path
 from bge_cocktail.tradeoff import AS_TUNED, PICTURE_FILE, Point, measure_tradeoff, read_tradeoff
 from bge_cocktail.training import TrainingRows, check_training, train, training_key
 
@@ -79,7 +82,7 @@ class Flow:
     def run(self) -> Outcome:
         """All steps."""
         self.check()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        begin_run(self.folder)
         started = time.monotonic()
         model: str | Path = self.options.base
         for number in range(1, self.options.rounds):
@@ -105,7 +108,7 @@ class Flow:
         write_json(
             self.folder / RUN_FILE,
             describe_run(
-                "run",
+                COMMAND,
                 options=self.options.model_dump(mode="json"),
                 inputs={"base": hash_path(self.base), "data": self.data.hash},
                 seconds=time.monotonic() - started,
@@ -154,7 +157,9 @@ class Flow:
         names = [str(self.base), *self.options.merge.others]
         folders = {name: sentence_transformers_folder(name) for name in names}
         check_alike([read_checkpoint(*one) for one in folders.items()], AS_TUNED)
-        refuse_nested(self.folder, [path for path in (self.base, self.options.data.train) if path.exists()])
+        data = self.options.data
+        tasks = [task_path(str(one))[1] for one in (*data.target, *data.general, *data.watch)]
+        refuse_other_folder(self.folder, [self.base, data.train, *([data.dev] if data.dev else []), *map(Path, tasks)])
         check_training(self.base, self.training, self.options.data.watch)
         check_mining(self.options.mine, self.options.mine.teacher is not None)
         for name in self.options.mine.also:
@@ -166,6 +171,12 @@ class Flow:
             part = f" in one of {slices} slices" if slices > 1 else ""
             raise UsageError(f"batch_size={self.training.batch_size} is larger than the data: {rows} pairs{part}")
         self.data.dev  # noqa: B018  (reads it)
+        check_length(self.base, self.options.encode.max_length)
+        choose_device(self.options.encode.device)
+        for name in self.options.evaluate.metrics:
+            parse_measure(name)
+        if self.options.evaluate.reranker is not None:
+            model_folder(self.options.evaluate.reranker)
         for task in self.tasks:
             check_task(task, self.options.evaluate.split)
 
@@ -231,6 +242,7 @@ class Flow:
             options,
             inputs,
             self.tasks,
+            overwrite=True,
         )
 
     def tradeoff(self, tuned: Path) -> tuple[list[Point], Path | None]:

@@ -233,7 +233,7 @@ def input_hashes(recipe: Recipe, plan: Plan) -> dict[str, str]:
     if plan.base is not None:
         _put(inputs, f"base {plan.base.name}", hash_of(plan.base))
     for one in _every(plan):  # what inner merges are made of
-        if one not in plan.checkpoints and one is not plan.base:
+        if not any(one is other for other in (*plan.checkpoints, plan.base)):
             _put(inputs, one.name, hash_of(one))
     return inputs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -19,7 +20,12 @@ NAMED_PROMPTS = {
 
 
 def _prompt(value: object) -> object:
-    return NAMED_PROMPTS.get(value, value) if isinstance(value, str) else value
+    if not isinstance(value, str) or value in NAMED_PROMPTS:
+        return NAMED_PROMPTS[value] if isinstance(value, str) else value
+    close = difflib.get_close_matches(value.lower(), NAMED_PROMPTS, n=1, cutoff=0.8)
+    if close:  # a prompt of that very text would be strange
+        raise ValueError(f"no prompt of that name. Did you mean '{close[0]}'?")
+    return value
 
 
 def _comma_separated(value: object) -> object:

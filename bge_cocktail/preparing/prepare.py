@@ -174,7 +174,7 @@ def _split(staged: Staged, options: Preparing, encoder: Encoder | None, report: 
         stratify=options.stratify,
         seed=options.seed,
     ).tolist()
-    if largest > LARGE_GROUP * len(splits) and any(options.ratio[1:]):
+    if largest > 1 and largest > LARGE_GROUP * len(splits) and any(options.ratio[1:]):
         log.warning(
             "%d of %d examples hang together (shared or near-duplicate texts, or the columns to group by) and stay in "
             "one split; the sizes of the splits follow",

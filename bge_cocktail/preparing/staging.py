@@ -120,7 +120,8 @@ def stage(
                     census.add(changed)
                 file.write(json_line(changed.to_json()))
     if not staged.fixed:
-        raise DataError(f"nothing is left of {staged.read} examples: {dict(staged.dropped)}")
+        gone = "; ".join(f"{count} {reason}" for reason, count in staged.dropped.most_common())
+        raise DataError(f"nothing is left of {staged.read} examples ({gone})")
     return staged
 
 

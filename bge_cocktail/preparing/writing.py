@@ -81,7 +81,8 @@ def write_splits(
         else:
             (folder / f"{name}.jsonl").unlink()
     if "train" not in found:
-        raise DataError(f"nothing is left to train on: {dict(staged.dropped.most_common())}")
+        why = "; ".join(f"{count} {reason}" for reason, count in staged.dropped.most_common())
+        raise DataError(f"nothing is left to train on ({why or 'train is empty'})")
     report["negatives_that_went"] = {reason: count for reason, count in gone.items() if count}
     return found
 

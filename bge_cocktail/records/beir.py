@@ -192,7 +192,10 @@ def _read_qrels(
         except DataError as error:
             rejects.add(error, where, line)
             continue
-        qrels.setdefault(query, {})[document] = grade
+        known = qrels.setdefault(query, {}).setdefault(document, grade)
+        if known != grade:
+            twice = DataError(f"{where}: '{document}' is judged {grade} for '{query}', and {known} further up")
+            rejects.add(twice, where, line)
     if not qrels:
         raise DataError(f"{path} holds no judgements")
     return qrels

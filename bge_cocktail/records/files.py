@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from bge_cocktail.errors import DataError
 from bge_cocktail.provenance import new_file
 from bge_cocktail.records.beir import is_beir
 from bge_cocktail.records.examples import RecordExample
+from bge_cocktail.records.opening import Rejects
 from bge_cocktail.records.record import Record
 from bge_cocktail.records.sources import read_examples
 
+log = logging.getLogger(__name__)
 RECORDS_FILE = "records.jsonl"
 
 
@@ -39,13 +42,17 @@ def read_records(path: str | Path, *, split: str = "train", columns: str = "") -
                 "(corpus.jsonl, queries.jsonl, qrels/)"
             )
     records = []
-    for example in read_examples(str(source if source.exists() else path), split=split, columns=columns):
+    left_out = Rejects()
+    name = str(source if source.exists() else path)
+    for example in read_examples(name, split=split, columns=columns, rejects=left_out):
         if not isinstance(example, RecordExample):
             raise DataError(
                 f"{path} holds {'labelled texts' if len(example.own_texts()) == 1 else 'pairs of texts'}, no records; "
                 f"make records from them: bge-cocktail prepare {path} -o FOLDER"
             )
         records.append(example.record)
+    for reason, count in left_out.reasons.items():
+        log.warning("%s: %d are left out: %s", path, count, reason)
     return records
 
 

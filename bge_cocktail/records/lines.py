@@ -64,7 +64,7 @@ def load_json(line: bytes, where: str) -> Any:
         if line.lstrip()[:1] == b"[" and where.endswith(":1"):
             raise DataError(f"{where}: a JSON array; expected JSON Lines, one object a line") from None
         cut = "" if line.endswith(b"\n") else " (the file ends in the middle of the line)"
-        raise DataError(f"{where}: broken JSON at column {error.colno}: {error.msg}{cut}") from None
+        raise DataError(f"{where}: broken JSON at column {error.pos + 1}: {error.msg}{cut}") from None
     except RecursionError:
         raise DataError(f"{where}: broken JSON: nested too deep") from None
     except ValueError as error:

@@ -12,7 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from bge_cocktail.errors import DataError, UsageError, nearest
+from bge_cocktail.errors import DataError, UsageError, near_path, nearest
 from bge_cocktail.hub import hub_answers
 from bge_cocktail.records.beir import is_beir, read_beir
 from bge_cocktail.records.columns import ABOUT, Columns, complete, guess_roles, parse_columns
@@ -63,6 +63,8 @@ def read_examples(
     path = Path(source).expanduser()
     roles = parse_columns(columns)
     if path.is_dir() and is_beir(path):
+        if columns:
+            raise UsageError(f"{source} is a BEIR folder, whose columns have names of their own; leave --columns out")
         yield from map(RecordExample, records_from_beir_folder(path, split, rejects))
         return
     no_in_batch = False
@@ -245,9 +247,14 @@ def rows_of_hub(name: str, config: str | None, split: str) -> Rows:
 def _require_hub(name: str) -> None:
     if kind_of(Path(name)) or name.count("/") != 1 or name.startswith((".", "/", "~")) or " " in name:
         hint = nearest(name, PRESETS) if "/" not in name and not kind_of(Path(name)) else ""
-        raise DataError(f"{name}: no such file or folder, and no name of a data set (owner/name).{hint}")
+        raise DataError(
+            f"{name}: no such file or folder, and no name of a data set (owner/name).{hint or near_path(name)}"
+        )
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise DataError(f"'{name}' is a data set of the hub and HF_HUB_OFFLINE is set; unset it, or give a file")
+        raise DataError(
+            f"there is no file or folder '{name}' here, and for a data set of the hub HF_HUB_OFFLINE must be unset."
+            + near_path(name)
+        )
     if not hub_answers():
         raise DataError(
             f"'{name}' is no file or folder here, and the hub doesn't answer; download the data set on a machine with "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,9 @@ from bge_cocktail.errors import UsageError
 from bge_cocktail.provenance import RUN_FILE, finished_key, write_json
 
 log = logging.getLogger(__name__)
+LOCK_FILE = "lock"
+# open as long as this process works in a folder, so that it is known to others that one does
+_held: dict[Path, int] = {}
 
 
 def begin(working: Path, what: str, key: str, resume: bool) -> None:
@@ -22,9 +27,10 @@ def begin(working: Path, what: str, key: str, resume: bool) -> None:
         resume: Whether what is there is gone on with; else it is removed.
 
     Raises:
-        UsageError: What is there was made by something else, or from something else.
+        UsageError: What is there was made by something else, or from something else, or is being worked in.
     """
     if working.exists():
+        _refuse_two(working, what)
         found = finished_key(working)
         if found is None:
             raise UsageError(f"{working} is in the way and is no unfinished {what} of bge-cocktail; remove it")
@@ -38,3 +44,41 @@ def begin(working: Path, what: str, key: str, resume: bool) -> None:
             shutil.rmtree(working)
     working.mkdir(parents=True, exist_ok=True)
     write_json(working / RUN_FILE, {"command": what, "key": key, "unfinished": True})
+    _hold(working)
+
+
+def _refuse_two(working: Path, what: str) -> None:
+    """Raise if another process works in the folder: it would lose its checkpoints.
+
+    Raises:
+        UsageError: One does.
+    """
+    _release(working)
+    try:
+        descriptor = os.open(working / LOCK_FILE, os.O_RDWR)
+    except OSError:  # none was begun, or it can't be told
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(f"another {what} is going on in {working}; choose another output, or wait for it") from None
+    except OSError:  # not every file system has locks
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _hold(working: Path) -> None:
+    for done in [path for path in _held if not path.exists()]:
+        _release(done)
+    _held[working.resolve()] = os.open(working / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(_held[working.resolve()], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # not every file system has locks
+        log.debug("no lock on %s", working)
+
+
+def _release(working: Path) -> None:
+    descriptor = _held.pop(working.resolve(), None)
+    if descriptor is not None:
+        os.close(descriptor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bge_cocktail.report.content import Block, Cell, Plot, Section, Table, Words
@@ -59,7 +59,7 @@ def curves_of(step: Step) -> list[dict[str, Any]]:
     """The points of a training: of its curves, or of its last checkpoint that can be read."""
     file = step.folder / "curves.jsonl"
     if file.is_file():
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return list(_whole_lines(file.read_text(encoding="utf-8")))
     states = sorted(step.folder.glob("**/checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)
     for state in reversed(states):
         try:
@@ -68,6 +68,15 @@ def curves_of(step: Step) -> list[dict[str, Any]]:
             continue
         return [{name.removeprefix("eval_"): value for name, value in point.items()} for point in history]
     return []
+
+
+def _whole_lines(text: str) -> Iterator[dict[str, Any]]:
+    """JSON Lines up to one that was cut off while it was written."""
+    for line in filter(str.strip, text.splitlines()):
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return
 
 
 def _figure(curves: Mapping[str, Curve], name: str) -> dict[str, Any]:
