@@ -24,6 +24,7 @@ from bge_cocktail.errors import CocktailError, UsageError
 
 RUN_FILE = "run.json"
 RECIPE_FILE = "recipe.toml"
+BAD_BATCH_FILE = "bad_batch.jsonl"
 # written for people or by us beside a model; they say nothing about how it embeds
 NOT_THE_MODEL = frozenset(
     {

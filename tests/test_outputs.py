@@ -88,7 +88,8 @@ def test_two_trainings_in_one_folder(tmp_path: Path) -> None:
     working = tmp_path / "out.unfinished"
     code = (
         "import sys; from pathlib import Path; from bge_cocktail.training.unfinished import begin\n"
-        f"begin(Path({str(working)!r}), 'training', 'other', False); print('begun', flush=True); sys.stdin.read()"
+        f"begin(Path({str(working)!r}), 'training', 'other', resume=False, overwrite=False)\n"
+        "print('begun', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
@@ -98,13 +99,35 @@ def test_two_trainings_in_one_folder(tmp_path: Path) -> None:
         assert other.stdout.readline() == "begun\n"
         for resume in (False, True):
             with pytest.raises(UsageError, match="another training is going on in"):
-                begin(working, "training", "other", resume)
+                begin(working, "training", "other", resume=resume, overwrite=True)
         assert (working / RUN_FILE).is_file()
     finally:
         other.kill()
         other.communicate()
-    begin(working, "training", "other", True)  # the lock went with its process
-    begin(working, "training", "other", True)  # and doesn't keep its own away
+    go_on = {"resume": True, "overwrite": False}
+    begin(working, "training", "other", **go_on)  # the lock went with its process
+    begin(working, "training", "other", **go_on)  # and doesn't keep its own away
+
+
+def test_what_came_far_is_removed_only_if_asked(tmp_path: Path) -> None:
+    working = tmp_path / "out.unfinished"
+    anew = {"resume": False, "overwrite": False}
+    begin(working, "training", "k", **anew)
+    begin(working, "training", "k", **anew)  # nothing is lost
+    kept = working / "checkpoints/checkpoint-5/model.safetensors"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    with pytest.raises(UsageError, match="an unfinished training: --resume goes on with it, --overwrite begins again"):
+        begin(working, "training", "other", **anew)
+    begin(working, "training", "k", resume=True, overwrite=False)
+    assert kept.is_file()
+    (working / "bad_batch.jsonl").touch()  # the loss was no number: there is nothing to go on from
+    begin(working, "training", "other", **anew)
+    assert not kept.exists()
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    begin(working, "training", "third", resume=False, overwrite=True)
+    assert not kept.exists()
 
 
 def test_sigterm_leaves_nothing_half_written(tiny: Path, tmp_path: Path) -> None:

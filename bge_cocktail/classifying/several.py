@@ -105,7 +105,7 @@ def train_runs(
     started = time.monotonic()
     working = output.with_name(output.name + ".unfinished")
     keys = {name: training_key(base, data, options) for name, (data, options) in runs.items()}
-    begin(working, "training of several classifiers", hash_value(keys), resume)
+    begin(working, "training of several classifiers", hash_value(keys), resume=resume, overwrite=overwrite)
     results: dict[str, dict[str, float]] = {}
     for name, (data, options) in runs.items():
         folder = working / name

@@ -98,7 +98,7 @@ def train_classifier(
     with processes.first_alone():
         working = output.with_name(output.name + ".unfinished")
         if processes.is_first:
-            begin(working, "classify train", key, resume)
+            begin(working, "classify train", key, resume=resume, overwrite=overwrite)
         if not working.is_dir():
             raise CocktailError(f"this machine doesn't see {working}, which the first one made")
     model, trainer, finish = _prepare(folder, data, options, working, processes, report)

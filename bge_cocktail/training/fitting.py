@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from bge_cocktail.errors import CocktailError
 from bge_cocktail.options import Tuning
+from bge_cocktail.provenance import BAD_BATCH_FILE
 from bge_cocktail.training.curves import history
 
 if TYPE_CHECKING:
     from bge_cocktail.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-BAD_BATCH = "bad_batch.jsonl"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -72,7 +72,7 @@ def fit(
             else:
                 trainer.train(resume_from_checkpoint=str(last) if last else None)
         except BadLoss as error:
-            bad = working / BAD_BATCH
+            bad = working / BAD_BATCH_FILE
             write_rows(error.rows, bad)
             raise CocktailError(
                 f"step {trainer.state.global_step + 1}: {error}; the records of the batch are in {bad}"

@@ -130,7 +130,7 @@ def search(
         raise UsageError("a search needs optuna: pip install 'bge-cocktail[search]'") from None
     refuse_several("--search")
     working = output.with_name(output.name + ".search")
-    begin(working, "search", hash_value([key, sorted(names)]), resume)
+    begin(working, "search", hash_value([key, sorted(names)]), resume=resume, overwrite=overwrite)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     optuna.logging.disable_default_handler()
     started = time.monotonic()

@@ -80,7 +80,13 @@ def train_seeds(
     started = time.monotonic()
     working = output.with_name(output.name + ".unfinished")
     places = sorted(str(path) for path in general)
-    begin(working, "training with seeds", hash_value([training_key(base, records, options, dev), places]), resume)
+    begin(
+        working,
+        "training with seeds",
+        hash_value([training_key(base, records, options, dev), places]),
+        resume=resume,
+        overwrite=overwrite,
+    )
     runs: dict[str, dict[str, Any]] = {}
     for seed, one in each.items():
         folder = working / f"seed-{seed}"

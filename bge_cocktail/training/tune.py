@@ -95,7 +95,7 @@ def train(
     with processes.first_alone():
         working = output.with_name(output.name + ".unfinished")
         if processes.is_first:
-            begin(working, "training", key, resume)
+            begin(working, "training", key, resume=resume, overwrite=overwrite)
         if not working.is_dir():
             raise CocktailError(
                 f"this machine doesn't see {working}, which the first one made: they need a shared disk"

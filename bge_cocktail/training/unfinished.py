@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from bge_cocktail.errors import UsageError
-from bge_cocktail.provenance import RUN_FILE, finished_key, write_json
+from bge_cocktail.provenance import BAD_BATCH_FILE, RUN_FILE, finished_key, write_json
 
 log = logging.getLogger(__name__)
 LOCK_FILE = "lock"
@@ -17,17 +17,19 @@ LOCK_FILE = "lock"
 _held: dict[Path, int] = {}
 
 
-def begin(working: Path, what: str, key: str, resume: bool) -> None:
+def begin(working: Path, what: str, key: str, *, resume: bool, overwrite: bool) -> None:
     """Make the folder, or go on with it.
 
     Args:
         working: The folder.
         what: What is done in it, in words for messages.
         key: Names it by its options and inputs.
-        resume: Whether what is there is gone on with; else it is removed.
+        resume: Whether what is there is gone on with.
+        overwrite: Whether what is there may be removed, however far it came.
 
     Raises:
-        UsageError: What is there was made by something else, or from something else, or is being worked in.
+        UsageError: What is there was made by something else, or from something else, is being worked in, or came too
+            far to be removed unasked.
     """
     if working.exists():
         _refuse_two(working, what)
@@ -39,12 +41,23 @@ def begin(working: Path, what: str, key: str, resume: bool) -> None:
                 f"{working} was made from other records, options, tasks or another model; remove it, or run without "
                 "--resume"
             )
+        if not resume and not overwrite and _came_far(working):
+            raise UsageError(
+                f"{working} holds an unfinished {what}: --resume goes on with it, --overwrite begins again"
+            )
         if not resume:
-            log.warning("an unfinished %s in %s is started again (--resume would go on with it)", what, working)
+            log.warning("the unfinished %s in %s is begun again", what, working)
             shutil.rmtree(working)
     working.mkdir(parents=True, exist_ok=True)
     write_json(working / RUN_FILE, {"command": what, "key": key, "unfinished": True})
     _hold(working)
+
+
+def _came_far(working: Path) -> bool:
+    """Whether there is anything to go on from, and no loss that was no number."""
+    if (working / BAD_BATCH_FILE).is_file():
+        return False
+    return any(path.is_file() and path.name not in (RUN_FILE, LOCK_FILE) for path in working.rglob("*"))
 
 
 def _refuse_two(working: Path, what: str) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from bge_cocktail.provenance import BAD_BATCH_FILE
 from bge_cocktail.report.content import Block, Cell, Plot, Section, Table, Words
 from bge_cocktail.report.material import Material, Step
 from bge_cocktail.report.sections.figures import colour_of, figure, plain
@@ -46,8 +47,8 @@ def unfinished(material: Material) -> Section | None:
         far = f"step {curve[-1]['step']}" if curve else "no checkpoint yet"
         written = max((path.stat().st_mtime for path in step.folder.rglob("*") if path.is_file()), default=0.0)
         when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(written))
-        bad = step.folder / "bad_batch.jsonl"
-        state = "failed: its loss was no number (bad_batch.jsonl)" if bad.is_file() else "still going, or cut off"
+        failed = (step.folder / BAD_BATCH_FILE).is_file()
+        state = f"failed: its loss was no number ({BAD_BATCH_FILE})" if failed else "still going, or cut off"
         rows.append([step.name, step.command, far, when, state])
     if not rows:
         return None
