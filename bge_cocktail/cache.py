@@ -15,7 +15,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from bge_cocktail.provenance import hash_value, new_file, write_json
+from bge_cocktail.outputs import new_file, write_json
+from bge_cocktail.provenance import hash_value
 
 log = logging.getLogger(__name__)
 Embeddings = NDArray[np.float32]

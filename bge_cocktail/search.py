@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from bge_cocktail.cache import Embeddings
 from bge_cocktail.errors import CocktailError
+from bge_cocktail.outputs import require_space
 from bge_cocktail.progress import progress
-from bge_cocktail.provenance import require_space
 
 IndexKind = Literal["exact", "ivf", "hnsw"]
 # bytes of documents that are searched at once

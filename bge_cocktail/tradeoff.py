@@ -10,8 +10,8 @@ from pathlib import Path
 from bge_cocktail.evaluation import evaluate_models
 from bge_cocktail.merging import merge
 from bge_cocktail.options import Merging, RunFile
+from bge_cocktail.outputs import write_json
 from bge_cocktail.progress import progress
-from bge_cocktail.provenance import write_json
 from bge_cocktail.report import draw_tradeoff
 from bge_cocktail.tasks import Task
 

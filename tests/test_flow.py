@@ -13,6 +13,7 @@ from conftest import leftovers
 
 from bge_cocktail import run
 from bge_cocktail.errors import CocktailError, DataError, UsageError
+from bge_cocktail.flow.folder import begin_run
 from bge_cocktail.runfile import read_run_file
 
 Cli = Callable[..., Result]
@@ -277,7 +278,8 @@ def test_what_is_watched_is_in_the_curves(run_file: Path, labelled: Path, tmp_pa
 
 
 def test_a_folder_that_is_not_ours_is_left_alone(run_file: Path, tmp_path: Path) -> None:
-    (tmp_path / "run/tuned").mkdir(parents=True)
+    begin_run(tmp_path / "run")
+    (tmp_path / "run/tuned").mkdir()
     (tmp_path / "run/tuned/precious").write_text("mine")
     with pytest.raises(UsageError, match="was not made by bge-cocktail"):
         run(run_file)

@@ -18,7 +18,8 @@ from conftest import ROOT, leftovers, write_lines
 from bge_cocktail.errors import CocktailError, DataError, UsageError, near_path
 from bge_cocktail.flow.folder import begin_run, refuse_other_folder
 from bge_cocktail.options import Encoding, checked
-from bge_cocktail.provenance import RUN_FILE, new_folder, refuse_to_replace, write_json
+from bge_cocktail.outputs import new_folder, refuse_to_replace, write_json
+from bge_cocktail.provenance import RUN_FILE
 from bge_cocktail.records import read_beir, read_records
 from bge_cocktail.report.material import Step
 from bge_cocktail.report.sections.training import curves_of

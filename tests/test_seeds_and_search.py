@@ -178,10 +178,10 @@ def test_hopeless_trials_are_ended_early(
         steps.append(0)
         for evaluation in range(6):
             steps[-1] += 1
-            report(evaluation, 0.9 - 0.1 * number)
+            report(evaluation + 1, 0.9 - 0.1 * number)
         folder: Path = args[2]
         folder.mkdir()
-        (folder / "run.json").write_text("{}")
+        (folder / "run.json").write_text(json.dumps({"dev_best": 0.9 - 0.1 * number}))
         return folder
 
     monkeypatch.setattr("bge_cocktail.training.searching.train", pretend)

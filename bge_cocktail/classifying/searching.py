@@ -11,7 +11,7 @@ from bge_cocktail.classifying.data import ClassData
 from bge_cocktail.classifying.tune import train_classifier, training_key
 from bge_cocktail.hub import model_folder
 from bge_cocktail.options import Classifying
-from bge_cocktail.provenance import refuse_to_replace
+from bge_cocktail.outputs import refuse_to_replace
 from bge_cocktail.training.searching import Report, Space, search
 
 SPACE: Space = {

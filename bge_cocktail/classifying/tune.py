@@ -23,17 +23,8 @@ from bge_cocktail.devices import choose_device, resolve_precision
 from bge_cocktail.errors import CocktailError
 from bge_cocktail.hub import model_folder
 from bge_cocktail.options import Classifying, Predicting
-from bge_cocktail.provenance import (
-    RUN_FILE,
-    describe_run,
-    hash_path,
-    new_file,
-    new_folder,
-    refuse_to_replace,
-    require_space,
-    step_key,
-    write_json,
-)
+from bge_cocktail.outputs import new_file, new_folder, refuse_to_replace, require_space, write_json
+from bge_cocktail.provenance import RUN_FILE, describe_run, hash_path, step_key
 from bge_cocktail.training.curves import CURVES_FILE, write_curves
 from bge_cocktail.training.fitting import fit
 from bge_cocktail.training.processes import Processes, join_processes

@@ -54,8 +54,9 @@ def command(
     from dataclasses import replace
 
     from bge_cocktail.errors import UsageError
+    from bge_cocktail.outputs import new_folder, refuse_to_replace, write_json
     from bge_cocktail.preparing import Source
-    from bge_cocktail.provenance import RUN_FILE, describe_run, hash_path, new_folder, refuse_to_replace, write_json
+    from bge_cocktail.provenance import RUN_FILE, describe_run, hash_path
 
     options = options_from(Predicting, flags)
     refuse_to_replace(output, overwrite, [data, model])

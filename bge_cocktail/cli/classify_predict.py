@@ -41,7 +41,7 @@ def command(
     classifiers of pairs), or plain lines.
     """
     from bge_cocktail.errors import DataError, UsageError, near_path
-    from bge_cocktail.provenance import refuse_nested
+    from bge_cocktail.outputs import refuse_nested
 
     options = options_from(Predicting, flags)
     if texts.is_dir():
@@ -90,7 +90,7 @@ def command(
 
 @contextmanager
 def _opened(output: Path | None) -> Iterator[IO[str]]:
-    from bge_cocktail.provenance import new_file
+    from bge_cocktail.outputs import new_file
 
     # half of a character, which a column may hold, is written as JSON writes it
     if output is None:

@@ -60,8 +60,9 @@ def command(
     DATA is a folder with train and dev (JSON Lines, CSV, TSV or Parquet with text and label, or premise, hypothesis and
     label), one such file, which is split 7:2:1, or a known data set (sst2, mnli, imdb, banking77, ag_news).
     """
+    from bge_cocktail.outputs import refuse_to_replace
     from bge_cocktail.preparing import Source
-    from bge_cocktail.provenance import RUN_FILE, refuse_to_replace
+    from bge_cocktail.provenance import RUN_FILE
 
     options = options_from(Classifying, flags)
     refuse_to_replace(output, overwrite, [data, model])

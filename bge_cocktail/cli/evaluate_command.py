@@ -57,7 +57,7 @@ def command(
     from bge_cocktail.errors import UsageError
     from bge_cocktail.evaluation import evaluate_models, evaluation_inputs, open_tasks, write_evaluation
     from bge_cocktail.hub import model_folder
-    from bge_cocktail.provenance import refuse_to_replace
+    from bge_cocktail.outputs import refuse_to_replace
     from bge_cocktail.report.table import score_table
     from bge_cocktail.tasks import task_path
 

@@ -44,7 +44,8 @@ def command(
     from bge_cocktail.encoding import CachedEncoder
     from bge_cocktail.hub import model_folder
     from bge_cocktail.indexes import check_indexes, judge_indexes
-    from bge_cocktail.provenance import RUN_FILE, describe_run, hash_path, new_folder, refuse_to_replace, write_json
+    from bge_cocktail.outputs import new_folder, refuse_to_replace, write_json
+    from bge_cocktail.provenance import RUN_FILE, describe_run, hash_path
     from bge_cocktail.ranking import measure_run
     from bge_cocktail.records import read_judged
     from bge_cocktail.report.indexes import draw_indexes

@@ -18,7 +18,7 @@ def command(file: Path, overwrite: bool) -> None:
     FILE is run.toml without a name.
     """
     from bge_cocktail.errors import UsageError
-    from bge_cocktail.provenance import new_file
+    from bge_cocktail.outputs import new_file
     from bge_cocktail.runfile import commented_run_file
 
     if file.exists() and not overwrite:

@@ -102,7 +102,8 @@ def _write(found: Comparison, output: Path, names: list[str], overwrite: bool) -
     import time
 
     from bge_cocktail.hub import model_folder
-    from bge_cocktail.provenance import RUN_FILE, describe_run, hash_path, new_folder, refuse_to_replace, write_json
+    from bge_cocktail.outputs import new_folder, refuse_to_replace, write_json
+    from bge_cocktail.provenance import RUN_FILE, describe_run, hash_path
     from bge_cocktail.report import draw_heatmap
 
     started = time.monotonic()

@@ -57,14 +57,8 @@ def command(
     from bge_cocktail.encoding import CachedEncoder
     from bge_cocktail.hub import model_folder, sentence_transformers_folder
     from bge_cocktail.mining import false_negatives, mine
-    from bge_cocktail.provenance import (
-        RUN_FILE,
-        describe_run,
-        hash_path,
-        new_folder,
-        refuse_to_replace,
-        write_json,
-    )
+    from bge_cocktail.outputs import new_folder, refuse_to_replace, write_json
+    from bge_cocktail.provenance import RUN_FILE, describe_run, hash_path
     from bge_cocktail.records import corpus_of, read_corpus, read_judgements, read_records, write_records
     from bge_cocktail.records.beir import is_beir
     from bge_cocktail.report.audit import audit_text

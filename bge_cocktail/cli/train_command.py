@@ -60,7 +60,8 @@ def command(
     DATA is a file of records, a folder that `mine` or `prepare` wrote, or a BEIR folder (its train split). Started by
     torchrun or accelerate launch (-m bge_cocktail train ...), all processes share the batches.
     """
-    from bge_cocktail.provenance import RUN_FILE, refuse_to_replace
+    from bge_cocktail.outputs import refuse_to_replace
+    from bge_cocktail.provenance import RUN_FILE
     from bge_cocktail.records import open_records, read_judged
 
     options = options_from(Training, flags)

@@ -11,7 +11,8 @@ from typing import Any
 from bge_cocktail.errors import DataError, near_path
 from bge_cocktail.evaluation.details import write_details
 from bge_cocktail.evaluation.judging import ModelScores
-from bge_cocktail.provenance import RUN_FILE, describe_run, new_folder, write_json
+from bge_cocktail.outputs import new_folder, write_json
+from bge_cocktail.provenance import RUN_FILE, describe_run
 from bge_cocktail.tasks import Run, Score, Task
 
 SCORES_FILE = "scores.json"

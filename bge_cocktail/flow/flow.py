@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from bge_cocktail.devices import choose_device
 from bge_cocktail.errors import UsageError
 from bge_cocktail.evaluation import (
     ModelScores,
@@ -19,26 +18,16 @@ from bge_cocktail.evaluation import (
     read_evaluation,
     write_evaluation,
 )
+from bge_cocktail.flow.checking import check_judging
 from bge_cocktail.flow.folder import COMMAND, begin_run, refuse_other_folder
 from bge_cocktail.flow.mining_step import mine_step, mining_key
 from bge_cocktail.hub import model_folder, sentence_transformers_folder
-from bge_cocktail.layout import check_length
 from bge_cocktail.merging import check_alike, merge, read_checkpoint
 from bge_cocktail.mining import check_mining
 from bge_cocktail.options import RunFile, Training
 from bge_cocktail.outcome import Outcome
-from bge_cocktail.provenance import (
-    RUN_FILE,
-    describe_run,
-    finished_key,
-    hash_path,
-    hash_value,
-    new_folder,
-    refuse_to_replace,
-    step_key,
-    write_json,
-)
-from bge_cocktail.ranking import parse_measure
+from bge_cocktail.outputs import new_folder, refuse_to_replace, write_json
+from bge_cocktail.provenance import RUN_FILE, describe_run, finished_key, hash_path, hash_value, step_key
 from bge_cocktail.records import Record, read_records
 from bge_cocktail.rundata import RunData
 from bge_cocktail.runfile import read_run_file
@@ -171,12 +160,7 @@ class Flow:
             part = f" in one of {slices} slices" if slices > 1 else ""
             raise UsageError(f"batch_size={self.training.batch_size} is larger than the data: {rows} pairs{part}")
         self.data.dev  # noqa: B018  (reads it)
-        check_length(self.base, self.options.encode.max_length)
-        choose_device(self.options.encode.device)
-        for name in self.options.evaluate.metrics:
-            parse_measure(name)
-        if self.options.evaluate.reranker is not None:
-            model_folder(self.options.evaluate.reranker)
+        check_judging(self.base, self.options.encode, self.options.evaluate)
         for task in self.tasks:
             check_task(task, self.options.evaluate.split)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from bge_cocktail.errors import UsageError
 from bge_cocktail.layout import read_object
-from bge_cocktail.provenance import RUN_FILE, refuse_nested, write_json
+from bge_cocktail.outputs import refuse_nested, write_json
+from bge_cocktail.provenance import RUN_FILE
 
 COMMAND = "run"
 

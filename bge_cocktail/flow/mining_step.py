@@ -13,7 +13,8 @@ from bge_cocktail.encoding import CachedEncoder
 from bge_cocktail.hub import model_folder
 from bge_cocktail.mining import mine
 from bge_cocktail.options import RunFile
-from bge_cocktail.provenance import RUN_FILE, describe_run, hash_path, new_folder, step_key, write_json
+from bge_cocktail.outputs import new_folder, write_json
+from bge_cocktail.provenance import RUN_FILE, describe_run, hash_path, step_key
 from bge_cocktail.records import Record, write_records
 from bge_cocktail.reranker import load_reranker
 from bge_cocktail.rundata import RunData

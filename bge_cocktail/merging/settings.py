@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bge_cocktail.hub import CLASSIFIER_FILE
 from bge_cocktail.layout import TOKENIZER_FILES, declared_length, read_object, tokenizer_length, transformer_folder
-from bge_cocktail.provenance import write_json
+from bge_cocktail.outputs import write_json
 
 log = logging.getLogger(__name__)
 SETTINGS = "config_sentence_transformers.json"

@@ -23,16 +23,9 @@ from bge_cocktail.merging.tensors import ITEM_BYTES, count_of
 from bge_cocktail.merging.weights import Found, Tasting
 from bge_cocktail.merging.writing import output_bytes, write_model
 from bge_cocktail.options import Encoding, Merging
+from bge_cocktail.outputs import new_folder, refuse_to_replace, require_space, write_json
 from bge_cocktail.progress import progress
-from bge_cocktail.provenance import (
-    RECIPE_FILE,
-    RUN_FILE,
-    describe_run,
-    new_folder,
-    refuse_to_replace,
-    require_space,
-    write_json,
-)
+from bge_cocktail.provenance import RECIPE_FILE, RUN_FILE, describe_run
 from bge_cocktail.records import Record
 
 

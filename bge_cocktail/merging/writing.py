@@ -18,7 +18,8 @@ from bge_cocktail.merging.safetensors_file import header_bytes
 from bge_cocktail.merging.settings import forget_temperature, take_length, take_prompts, take_tokenizer
 from bge_cocktail.merging.tensors import FLOATS, ITEM_BYTES, Key, Tensor, count_of, to_bytes
 from bge_cocktail.options import Merging
-from bge_cocktail.provenance import NOT_THE_MODEL, write_json
+from bge_cocktail.outputs import write_json
+from bge_cocktail.provenance import NOT_THE_MODEL
 
 LARGEST = {"F16": 65504.0, "BF16": 3.3895e38}
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}

@@ -12,6 +12,7 @@ from typing import Any
 from bge_cocktail.encoding import CachedEncoder, Encoder
 from bge_cocktail.errors import UsageError
 from bge_cocktail.options import Encoding, Preparing
+from bge_cocktail.outputs import new_folder, refuse_to_replace, write_json
 from bge_cocktail.preparing.census import Census
 from bge_cocktail.preparing.cleaning import Cleaner
 from bge_cocktail.preparing.corpus import write_corpus
@@ -22,7 +23,7 @@ from bge_cocktail.preparing.splitting import SPLITS, assign_splits
 from bge_cocktail.preparing.staging import Staged, alike, drop_near_repeats, group, remembers, stage
 from bge_cocktail.preparing.tokens import TokenCounter
 from bge_cocktail.preparing.writing import write_splits
-from bge_cocktail.provenance import RUN_FILE, describe_run, hash_path, new_folder, refuse_to_replace, write_json
+from bge_cocktail.provenance import RUN_FILE, describe_run, hash_path
 from bge_cocktail.records.beir import is_beir
 from bge_cocktail.records.examples import LabelledText, TextPair
 from bge_cocktail.records.opening import Rejects

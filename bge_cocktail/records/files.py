@@ -9,7 +9,7 @@ from pathlib import Path
 import orjson
 
 from bge_cocktail.errors import DataError
-from bge_cocktail.provenance import new_file
+from bge_cocktail.outputs import new_file
 from bge_cocktail.records.beir import is_beir
 from bge_cocktail.records.examples import RecordExample
 from bge_cocktail.records.opening import Rejects

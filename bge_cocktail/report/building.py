@@ -10,7 +10,7 @@ from typing import Any
 
 from bge_cocktail import __version__
 from bge_cocktail.errors import UsageError, nearest
-from bge_cocktail.provenance import new_file
+from bge_cocktail.outputs import new_file
 from bge_cocktail.report.content import Report, finite
 from bge_cocktail.report.markdown import markdown
 from bge_cocktail.report.material import Material

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bge_cocktail.provenance import new_file
+from bge_cocktail.outputs import new_file
 from bge_cocktail.report.tradeoff import INK
 
 MOST_NUMBERS = 200

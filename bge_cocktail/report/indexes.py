@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bge_cocktail.indexes import IndexScore
-from bge_cocktail.provenance import new_file
+from bge_cocktail.outputs import new_file
 from bge_cocktail.report.tradeoff import BLUE, INK, MUTED
 
 

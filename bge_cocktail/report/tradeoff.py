@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bge_cocktail.provenance import new_file
+from bge_cocktail.outputs import new_file
 
 SMALLEST_HEIGHT = 0.04
 INK, MUTED, BLUE, ORANGE = "#1f2933", "#8a94a0", "#2a6fdb", "#d9622b"

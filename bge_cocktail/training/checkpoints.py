@@ -13,7 +13,8 @@ from torch import nn
 
 from bge_cocktail.errors import CocktailError
 from bge_cocktail.options import Tuning
-from bge_cocktail.provenance import hash_file, write_json
+from bge_cocktail.outputs import write_json
+from bge_cocktail.provenance import hash_file
 from bge_cocktail.training.sharding import load_whole, whole
 
 SEAL = "seal.json"

@@ -14,14 +14,8 @@ from typing import Any
 from bge_cocktail.errors import CocktailError, UsageError, nearest
 from bge_cocktail.hub import model_folder
 from bge_cocktail.options import Training
-from bge_cocktail.provenance import (
-    RUN_FILE,
-    hash_value,
-    new_file,
-    new_folder,
-    refuse_to_replace,
-    write_json,
-)
+from bge_cocktail.outputs import new_file, new_folder, refuse_to_replace, write_json
+from bge_cocktail.provenance import RUN_FILE, hash_value
 from bge_cocktail.records import Judged, Record
 from bge_cocktail.training.checks import check_rows, check_training
 from bge_cocktail.training.processes import refuse_several

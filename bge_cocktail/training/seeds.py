@@ -18,16 +18,8 @@ from bge_cocktail.errors import UsageError
 from bge_cocktail.hub import model_folder
 from bge_cocktail.layout import prompt_for
 from bge_cocktail.options import Merging, Training, checked
-from bge_cocktail.provenance import (
-    RUN_FILE,
-    describe_run,
-    finished_key,
-    hash_path,
-    hash_value,
-    new_folder,
-    refuse_to_replace,
-    write_json,
-)
+from bge_cocktail.outputs import new_folder, refuse_to_replace, write_json
+from bge_cocktail.provenance import RUN_FILE, describe_run, finished_key, hash_path, hash_value
 from bge_cocktail.records import Judged, Record
 from bge_cocktail.training.processes import refuse_several
 from bge_cocktail.training.rows import hash_judged, hash_records

@@ -15,16 +15,8 @@ from bge_cocktail.errors import CocktailError, UsageError
 from bge_cocktail.hub import model_folder
 from bge_cocktail.layout import declared_prompts, make_portable, prompt_for, set_prompts
 from bge_cocktail.options import Training
-from bge_cocktail.provenance import (
-    RUN_FILE,
-    describe_run,
-    hash_path,
-    new_folder,
-    refuse_to_replace,
-    require_space,
-    step_key,
-    write_json,
-)
+from bge_cocktail.outputs import new_folder, refuse_to_replace, require_space, write_json
+from bge_cocktail.provenance import RUN_FILE, describe_run, hash_path, step_key
 from bge_cocktail.records import Judged, Record, write_records
 from bge_cocktail.training.checks import check_rows, check_training
 from bge_cocktail.training.curves import write_curves

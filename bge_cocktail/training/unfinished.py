@@ -9,7 +9,8 @@ import shutil
 from pathlib import Path
 
 from bge_cocktail.errors import UsageError
-from bge_cocktail.provenance import BAD_BATCH_FILE, RUN_FILE, finished_key, write_json
+from bge_cocktail.outputs import write_json
+from bge_cocktail.provenance import BAD_BATCH_FILE, RUN_FILE, finished_key
 
 log = logging.getLogger(__name__)
 LOCK_FILE = "lock"
