@@ -50,7 +50,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_json_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
     code = (
-        "from bge_cocktail.provenance import write_json; from pathlib import Path\n"
+        "from bge_cocktail.outputs import write_json; from pathlib import Path\n"
         f"write_json(Path({str(tmp_path / 'a')!r}), '\\u4e2d')"
     )
     plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
