@@ -67,7 +67,7 @@ def test_killed_while_it_replaces(models: list[Path], tmp_path: Path) -> None:
     for step in ("rename", "rmtree"):
         code = (
             "import os, shutil, signal\n"
-            "import bge_cocktail.provenance as p\n"
+            "import bge_cocktail.outputs as p\n"
             f"real = {'p._exchange' if step == 'rename' else 'shutil.rmtree'}\n"
             "def kill(*args, **more):\n"
             f"    {'real(*args)' if step == 'rename' else 'None'}\n"
