@@ -13,7 +13,7 @@ from bge_cocktail.layout import transformer_folder
 
 CANT_LOAD = (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError, UnpicklingError)
 """What libraries raise for a folder that is no model, or a broken one."""
-# heads that encoders come with or without, and that embeddings don't use
+# what encoders come with or without, and embeddings don't use
 _OPTIONAL = ("pooler.",)
 
 
@@ -63,13 +63,12 @@ def _lacking(folder: Path, model: Any) -> list[str]:
             held |= set(opened.keys())
     prefix = f"{model.base_model_prefix}."
     bare = {name.removeprefix(prefix) for name in held}
-    if all(_is_optional(name) or name.removeprefix(prefix) in bare for name in model.state_dict()):
+    # a head on top may go through the pooler
+    optional = _OPTIONAL if model.base_model is model else ()
+    wanted = [name for name in model.state_dict() if not any(part in name for part in optional)]
+    if all(name.removeprefix(prefix) in bare for name in wanted):
         return []
     # names may differ and still be known to transformers (older ones, tied ones), and pickles were not looked into
     given = {**weight_files(folder), "local_files_only": True, "output_loading_info": True}
     _, info = type(model).from_pretrained(folder, **given)
-    return sorted(name for name in info["missing_keys"] if not _is_optional(name))
-
-
-def _is_optional(name: str) -> bool:
-    return any(part in name for part in _OPTIONAL)
+    return sorted(name for name in info["missing_keys"] if not any(part in name for part in optional))

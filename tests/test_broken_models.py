@@ -16,11 +16,13 @@ from safetensors.torch import load_file, save_file
 from test_checkpoints import as_pickle
 
 from bge_cocktail.cache import EmbeddingCache
+from bge_cocktail.classifying import Settings, load_classifier
+from bge_cocktail.classifying.model import make_classifier, save_classifier
 from bge_cocktail.encoding import CachedEncoder, load_encoder
 from bge_cocktail.errors import CocktailError, DataError
 from bge_cocktail.loading import check_loaded
 from bge_cocktail.merging import merge
-from bge_cocktail.options import Merging
+from bge_cocktail.options import Classifying, Merging
 from bge_cocktail.provenance import hash_path
 
 Cli = Callable[..., Result]
@@ -80,6 +82,20 @@ def test_names_that_differ_are_no_lack(tiny: Path, tmp_path: Path) -> None:
     )
     for folder in (prefixed, bare, old):
         assert np.allclose(vectors(folder), vectors(tiny), atol=1e-6), folder
+
+
+def test_a_head_that_stands_on_the_pooler_needs_it(tiny: Path, tmp_path: Path) -> None:
+    model = make_classifier(tiny, ["a", "b"], Classifying(), "cpu")
+    (tmp_path / "whole").mkdir()
+    save_classifier(model, Settings(labels=["a", "b"], max_length=32), tmp_path / "whole", like=tiny)
+    load_classifier(tmp_path / "whole")
+    broken = with_weights(
+        tmp_path / "whole",
+        tmp_path / "broken",
+        lambda all_: {name: one for name, one in all_.items() if "pooler" not in name},
+    )
+    with pytest.raises(DataError, match="lack the weights bert.pooler.dense.bias"):
+        load_classifier(broken)
 
 
 def test_a_tokenizer_that_knows_no_word(tiny: Path, tmp_path: Path) -> None:

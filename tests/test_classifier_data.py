@@ -106,6 +106,14 @@ def test_texts_of_test_are_left_out_of_train(folder: Path, caplog: pytest.LogCap
     assert "10 texts of train are also in test and are left out of train" in caplog.text
 
 
+def test_folds_learn_nothing_of_test(folder: Path) -> None:
+    write_lines(folder / "test.jsonl", some(20, parity, 50))  # 10 of train, 10 of dev
+    runs = fold_runs(data_of(folder), options(), 3)
+    held = {text_key(row["text"]) for row in rows_in(folder / "test.jsonl")}
+    for own, _ in runs.values():
+        assert not held & {text_key(text) for text in (*own.train.texts, *own.dev.texts)}
+
+
 def test_a_test_without_labels_stops_no_training(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_lines(folder / "test.jsonl", [{"text": "the dog"}])
     assert len(data_of(folder).train) == 60
@@ -271,7 +279,7 @@ def test_labels_of_a_downloaded_model_are_checked(
 
 
 def test_pairs_and_single_texts_are_told_apart(tiny: Path, plain: Path, folder: Path, tmp_path: Path, cli: Cli) -> None:
-    pair = [{"text": row["text"], "text_pair": "so", "label": row["label"]} for row in some(10, parity)]
+    pair = [{"premise": row["text"], "hypothesis": "so", "label": row["label"]} for row in some(10, parity)]
     pairs = write_lines(tmp_path / "pairs.jsonl", pair)
     said = cli("classify", "evaluate", plain, pairs, "-o", tmp_path / "out", code=1).output
     assert "the classifier takes single texts, text 1 is a pair" in said
@@ -281,6 +289,8 @@ def test_pairs_and_single_texts_are_told_apart(tiny: Path, plain: Path, folder: 
     # a downloaded model doesn't say what it takes
     (other / "classifier.json").unlink()
     assert len(cli("classify", "predict", other, pairs).stdout.splitlines()) == 10
+    as_pipelines = write_lines(tmp_path / "more.jsonl", [{"text": "one", "text_pair": "two"}])
+    assert len(cli("classify", "predict", other, as_pipelines).stdout.splitlines()) == 1
     assert len(cli("classify", "predict", other, folder / "test.jsonl").stdout.splitlines()) == 20
 
 

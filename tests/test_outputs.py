@@ -23,7 +23,7 @@ from bge_cocktail.provenance import RUN_FILE
 from bge_cocktail.records import read_beir, read_records
 from bge_cocktail.report.material import Step
 from bge_cocktail.report.sections.training import curves_of
-from bge_cocktail.training.unfinished import begin
+from bge_cocktail.training.unfinished import unfinished
 
 Cli = Callable[..., Result]
 
@@ -64,6 +64,7 @@ def test_a_run_is_written_to_a_folder_of_its_own(tmp_path: Path, monkeypatch: py
     for free in (tmp_path / "new", tmp_path / "empty"):
         refuse_other_folder(free, [data])
         free.mkdir()
+        (free / "run.toml").touch()
     begin_run(tmp_path / "new")
     (tmp_path / "new/mined").mkdir()
     refuse_other_folder(tmp_path / "new", [data])
@@ -85,12 +86,16 @@ def test_a_run_is_written_to_a_folder_of_its_own(tmp_path: Path, monkeypatch: py
         refuse_other_folder(Path(), [])
 
 
+GO_ON = {"resume": True, "overwrite": False}
+ANEW = {"resume": False, "overwrite": False}
+
+
 def test_two_trainings_in_one_folder(tmp_path: Path) -> None:
     working = tmp_path / "out.unfinished"
     code = (
-        "import sys; from pathlib import Path; from bge_cocktail.training.unfinished import begin\n"
-        f"begin(Path({str(working)!r}), 'training', 'other', resume=False, overwrite=False)\n"
-        "print('begun', flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from bge_cocktail.training.unfinished import unfinished\n"
+        f"with unfinished(Path({str(working)!r}), 'training', 'k', resume=False, overwrite=False):\n"
+        "    print('begun', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
@@ -99,35 +104,72 @@ def test_two_trainings_in_one_folder(tmp_path: Path) -> None:
         assert other.stdout is not None
         assert other.stdout.readline() == "begun\n"
         for resume in (False, True):
-            with pytest.raises(UsageError, match="another training is going on in"):
-                begin(working, "training", "other", resume=resume, overwrite=True)
+            with (
+                pytest.raises(UsageError, match="another training is going on in"),
+                unfinished(working, "training", "k", resume=resume, overwrite=True),
+            ):
+                pass
         assert (working / RUN_FILE).is_file()
     finally:
         other.kill()
         other.communicate()
-    go_on = {"resume": True, "overwrite": False}
-    begin(working, "training", "other", **go_on)  # the lock went with its process
-    begin(working, "training", "other", **go_on)  # and doesn't keep its own away
+    for _ in range(2):  # the lock went with its process, and goes with this one's work
+        with unfinished(working, "training", "k", **GO_ON):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out.unfinished"]
+
+
+def test_of_many_that_begin_at_once_one_does(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from bge_cocktail.errors import UsageError; from bge_cocktail.training.unfinished import unfinished\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "try:\n"
+        f"    with unfinished(Path({str(tmp_path / 'w')!r}), 'training', 'k', resume=False, overwrite=True):\n"
+        "        print('begun', flush=True); time.sleep(1)\n"
+        "except UsageError as error:\n"
+        "    print(error, flush=True)"
+    )
+    going = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        for _ in range(4)
+    ]
+    for one in going:
+        assert one.stdout is not None
+        assert one.stdout.readline() == "ready\n"
+    for one in going:
+        assert one.stdin is not None
+        one.stdin.write("\n")
+        one.stdin.flush()
+    said = [one.communicate()[0] for one in going]
+    assert sorted("another training is going on" in one for one in said) == [False, True, True, True]
+    assert sum(one == "begun\n" for one in said) == 1
 
 
 def test_what_came_far_is_removed_only_if_asked(tmp_path: Path) -> None:
     working = tmp_path / "out.unfinished"
-    anew = {"resume": False, "overwrite": False}
-    begin(working, "training", "k", **anew)
-    begin(working, "training", "k", **anew)  # nothing is lost
+
+    def begin(key: str, **how: bool) -> None:
+        with unfinished(working, "training", key, **how):
+            pass
+
+    begin("k", **ANEW)
+    begin("k", **ANEW)  # nothing is lost
     kept = working / "checkpoints/checkpoint-5/model.safetensors"
     kept.parent.mkdir(parents=True)
     kept.touch()
     with pytest.raises(UsageError, match="an unfinished training: --resume goes on with it, --overwrite begins again"):
-        begin(working, "training", "other", **anew)
-    begin(working, "training", "k", resume=True, overwrite=False)
+        begin("other", **ANEW)
+    begin("k", **GO_ON)
     assert kept.is_file()
     (working / "bad_batch.jsonl").touch()  # the loss was no number: there is nothing to go on from
-    begin(working, "training", "other", **anew)
+    begin("other", **ANEW)
     assert not kept.exists()
     kept.parent.mkdir(parents=True)
     kept.touch()
-    begin(working, "training", "third", resume=False, overwrite=True)
+    begin("third", resume=False, overwrite=True)
     assert not kept.exists()
 
 
@@ -179,7 +221,8 @@ def test_queries_without_a_positive_are_told(beir: Path, tmp_path: Path, caplog:
 def test_misspelt_prompts_and_paths(tiny: Path, tmp_path: Path, cli: Cli) -> None:
     with pytest.raises(UsageError, match="query_prompt: no prompt of that name. Did you mean 'bge-en'"):
         checked(Encoding, {"query_prompt": "bge-enn"})
-    assert checked(Encoding, {"query_prompt": "query: "}).query_prompt == "query: "
+    for prompt in ("query: ", "document:", "Document", "query"):
+        assert checked(Encoding, {"query_prompt": prompt}).query_prompt == prompt
     (tmp_path / "tuned").mkdir()
     assert near_path(str(tmp_path / "tund")) == f" Did you mean '{tmp_path / 'tuned'}'?"
     assert near_path(str(tmp_path / "nothing like it")) == near_path("/no/such/parent") == ""

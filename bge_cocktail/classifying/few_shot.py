@@ -41,7 +41,9 @@ def pairs_of_classes(data: ClassData, count: int, seed: int) -> list[Record]:
     ]
 
 
-def tune_encoder(base: Path, data: ClassData, output: Path, options: Classifying, resume: bool) -> Path:
+def tune_encoder(
+    base: Path, data: ClassData, output: Path, options: Classifying, resume: bool, overwrite: bool
+) -> Path:
     """Tune an encoder, without prompts, so that texts of one class come together.
 
     Args:
@@ -50,13 +52,15 @@ def tune_encoder(base: Path, data: ClassData, output: Path, options: Classifying
         output: The folder to write.
         options: Course, parameters, precision, device.
         resume: Go on from the last checkpoint.
+        overwrite: Remove what was begun, however far it came.
     """
     records = pairs_of_classes(data, options.pairs_per_text, options.seed)
     shared = {name: getattr(options, name) for name in Tuning.model_fields}
     own = {"negatives": NEGATIVES, "query_prompt": "", "document_prompt": ""}
     shared["batch_size"] = min(options.batch_size, len(records))
     training = Training.model_validate({**shared, **own})
-    return train(base, records, output, training, resume=resume, overwrite=True)
+    # a finished encoder is there if the head could not be fitted
+    return train(base, records, output, training, resume=resume, overwrite=overwrite or output.is_dir())
 
 
 def fit_head(tuned: Path, data: ClassData, options: Classifying) -> CrossEncoder:

@@ -156,7 +156,11 @@ def _native(base: Path, labels: Sequence[str], options: Classifying) -> CrossEnc
     except CANT_LOAD as error:
         raise CocktailError(f"{base}: no classification head can be put on it: {why_not(error)}") from error
     whole = transformer.auto_model
-    check_loaded(base, base, whole.base_model, transformer.tokenizer)
+    try:
+        check_loaded(base, base, whole.base_model, transformer.tokenizer)
+    except DataError as error:  # such as an encoder of an architecture whose heads stand on its decoder
+        pooled = "; head=pooled needs no more than the encoder" if (base / "modules.json").is_file() else ""
+        raise DataError(f"{error}{pooled}") from None
     if is_native(config) and not kept:
         log.info("%s has a head for other labels (%s); it starts afresh", base, ", ".join(known[:5]))
         for name, module in whole.named_children():

@@ -25,7 +25,7 @@ from bge_cocktail.options import Classifying, Predicting, checked
 from bge_cocktail.outputs import new_folder, refuse_to_replace, write_json
 from bge_cocktail.provenance import RUN_FILE, describe_run, finished_key, hash_path, hash_value
 from bge_cocktail.training.processes import refuse_several
-from bge_cocktail.training.unfinished import begin
+from bge_cocktail.training.unfinished import unfinished
 
 log = logging.getLogger(__name__)
 Runs = Mapping[str, tuple[ClassData, Classifying]]
@@ -45,12 +45,15 @@ def seed_runs(data: ClassData, options: Classifying, seeds: Sequence[int]) -> Ru
 def fold_runs(data: ClassData, options: Classifying, folds: int) -> Runs:
     """Cross-validation over train and dev: each fold is dev once; stratified, the same text is in one fold.
 
+    Texts of dev that are also in test are left out, for they would be learned in the other folds.
+
     Raises:
         UsageError: Fewer than two folds, or a class with fewer texts than folds.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
     joined = data.train.joined(data.dev)
+    joined = joined.at(row for row, text in enumerate(joined.texts) if text_key(text) not in data.held)
     least = min(Counter(number for labels in joined.labels for number in labels).values())
     if not 2 <= folds <= least:
         raise UsageError(f"folds={folds}: allowed are 2 to {least}, for the rarest class has {least} texts")
@@ -97,31 +100,32 @@ def train_runs(
     started = time.monotonic()
     working = output.with_name(output.name + ".unfinished")
     keys = {name: training_key(base, data, options) for name, (data, options) in runs.items()}
-    begin(working, "training of several classifiers", hash_value(keys), resume=resume, overwrite=overwrite)
-    results: dict[str, dict[str, float]] = {}
-    for name, (data, options) in runs.items():
-        folder = working / name
-        if finished_key(folder) != keys[name]:
-            log.info("%s", name.replace("-", " "))
-            again = finished_key(folder.with_name(name + ".unfinished")) == keys[name]
-            train_classifier(base, data, folder, options, resume=again, overwrite=True)
-        results[name] = _result(folder, options, data.test or test)
-    options = next(iter(runs.values()))[1]
-    with new_folder(output, overwrite=overwrite) as new:
-        described = describe_run(
-            "classify train",
-            options={**options.model_dump(mode="json"), "runs": list(runs)},
-            inputs={str(base): hash_path(model_folder(base)), **keys},
-            seconds=time.monotonic() - started,
-            runs=results,
-            mean=_over(results, statistics.fmean),
-            spread=_over(results, statistics.stdev),
-        )
-        write_json(new / RUN_FILE, described)
-        for name in runs:  # linked, so that nothing is lost if this fails
-            shutil.copytree(working / name, new / name, copy_function=os.link)
-    shutil.rmtree(working)
-    return described
+    what = "training of several classifiers"
+    with unfinished(working, what, hash_value(keys), resume=resume, overwrite=overwrite):
+        results: dict[str, dict[str, float]] = {}
+        for name, (data, options) in runs.items():
+            folder = working / name
+            if finished_key(folder) != keys[name]:
+                log.info("%s", name.replace("-", " "))
+                again = finished_key(folder.with_name(name + ".unfinished")) == keys[name]
+                train_classifier(base, data, folder, options, resume=again, overwrite=True)
+            results[name] = _result(folder, options, data.test or test)
+        options = next(iter(runs.values()))[1]
+        with new_folder(output, overwrite=overwrite) as new:
+            described = describe_run(
+                "classify train",
+                options={**options.model_dump(mode="json"), "runs": list(runs)},
+                inputs={str(base): hash_path(model_folder(base)), **keys},
+                seconds=time.monotonic() - started,
+                runs=results,
+                mean=_over(results, statistics.fmean),
+                spread=_over(results, statistics.stdev),
+            )
+            write_json(new / RUN_FILE, described)
+            for name in runs:  # linked, so that nothing is lost if this fails
+                shutil.copytree(working / name, new / name, copy_function=os.link)
+        shutil.rmtree(working)
+        return described
 
 
 def _result(folder: Path, options: Classifying, test: LabelledTexts | None) -> dict[str, float]:

@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from bge_cocktail.provenance import RUN_FILE, describe_run, hash_path, step_key
 from bge_cocktail.training.curves import CURVES_FILE, write_curves
 from bge_cocktail.training.fitting import fit
 from bge_cocktail.training.processes import Processes, join_processes
-from bge_cocktail.training.unfinished import begin
+from bge_cocktail.training.unfinished import unfinished
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
@@ -86,20 +87,21 @@ def train_classifier(
     require_space(output.parent, 13 * sum(file.stat().st_size for file in folder.rglob("*.safetensors")))
 
     started = time.monotonic()
-    with processes.first_alone():
-        working = output.with_name(output.name + ".unfinished")
+    with ExitStack() as held:
+        with processes.first_alone():
+            working = output.with_name(output.name + ".unfinished")
+            if processes.is_first:
+                held.enter_context(unfinished(working, "classify train", key, resume=resume, overwrite=overwrite))
+            if not working.is_dir():
+                raise CocktailError(f"this machine doesn't see {working}, which the first one made")
+        model, trainer, finish = _prepare(folder, data, options, working, processes, report)
+        found = fit(trainer, options, working, resume, lambda rows, path: _write_rows(data, rows, path))
+        finish()
         if processes.is_first:
-            begin(working, "classify train", key, resume=resume, overwrite=overwrite)
-        if not working.is_dir():
-            raise CocktailError(f"this machine doesn't see {working}, which the first one made")
-    model, trainer, finish = _prepare(folder, data, options, working, processes, report)
-    found = fit(trainer, options, working, resume, lambda rows, path: _write_rows(data, rows, path))
-    finish()
-    if processes.is_first:
-        described = {"inputs": inputs, "processes": processes.count, "seconds": time.monotonic() - started}
-        write_classifier(model, data, output, options, described, found, like=folder, overwrite=overwrite)
-        shutil.rmtree(working)
-    processes.wait()
+            described = {"inputs": inputs, "processes": processes.count, "seconds": time.monotonic() - started}
+            write_classifier(model, data, output, options, described, found, like=folder, overwrite=overwrite)
+            shutil.rmtree(working)
+        processes.wait()
     return output
 
 
@@ -165,7 +167,7 @@ def _few_shot(
     refuse_several("few_shot")
     started = time.monotonic()
     working = output.with_name(output.name + ".encoder")
-    tuned = tune_encoder(folder, data, working, options, resume)
+    tuned = tune_encoder(folder, data, working, options, resume, overwrite)
     model = fit_head(tuned, data, options)
     logits = logits_of(model, data.dev.texts, options.truncation, _predicting(options), "dev")
     metrics = dev_metrics(logits, data.dev, options)

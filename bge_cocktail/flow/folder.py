@@ -14,7 +14,7 @@ COMMAND = "run"
 
 
 def refuse_other_folder(path: Path, inputs: Iterable[Path]) -> None:
-    """Raise unless a run may be written to a folder: a new or an empty one, or one that a run was begun in.
+    """Raise unless a run may be written to a folder: a new one, one with nothing but run files, or one of a run.
 
     Args:
         path: The folder.
@@ -31,7 +31,8 @@ def refuse_other_folder(path: Path, inputs: Iterable[Path]) -> None:
     if not path.is_dir():
         raise UsageError(f"{path} is a file; the output is a folder, choose another name")
     known = read_object(path / RUN_FILE).get("command") if (path / RUN_FILE).is_file() else None
-    if any(path.iterdir()) and known != COMMAND:
+    others = [one for one in path.iterdir() if one.suffix != ".toml" and not one.name.startswith(".")]
+    if others and known != COMMAND:
         raise UsageError(f"{path} holds other things than a run of bge-cocktail; choose another output")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -22,8 +23,8 @@ NAMED_PROMPTS = {
 def _prompt(value: object) -> object:
     if not isinstance(value, str) or value in NAMED_PROMPTS:
         return NAMED_PROMPTS[value] if isinstance(value, str) else value
-    close = difflib.get_close_matches(value.lower(), NAMED_PROMPTS, n=1, cutoff=0.8)
-    if close:  # a prompt of that very text would be strange
+    close = difflib.get_close_matches(value.lower(), NAMED_PROMPTS, n=1, cutoff=0.85)
+    if close and not re.search(r"[:\s]", value):  # a prompt of that very text would be strange
         raise ValueError(f"no prompt of that name. Did you mean '{close[0]}'?")
     return value
 

@@ -21,8 +21,8 @@ _NAMES = {
     "pos": ("pos", "positive", "positives", "document", "answer", "passage", "context", "response"),
     "neg": ("neg", "negative", "negatives"),
     "text": ("text", "sentence", "review", "content"),
-    "first": ("sentence1", "premise", "text1", "question1", "sentence_A", "text"),
-    "second": ("sentence2", "hypothesis", "text2", "question2", "sentence_B", "text_pair"),
+    "first": ("sentence1", "premise", "text1", "question1", "sentence_A"),
+    "second": ("sentence2", "hypothesis", "text2", "question2", "sentence_B"),
     "label": ("label", "gold_label", "label_text", "category", "intent", "class"),
     "score": ("score", "similarity", "similarity_score"),
     "rating": ("rating", "relevance", "grade"),
@@ -225,6 +225,8 @@ def text_of_row(row: Mapping[str, Any], pairs: bool | None, roles: Mapping[str, 
         DataError: It has none, or an empty or broken one.
     """
     known = roles or {role: (name,) for role, names in _NAMES.items() for name in names[::-1] if name in row}
+    if not roles and "first" not in known and {"text", "text_pair"} <= row.keys():  # as transformers' pipeline has them
+        known = {**known, "first": ("text",), "second": ("text_pair",)}
     forms = [("first", "second"), ("text",)] if pairs is None else [("first", "second") if pairs else ("text",)]
     form = next((form for form in forms if all(role in known for role in form)), None)
     if form is None:

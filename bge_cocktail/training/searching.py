@@ -21,7 +21,7 @@ from bge_cocktail.training.checks import check_rows, check_training
 from bge_cocktail.training.processes import refuse_several
 from bge_cocktail.training.rows import TrainingRows
 from bge_cocktail.training.tune import train, training_key
-from bge_cocktail.training.unfinished import begin
+from bge_cocktail.training.unfinished import unfinished
 
 log = logging.getLogger(__name__)
 Space = Mapping[str, tuple[Any, ...]]
@@ -124,30 +124,32 @@ def search(
         raise UsageError("a search needs optuna: pip install 'bge-cocktail[search]'") from None
     refuse_several("--search")
     working = output.with_name(output.name + ".search")
-    begin(working, "search", hash_value([key, sorted(names)]), resume=resume, overwrite=overwrite)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    optuna.logging.disable_default_handler()
-    started = time.monotonic()
-    study = optuna.create_study(
-        study_name="search",
-        storage=f"sqlite:///{working / STUDY_FILE}",
-        direction="maximize",
-        load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
-    )
-    done = _take_up(study)
-    # a study that goes on draws on, and doesn't repeat itself
-    study.sampler = optuna.samplers.TPESampler(seed=options.seed + done)
-    if not study.get_trials(deepcopy=False):
-        study.enqueue_trial({name: getattr(options, name) for name in names if _allowed(options, space, name)})
+    with unfinished(working, "search", hash_value([key, sorted(names)]), resume=resume, overwrite=overwrite):
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        optuna.logging.disable_default_handler()
+        started = time.monotonic()
+        study = optuna.create_study(
+            study_name="search",
+            storage=f"sqlite:///{working / STUDY_FILE}",
+            direction="maximize",
+            load_if_exists=True,
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
+        )
+        done = _take_up(study)
+        # a study that goes on draws on, and doesn't repeat itself
+        study.sampler = optuna.samplers.TPESampler(seed=options.seed + done)
+        if not study.get_trials(deepcopy=False):
+            study.enqueue_trial({name: getattr(options, name) for name in names if _allowed(options, space, name)})
 
-    def objective(trial: Any) -> float:
-        proposed = {name: _suggest(trial, space, name) for name in names}
-        log.info("trial %d: %s", trial.number + 1, ", ".join(f"{name} {value:.3g}" for name, value in proposed.items()))
-        return _try(trial, working, options.model_copy(update=proposed), attempt)
+        def objective(trial: Any) -> float:
+            proposed = {name: _suggest(trial, space, name) for name in names}
+            log.info(
+                "trial %d: %s", trial.number + 1, ", ".join(f"{name} {value:.3g}" for name, value in proposed.items())
+            )
+            return _try(trial, working, options.model_copy(update=proposed), attempt)
 
-    study.optimize(objective, n_trials=max(0, trials - done), callbacks=[_keep_best(working)])
-    return _finish(study, working, output, names, metric, overwrite, time.monotonic() - started)
+        study.optimize(objective, n_trials=max(0, trials - done), callbacks=[_keep_best(working)])
+        return _finish(study, working, output, names, metric, overwrite, time.monotonic() - started)
 
 
 def _check_names(names: Sequence[str], space: Space) -> None:

@@ -24,7 +24,7 @@ from bge_cocktail.records import Judged, Record
 from bge_cocktail.training.processes import refuse_several
 from bge_cocktail.training.rows import hash_judged, hash_records
 from bge_cocktail.training.tune import train, training_key
-from bge_cocktail.training.unfinished import begin
+from bge_cocktail.training.unfinished import unfinished
 
 log = logging.getLogger(__name__)
 SOUP = "soup"
@@ -72,44 +72,39 @@ def train_seeds(
     started = time.monotonic()
     working = output.with_name(output.name + ".unfinished")
     places = sorted(str(path) for path in general)
-    begin(
-        working,
-        "training with seeds",
-        hash_value([training_key(base, records, options, dev), places]),
-        resume=resume,
-        overwrite=overwrite,
-    )
-    runs: dict[str, dict[str, Any]] = {}
-    for seed, one in each.items():
-        folder = working / f"seed-{seed}"
-        key = training_key(base, records, one, dev)
-        if finished_key(folder) != key:
-            log.info("seed %d", seed)
-            again = finished_key(folder.with_name(folder.name + ".unfinished")) == key
-            train(base, records, folder, one, dev=dev, general=general, resume=again, overwrite=True)
-        runs[f"seed {seed}"] = _result(json.loads((folder / RUN_FILE).read_text()))
+    key = hash_value([training_key(base, records, options, dev), places])
+    with unfinished(working, "training with seeds", key, resume=resume, overwrite=overwrite):
+        runs: dict[str, dict[str, Any]] = {}
+        for seed, one in each.items():
+            folder = working / f"seed-{seed}"
+            key = training_key(base, records, one, dev)
+            if finished_key(folder) != key:
+                log.info("seed %d", seed)
+                again = finished_key(folder.with_name(folder.name + ".unfinished")) == key
+                train(base, records, folder, one, dev=dev, general=general, resume=again, overwrite=True)
+            runs[f"seed {seed}"] = _result(json.loads((folder / RUN_FILE).read_text()))
 
-    from bge_cocktail.merging import merge
+        from bge_cocktail.merging import merge
 
-    inputs = {str(base): hash_path(model_folder(base)), "records": hash_records(records), "dev": hash_judged(dev)}
-    with new_folder(output, overwrite=overwrite) as new:
-        folders = [working / f"seed-{seed}" for seed in seeds]
-        merge(folders, new / SOUP, Merging(weights="uniform"))
-        described = describe_run(
-            "train",
-            options={**options.model_dump(mode="json"), "seeds": list(seeds)},
-            inputs=inputs,
-            seconds=time.monotonic() - started,
-            runs=runs,
-            mean=_over(runs, statistics.fmean),
-            spread=_over(runs, statistics.stdev),
-            soup=_judged(new / SOUP, dev, general, options),
-        )
-        write_json(new / RUN_FILE, described)
-        for folder in folders:  # linked, so that nothing is lost if this fails
-            shutil.copytree(folder, new / folder.name, copy_function=os.link)
-    shutil.rmtree(working)
-    return described
+        inputs = {str(base): hash_path(model_folder(base)), "records": hash_records(records), "dev": hash_judged(dev)}
+        with new_folder(output, overwrite=overwrite) as new:
+            folders = [working / f"seed-{seed}" for seed in seeds]
+            merge(folders, new / SOUP, Merging(weights="uniform"))
+            described = describe_run(
+                "train",
+                options={**options.model_dump(mode="json"), "seeds": list(seeds)},
+                inputs=inputs,
+                seconds=time.monotonic() - started,
+                runs=runs,
+                mean=_over(runs, statistics.fmean),
+                spread=_over(runs, statistics.stdev),
+                soup=_judged(new / SOUP, dev, general, options),
+            )
+            write_json(new / RUN_FILE, described)
+            for folder in folders:  # linked, so that nothing is lost if this fails
+                shutil.copytree(folder, new / folder.name, copy_function=os.link)
+        shutil.rmtree(working)
+        return described
 
 
 def _result(described: Mapping[str, Any]) -> dict[str, float]:

@@ -6,6 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from bge_cocktail.training.curves import write_curves
 from bge_cocktail.training.fitting import fit
 from bge_cocktail.training.processes import Processes, join_processes
 from bge_cocktail.training.rows import TrainingRows, hash_judged, hash_records
-from bge_cocktail.training.unfinished import begin
+from bge_cocktail.training.unfinished import unfinished
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -84,45 +85,46 @@ def train(
     require_space(output.parent, 13 * sum(file.stat().st_size for file in folder.rglob("*.safetensors")))
 
     started = time.monotonic()
-    with processes.first_alone():
-        working = output.with_name(output.name + ".unfinished")
-        if processes.is_first:
-            begin(working, "training", key, resume=resume, overwrite=overwrite)
-        if not working.is_dir():
-            raise CocktailError(
-                f"this machine doesn't see {working}, which the first one made: they need a shared disk"
-            )
-    trainer, prompts, length, finish = _prepare(folder, rows, options, working, processes, dev, general, report)
-    found = fit(
-        trainer,
-        options,
-        working,
-        resume,
-        lambda numbers, path: write_records([rows[number] for number in numbers], path),
-    )
-    model = trainer.model
-    if options.shard:
-        from bge_cocktail.training.sharding import whole
+    with ExitStack() as held:
+        with processes.first_alone():
+            working = output.with_name(output.name + ".unfinished")
+            if processes.is_first:
+                held.enter_context(unfinished(working, "training", key, resume=resume, overwrite=overwrite))
+            if not working.is_dir():
+                raise CocktailError(
+                    f"this machine doesn't see {working}, which the first one made: they need a shared disk"
+                )
+        trainer, prompts, length, finish = _prepare(folder, rows, options, working, processes, dev, general, report)
+        found = fit(
+            trainer,
+            options,
+            working,
+            resume,
+            lambda numbers, path: write_records([rows[number] for number in numbers], path),
+        )
+        model = trainer.model
+        if options.shard:
+            from bge_cocktail.training.sharding import whole
 
-        weights = whole(model.state_dict(), keep=processes.is_first)
+            weights = whole(model.state_dict(), keep=processes.is_first)
+            if processes.is_first:
+                model, finish = _model(folder, options, "cpu")
+                model.load_state_dict(weights)
+        device = choose_device(options.device)
         if processes.is_first:
-            model, finish = _model(folder, options, "cpu")
-            model.load_state_dict(weights)
-    device = choose_device(options.device)
-    if processes.is_first:
-        finish()
-        described = {
-            "inputs": inputs,
-            "precision": resolve_precision(options.precision, device),
-            "device": device,
-            "seconds": time.monotonic() - started,
-            "records": len(records),
-            "rows": len(rows),
-            "processes": processes.count,
-        }
-        _write(model, folder, output, options, prompts, length, found, described, overwrite)
-        shutil.rmtree(working)
-    processes.wait()
+            finish()
+            described = {
+                "inputs": inputs,
+                "precision": resolve_precision(options.precision, device),
+                "device": device,
+                "seconds": time.monotonic() - started,
+                "records": len(records),
+                "rows": len(rows),
+                "processes": processes.count,
+            }
+            _write(model, folder, output, options, prompts, length, found, described, overwrite)
+            shutil.rmtree(working)
+        processes.wait()
     return output
 
 

@@ -6,6 +6,8 @@ import fcntl
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bge_cocktail.errors import UsageError
@@ -13,13 +15,11 @@ from bge_cocktail.outputs import write_json
 from bge_cocktail.provenance import BAD_BATCH_FILE, RUN_FILE, finished_key
 
 log = logging.getLogger(__name__)
-LOCK_FILE = "lock"
-# open as long as this process works in a folder, so that it is known to others that one does
-_held: dict[Path, int] = {}
 
 
-def begin(working: Path, what: str, key: str, *, resume: bool, overwrite: bool) -> None:
-    """Make the folder, or go on with it.
+@contextmanager
+def unfinished(working: Path, what: str, key: str, *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Make the folder, or go on with it; as long as this lasts, no other process does.
 
     Args:
         working: The folder.
@@ -32,8 +32,13 @@ def begin(working: Path, what: str, key: str, *, resume: bool, overwrite: bool) 
         UsageError: What is there was made by something else, or from something else, is being worked in, or came too
             far to be removed unasked.
     """
+    with _alone(working, what):
+        _begin(working, what, key, resume, overwrite)
+        yield
+
+
+def _begin(working: Path, what: str, key: str, resume: bool, overwrite: bool) -> None:
     if working.exists():
-        _refuse_two(working, what)
         found = finished_key(working)
         if found is None:
             raise UsageError(f"{working} is in the way and is no unfinished {what} of bge-cocktail; remove it")
@@ -51,48 +56,45 @@ def begin(working: Path, what: str, key: str, *, resume: bool, overwrite: bool) 
             shutil.rmtree(working)
     working.mkdir(parents=True, exist_ok=True)
     write_json(working / RUN_FILE, {"command": what, "key": key, "unfinished": True})
-    _hold(working)
 
 
 def _came_far(working: Path) -> bool:
     """Whether there is anything to go on from, and no loss that was no number."""
     if (working / BAD_BATCH_FILE).is_file():
         return False
-    return any(path.is_file() and path.name not in (RUN_FILE, LOCK_FILE) for path in working.rglob("*"))
+    return any(path.is_file() and path.name != RUN_FILE for path in working.rglob("*"))
 
 
-def _refuse_two(working: Path, what: str) -> None:
-    """Raise if another process works in the folder: it would lose its checkpoints.
+@contextmanager
+def _alone(working: Path, what: str) -> Iterator[None]:
+    """Hold a lock beside the folder, which a killed process leaves behind unlocked.
 
     Raises:
-        UsageError: One does.
+        UsageError: Another process holds it.
     """
-    _release(working)
+    working.parent.mkdir(parents=True, exist_ok=True)
+    path = working.with_name(f".{working.name}.lock")
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise UsageError(f"another {what} is going on in {working}; choose another output, or wait") from None
+        except OSError:  # not every file system has locks
+            log.debug("no lock on %s", path)
+        if _is_there(path, descriptor):
+            break
+        os.close(descriptor)  # whoever held it removed it in between
     try:
-        descriptor = os.open(working / LOCK_FILE, os.O_RDWR)
-    except OSError:  # none was begun, or it can't be told
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UsageError(f"another {what} is going on in {working}; choose another output, or wait for it") from None
-    except OSError:  # not every file system has locks
-        pass
+        yield
     finally:
+        path.unlink(missing_ok=True)
         os.close(descriptor)
 
 
-def _hold(working: Path) -> None:
-    for done in [path for path in _held if not path.exists()]:
-        _release(done)
-    _held[working.resolve()] = os.open(working / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+def _is_there(path: Path, descriptor: int) -> bool:
     try:
-        fcntl.flock(_held[working.resolve()], fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # not every file system has locks
-        log.debug("no lock on %s", working)
-
-
-def _release(working: Path) -> None:
-    descriptor = _held.pop(working.resolve(), None)
-    if descriptor is not None:
-        os.close(descriptor)
+        return path.stat().st_ino == os.fstat(descriptor).st_ino
+    except FileNotFoundError:
+        return False
