@@ -350,7 +350,7 @@ def test_one_file_is_split_and_the_same_text_is_in_one_part(labelled: Path, tmp_
 
 def test_texts_of_dev_are_left_out_of_train(labelled: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.copytree(labelled, tmp_path / "data")
-    shutil.copyfile(labelled / "test.jsonl", tmp_path / "data/dev.jsonl")
+    (tmp_path / "data/test.jsonl").rename(tmp_path / "data/dev.jsonl")
     dev = {text.lower() for text in texts_of(labelled)[0]}
     data = data_of(tmp_path / "data")
     assert not {str(text).lower() for text in data.train.texts} & dev

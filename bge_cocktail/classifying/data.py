@@ -107,6 +107,7 @@ def read_class_data(source: Source, options: Classifying, names: Sequence[str] =
         raise DataError(f"{source.name}: all texts have the label '{''.join(names)}'; a classifier needs two or more")
     numbered = number_labels(train, names, options.multi_label, f"{source.name} (train)")
     held = _keys_of_test(source, options) if "test" in splits else frozenset()
+    numbered = _without(numbered, held, "test")
     test = None
     if source.path.is_file():
         numbered, dev, test = _split(numbered, options.ratio, options.seed)
@@ -117,7 +118,6 @@ def read_class_data(source: Source, options: Classifying, names: Sequence[str] =
     else:
         log.info("%s has no dev: a part of train becomes it (%s)", source.name, ":".join(map(str, options.ratio[:2])))
         numbered, dev, _ = _split(numbered, [*options.ratio[:2], 0], options.seed)
-    numbered = _without(numbered, held, "test")
     pairs = {isinstance(text, tuple) for text in (*numbered.texts, *dev.texts)}
     if len(pairs) > 1:
         raise DataError(f"{source.name} holds single texts and pairs; a classifier takes one or the other")
