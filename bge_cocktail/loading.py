@@ -50,7 +50,9 @@ def check_loaded(name: str | Path, base: Path, model: Any, tokenizer: Any) -> No
         raise DataError(f"{name}: its tokenizer knows no word; {folder} lacks its files (tokenizer.json or vocab.txt)")
     if lacking := _lacking(folder, model):
         shown = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if lacking[3:] else "")
-        raise DataError(f"{name}: its files lack the weights {shown}; without them it would embed at random")
+        raise DataError(
+            f"{name}: its files lack the weights {shown}; without them it would embed at random; get its files again"
+        )
 
 
 def _lacking(folder: Path, model: Any) -> list[str]:

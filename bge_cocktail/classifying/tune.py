@@ -8,7 +8,6 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,6 @@ from bge_cocktail.classifying.model import head_parameters, make_classifier, sav
 from bge_cocktail.classifying.predicting import logits_of
 from bge_cocktail.classifying.settings import Settings
 from bge_cocktail.devices import choose_device, resolve_precision
-from bge_cocktail.errors import CocktailError
 from bge_cocktail.hub import model_folder
 from bge_cocktail.options import Classifying, Predicting
 from bge_cocktail.outputs import new_file, new_folder, refuse_to_replace, require_space, write_json
@@ -29,7 +27,7 @@ from bge_cocktail.provenance import RUN_FILE, describe_run, hash_path, step_key
 from bge_cocktail.training.curves import CURVES_FILE, write_curves
 from bge_cocktail.training.fitting import fit
 from bge_cocktail.training.processes import Processes, join_processes
-from bge_cocktail.training.unfinished import unfinished
+from bge_cocktail.training.unfinished import begun_by_first
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
@@ -87,13 +85,8 @@ def train_classifier(
     require_space(output.parent, 13 * sum(file.stat().st_size for file in folder.rglob("*.safetensors")))
 
     started = time.monotonic()
-    with ExitStack() as held:
-        with processes.first_alone():
-            working = output.with_name(output.name + ".unfinished")
-            if processes.is_first:
-                held.enter_context(unfinished(working, "classify train", key, resume=resume, overwrite=overwrite))
-            if not working.is_dir():
-                raise CocktailError(f"this machine doesn't see {working}, which the first one made")
+    working = output.with_name(output.name + ".unfinished")
+    with begun_by_first(processes, working, "classify train", key, resume=resume, overwrite=overwrite):
         model, trainer, finish = _prepare(folder, data, options, working, processes, report)
         found = fit(trainer, options, working, resume, lambda rows, path: _write_rows(data, rows, path))
         finish()

@@ -6,7 +6,6 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from bge_cocktail.training.curves import write_curves
 from bge_cocktail.training.fitting import fit
 from bge_cocktail.training.processes import Processes, join_processes
 from bge_cocktail.training.rows import TrainingRows, hash_judged, hash_records
-from bge_cocktail.training.unfinished import unfinished
+from bge_cocktail.training.unfinished import begun_by_first
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -85,15 +84,8 @@ def train(
     require_space(output.parent, 13 * sum(file.stat().st_size for file in folder.rglob("*.safetensors")))
 
     started = time.monotonic()
-    with ExitStack() as held:
-        with processes.first_alone():
-            working = output.with_name(output.name + ".unfinished")
-            if processes.is_first:
-                held.enter_context(unfinished(working, "training", key, resume=resume, overwrite=overwrite))
-            if not working.is_dir():
-                raise CocktailError(
-                    f"this machine doesn't see {working}, which the first one made: they need a shared disk"
-                )
+    working = output.with_name(output.name + ".unfinished")
+    with begun_by_first(processes, working, "training", key, resume=resume, overwrite=overwrite):
         trainer, prompts, length, finish = _prepare(folder, rows, options, working, processes, dev, general, report)
         found = fit(
             trainer,

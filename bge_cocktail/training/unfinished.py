@@ -7,12 +7,13 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from bge_cocktail.errors import UsageError
+from bge_cocktail.errors import CocktailError, UsageError
 from bge_cocktail.outputs import write_json
 from bge_cocktail.provenance import BAD_BATCH_FILE, RUN_FILE, finished_key
+from bge_cocktail.training.processes import Processes
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,30 @@ def unfinished(working: Path, what: str, key: str, *, resume: bool, overwrite: b
     """
     with _alone(working, what):
         _begin(working, what, key, resume, overwrite)
+        yield
+
+
+@contextmanager
+def begun_by_first(
+    processes: Processes, working: Path, what: str, key: str, *, resume: bool, overwrite: bool
+) -> Iterator[None]:
+    """`unfinished` for several processes: the first one makes the folder, the others wait for it.
+
+    Args:
+        processes: All of them.
+        working, what, key, resume, overwrite: See `unfinished`.
+
+    Raises:
+        CocktailError: A process on another machine doesn't see the folder.
+    """
+    with ExitStack() as held:
+        with processes.first_alone():
+            if processes.is_first:
+                held.enter_context(unfinished(working, what, key, resume=resume, overwrite=overwrite))
+            if not working.is_dir():
+                raise CocktailError(
+                    f"this machine doesn't see {working}, which the first one made: they need a shared disk"
+                )
         yield
 
 
