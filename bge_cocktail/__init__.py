@@ -3,48 +3,50 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from bge_cocktail.core.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from bge_cocktail.classifying import (
-        load_classifier,
-        merge_classifiers,
-        predict,
-        read_class_data,
-        train_classifier,
-    )
-    from bge_cocktail.encoding import CachedEncoder, Encoder, load_encoder
-    from bge_cocktail.errors import CocktailError
-    from bge_cocktail.flow import run
-    from bge_cocktail.merging import merge
-    from bge_cocktail.mining import Mined, mine
-    from bge_cocktail.records import Record, read_records, write_records
-    from bge_cocktail.tasks import Score, evaluate, open_task
-    from bge_cocktail.training import train
+    from bge_cocktail.core.errors import CocktailError
+    from bge_cocktail.data.record import Record
+    from bge_cocktail.data.record_files import read_records, write_records
+    from bge_cocktail.evaluating.evaluate import evaluate
+    from bge_cocktail.evaluating.scores import Score
+    from bge_cocktail.evaluating.tasks.task import open_task
+    from bge_cocktail.flow.flow import run
+    from bge_cocktail.merging.merge import merge
+    from bge_cocktail.mining.miner import Mined, mine
+    from bge_cocktail.models.encoder import CachedEncoder, Encoder, load_encoder
+    from bge_cocktail.training.classifier.data import read_class_data
+    from bge_cocktail.training.classifier.merge import merge_classifiers
+    from bge_cocktail.training.classifier.model import load_classifier
+    from bge_cocktail.training.classifier.predict import predict
+    from bge_cocktail.training.classifier.train import train_classifier
+    from bge_cocktail.training.encoder.train import train
 
 # loaded on demand, so that importing the package (and --help) never imports torch
 _HOMES = {
-    "CachedEncoder": "encoding",
-    "CocktailError": "errors",
-    "Encoder": "encoding",
-    "Mined": "mining",
-    "Record": "records",
-    "Score": "tasks",
-    "evaluate": "tasks",
-    "load_classifier": "classifying",
-    "load_encoder": "encoding",
-    "merge": "merging",
-    "merge_classifiers": "classifying",
-    "mine": "mining",
-    "open_task": "tasks",
-    "predict": "classifying",
-    "read_class_data": "classifying",
-    "read_records": "records",
-    "run": "flow",
-    "train": "training",
-    "train_classifier": "classifying",
-    "write_records": "records",
+    "CachedEncoder": "models.encoder",
+    "CocktailError": "core.errors",
+    "Encoder": "models.encoder",
+    "Mined": "mining.miner",
+    "Record": "data.record",
+    "Score": "evaluating.scores",
+    "evaluate": "evaluating.evaluate",
+    "load_classifier": "training.classifier.model",
+    "load_encoder": "models.encoder",
+    "merge": "merging.merge",
+    "merge_classifiers": "training.classifier.merge",
+    "mine": "mining.miner",
+    "open_task": "evaluating.tasks.task",
+    "predict": "training.classifier.predict",
+    "read_class_data": "training.classifier.data",
+    "read_records": "data.record_files",
+    "run": "flow.flow",
+    "train": "training.encoder.train",
+    "train_classifier": "training.classifier.train",
+    "write_records": "data.record_files",
 }
 __all__ = [
     "CachedEncoder",
@@ -68,11 +70,6 @@ __all__ = [
     "train_classifier",
     "write_records",
 ]
-
-try:
-    __version__ = version("bge-cocktail")
-except PackageNotFoundError:  # a checkout that isn't installed
-    __version__ = "0"
 
 
 def __getattr__(name: str) -> Any:

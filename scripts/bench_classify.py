@@ -21,11 +21,14 @@ from typing import Any
 import numpy as np
 from measuring import Figures
 
-from bge_cocktail.classifying import load_classifier, predict, read_class_data, train_classifier
-from bge_cocktail.demo import demo_data, demo_model
-from bge_cocktail.options import Classifying, Predicting
-from bge_cocktail.preparing import Source
-from bge_cocktail.records import read_beir
+from bge_cocktail.data.beir import read_beir
+from bge_cocktail.data.sources import Source
+from bge_cocktail.flow.demo import demo_data, demo_model
+from bge_cocktail.options import ClassifyOptions, PredictOptions
+from bge_cocktail.training.classifier.data import read_class_data
+from bge_cocktail.training.classifier.model import load_classifier
+from bge_cocktail.training.classifier.predict import predict
+from bge_cocktail.training.classifier.train import train_classifier
 
 BATCH = 32
 
@@ -79,7 +82,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-classify-") as scratch:
         folder = Path(scratch)
         data = arguments.data / "classification/sst2" if arguments.data else made_data(folder / "data", count)
-        options = Classifying(epochs=1, max_length=64, learning_rate=1e-4)
+        options = ClassifyOptions(epochs=1, max_length=64, learning_rate=1e-4)
         few = read_class_data(Source(str(data)), options)
         rows = range(0, len(few.train), max(1, len(few.train) // 1000))
         few = type(few)(few.train.at(rows), few.dev.at(range(200)), None, few.names, few.pairs, few.hash)
@@ -99,18 +102,18 @@ def main() -> None:
         peer, _ = timed(lambda: their_way(texts))
         what = f"{count} texts"
         for precision, target in (("fp32", 1.0), ("auto", 2.0)):
-            chosen = Predicting(device="cpu", precision=precision)
+            chosen = PredictOptions(device="cpu", precision=precision)
             ours, _ = timed(partial(predict, classifier, texts, chosen))
             name = f"{'fp32' if precision == 'fp32' else 'default precision'}, CPU ms a text against the pipeline"
             figures.note(name, 1000 * ours / count, 1000 * peer / count, target, what, least=True)
         plain = their_way(held)
-        full = predict(classifier, held, Predicting(device="cpu", precision="fp32"))
+        full = predict(classifier, held, PredictOptions(device="cpu", precision="fp32"))
         apart = [
             max(abs(row[label] - float(value)) for label, value in zip(few.names, one.probabilities, strict=True))
             for row, one in zip(plain, full, strict=True)
         ]
         figures.note("fp32, largest difference of a probability", max(apart), None, 1e-4, f"{len(held)} texts")
-        quick = predict(classifier, held, Predicting(device="cpu"))
+        quick = predict(classifier, held, PredictOptions(device="cpu"))
         scores = [
             accuracy([max(row, key=lambda label: row[label]) for row in plain], labels),
             accuracy([one.labels[0] for one in quick], labels),

@@ -24,11 +24,10 @@ import pyarrow as pa
 from measuring import Figures
 from pyarrow import parquet
 
-from bge_cocktail.evaluation.details import MAP_FILE
-from bge_cocktail.ranking import measure_run
-from bge_cocktail.report.building import build_report
-from bge_cocktail.report.material import gather
-from bge_cocktail.report.page import html_page
+from bge_cocktail.evaluating.measures import measure_run
+from bge_cocktail.evaluating.store import MAP_FILE
+from bge_cocktail.report.build import build_report, html_page
+from bge_cocktail.report.collect import collect
 
 WAY = Path(__file__).parent / "evaluators/retrieving.py"
 NAMES = ["nDCG@10", "MRR", "MAP", "Recall@100", "P@10"]
@@ -177,7 +176,7 @@ def main() -> None:
         figures.note("measures alone, largest difference from pytrec_eval", apart, None, 1e-6, what)
         runs = evaluations(Path(scratch), 20, 300)
         started = time.process_time()
-        page = html_page(build_report(gather(runs), "twenty"))
+        page = html_page(build_report(collect(runs), "twenty"))
         figures.note("report over 20 evaluations, CPU s", time.process_time() - started, None, 10, "21 models, 3 tasks")
         figures.note("report over 20 evaluations, MB", len(page.encode()) / 1e6, None, 8, "21 models, 3 tasks")
     figures.finish(readme=arguments.readme)

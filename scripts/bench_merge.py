@@ -23,8 +23,8 @@ import numpy as np
 from measuring import CommandFailedError, Figures, Measured, measure
 from peers import LM_COCKTAIL, MERGEKIT, peer_environment
 
-from bge_cocktail.demo import demo_model
-from bge_cocktail.merging.safetensors_file import header_bytes
+from bge_cocktail.flow.demo import demo_model
+from bge_cocktail.merging.tensors import header_bytes
 
 SIZES = {"large": (24, 1024, 4096), "base": (12, 768, 3072)}
 MIX = """
@@ -269,8 +269,8 @@ def bench_weights(bench: Bench, quick: bool) -> None:
 
 def make_examples(count: int) -> list[dict[str, Any]]:
     """Questions of the built-in handbook, each with its document and seven others of it."""
-    from bge_cocktail.demo import demo_data
-    from bge_cocktail.records import read_records
+    from bge_cocktail.data.record_files import read_records
+    from bge_cocktail.flow.demo import demo_data
 
     records = read_records(demo_data() / "handbook")
     documents = list(dict.fromkeys(text for record in records for text in record.pos))

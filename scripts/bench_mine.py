@@ -25,8 +25,10 @@ import numpy as np
 from measuring import Figures, measure
 from peers import FLAGEMBEDDING, peer_environment
 
-from bge_cocktail.demo import demo_data, demo_model
-from bge_cocktail.records import Record, read_beir, read_corpus, read_records, write_records
+from bge_cocktail.data.beir import read_beir, read_corpus
+from bge_cocktail.data.record import Record
+from bge_cocktail.data.record_files import read_records, write_records
+from bge_cocktail.flow.demo import demo_data, demo_model
 
 NEGATIVES, DEPTH, WORDS = 7, 60, 25
 THEIRS = """
@@ -59,9 +61,9 @@ APART = """
 import json, sys, time
 import faiss
 import numpy as np
-from bge_cocktail.mining import mine
+from bge_cocktail import mine, read_records
+from bge_cocktail.data.beir import read_corpus
 from bge_cocktail.options import Mining
-from bge_cocktail.records import read_corpus, read_records
 from pathlib import Path
 records, corpus = read_records(sys.argv[1]), read_corpus(Path(sys.argv[2]))
 texts = list(dict.fromkeys([record.query for record in records])), corpus
@@ -84,9 +86,8 @@ print(json.dumps([time.process_time() - start, alone]))
 LARGE = """
 import sys
 import numpy as np
-from bge_cocktail.mining import mine
+from bge_cocktail import Record, mine
 from bge_cocktail.options import Mining
-from bge_cocktail.records import Record
 queries, documents = int(sys.argv[1]), int(sys.argv[2])
 class Made:
     # a vector that depends on the number of the text alone
@@ -144,11 +145,11 @@ def made_texts(queries: int, documents: int) -> tuple[list[Record], list[str]]:
 
 def cosine(texts: list[str]) -> float:
     """The least cosine between embeddings in bf16 and in fp32."""
-    from bge_cocktail.encoding import CachedEncoder
-    from bge_cocktail.options import Encoding
+    from bge_cocktail.models.encoder import CachedEncoder
+    from bge_cocktail.options import EncodeOptions
 
     one, other = (
-        CachedEncoder(demo_model(), Encoding(precision=precision, cache=False)).encode_document(texts)
+        CachedEncoder(demo_model(), EncodeOptions(precision=precision, cache=False)).encode_document(texts)
         for precision in ("fp32", "auto")
     )
     return float((one * other).sum(axis=1).min())

@@ -43,7 +43,7 @@ def main() -> None:
     repeats = 2 if "--quick" in sys.argv else 5
     python = sys.executable
     ours = str(Path(python).parent / "bge-cocktail")
-    from bge_cocktail.demo import demo_model
+    from bge_cocktail.flow.demo import demo_model
 
     with tempfile.TemporaryDirectory() as folder:
         model, copy = str(demo_model()), os.path.join(folder, "copy")  # noqa: PTH118

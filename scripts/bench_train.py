@@ -24,9 +24,11 @@ import numpy as np
 from measuring import CommandFailedError, Figures
 from peers import FLAGEMBEDDING_TRAIN, peer_environment
 
-from bge_cocktail.demo import demo_data, demo_model
-from bge_cocktail.layout import transformer_folder
-from bge_cocktail.records import Record, read_beir, read_corpus, read_records, write_records
+from bge_cocktail.data.beir import read_beir, read_corpus
+from bge_cocktail.data.record import Record
+from bge_cocktail.data.record_files import read_records, write_records
+from bge_cocktail.flow.demo import demo_data, demo_model
+from bge_cocktail.models.layout import transformer_folder
 
 TRAINERS = Path(__file__).resolve().parent / "trainers"
 NEGATIVES = 7

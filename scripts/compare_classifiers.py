@@ -22,20 +22,15 @@ from typing import Any
 import numpy as np
 from measuring import into_readme
 
-from bge_cocktail.classifying import (
-    ClassData,
-    LabelledTexts,
-    load_classifier,
-    predict,
-    read_class_data,
-    read_test,
-    train_classifier,
-)
-from bge_cocktail.classifying.frozen import nearest_neighbours, probe
-from bge_cocktail.demo import demo_model
-from bge_cocktail.encoding import CachedEncoder
-from bge_cocktail.options import Classifying, Encoding, Predicting
-from bge_cocktail.preparing import Source
+from bge_cocktail.data.sources import Source
+from bge_cocktail.flow.demo import demo_model
+from bge_cocktail.models.encoder import CachedEncoder
+from bge_cocktail.options import ClassifyOptions, EncodeOptions, PredictOptions
+from bge_cocktail.training.classifier.data import ClassifierData, LabelledTexts, read_class_data, read_test
+from bge_cocktail.training.classifier.evaluate import nearest_neighbours, probe
+from bge_cocktail.training.classifier.model import load_classifier
+from bge_cocktail.training.classifier.predict import predict
+from bge_cocktail.training.classifier.train import train_classifier
 
 MAX_LENGTH = 128
 COMMON: dict[str, Any] = {"max_length": MAX_LENGTH, "learning_rate": 5e-5, "epochs": 3}
@@ -48,7 +43,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def drawn(data: ClassData, count: int) -> ClassData:
+def drawn(data: ClassifierData, count: int) -> ClassifierData:
     """The data with a draw of train."""
     rows = np.random.default_rng(0).permutation(len(data.train))[:count]
     return replace(data, train=data.train.at(sorted(rows.tolist())))
@@ -57,19 +52,19 @@ def drawn(data: ClassData, count: int) -> ClassData:
 def accuracy(model: Path, test: LabelledTexts) -> float:
     """Share of the test's texts that are predicted right."""
     classifier = load_classifier(model)
-    found = predict(classifier, test.texts, Predicting())
+    found = predict(classifier, test.texts, PredictOptions())
     names = [classifier.settings.labels[own[0]] for own in test.labels]
     return float(np.mean([one.labels == (name,) for one, name in zip(found, names, strict=True)]))
 
 
 def measure(path: Path, texts: int, seeds: list[int], folder: Path) -> dict[str, list[float]]:
     """Test accuracy of every way, of each seed."""
-    source, plain = Source(str(path)), Classifying.model_validate(COMMON)
+    source, plain = Source(str(path)), ClassifyOptions.model_validate(COMMON)
     data = read_class_data(source, plain)
     test = read_test(source, plain, data)
     if test is None:
         raise SystemExit(f"{path} has no test split")
-    encoder = CachedEncoder(demo_model(), Encoding(max_length=MAX_LENGTH, cache_dir=folder / "cache"))
+    encoder = CachedEncoder(demo_model(), EncodeOptions(max_length=MAX_LENGTH, cache_dir=folder / "cache"))
     truth = np.array([own[0] for own in test.labels])
     frozen = {
         "probe": probe(encoder, data.train, data.dev, test.texts),
@@ -80,7 +75,7 @@ def measure(path: Path, texts: int, seeds: list[int], folder: Path) -> dict[str,
         if data.pairs and "few_shot" in settings:
             continue
         for seed in seeds:
-            options = Classifying.model_validate({**settings, "seed": seed})
+            options = ClassifyOptions.model_validate({**settings, "seed": seed})
             own = read_class_data(source, options) if options.per_class else drawn(data, texts)
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 model = train_classifier(demo_model(), own, Path(scratch) / "model", options)

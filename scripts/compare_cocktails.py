@@ -25,19 +25,14 @@ from typing import Any
 import numpy as np
 from measuring import into_readme
 
-from bge_cocktail.classifying import (
-    ClassData,
-    LabelledTexts,
-    load_classifier,
-    merge_classifiers,
-    predict,
-    read_class_data,
-    read_test,
-    train_classifier,
-)
-from bge_cocktail.demo import demo_model
-from bge_cocktail.options import Classifying, Merging, Predicting
-from bge_cocktail.preparing import Source
+from bge_cocktail.data.sources import Source
+from bge_cocktail.flow.demo import demo_model
+from bge_cocktail.options import ClassifyOptions, MergeOptions, PredictOptions
+from bge_cocktail.training.classifier.data import ClassifierData, LabelledTexts, read_class_data, read_test
+from bge_cocktail.training.classifier.merge import merge_classifiers
+from bge_cocktail.training.classifier.model import load_classifier
+from bge_cocktail.training.classifier.predict import predict
+from bge_cocktail.training.classifier.train import train_classifier
 
 SENTIMENT = ("sst2", "imdb", "yelp_sentences", "amazon_sentences")
 OTHERS = ("mnli", "banking77")
@@ -52,7 +47,7 @@ def some(texts: LabelledTexts, count: int) -> LabelledTexts:
 
 def accuracy(model: Path, test: LabelledTexts, names: Sequence[str]) -> float:
     """Share of the texts that are predicted right."""
-    found = predict(load_classifier(model), test.texts, Predicting())
+    found = predict(load_classifier(model), test.texts, PredictOptions())
     return float(np.mean([one.labels == (names[own[0]],) for one, own in zip(found, test.labels, strict=True)]))
 
 
@@ -64,20 +59,20 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=100)
     parser.add_argument("--readme", action="store_true", help="put the table into README")
     arguments = parser.parse_args()
-    data: dict[str, ClassData] = {}
+    data: dict[str, ClassifierData] = {}
     tests: dict[str, LabelledTexts] = {}
     models: dict[tuple[str, int], Path] = {}
     with tempfile.TemporaryDirectory(prefix="cocktails-") as scratch:
         for name in (*SENTIMENT, *OTHERS):
             source = Source(str(arguments.data / "classification" / name))
             for seed in (1, 2) if name in SENTIMENT else (1,):
-                options = Classifying.model_validate({**COMMON, "seed": seed})
+                options = ClassifyOptions.model_validate({**COMMON, "seed": seed})
                 own = read_class_data(source, options)
                 data[name] = own
                 drawn = replace(own, train=some(own.train, arguments.texts))
                 models[name, seed] = train_classifier(demo_model(), drawn, Path(scratch) / f"{name}-{seed}", options)
                 print(f"tuned {name}, seed {seed}", file=sys.stderr, flush=True)
-            test = read_test(source, Classifying(), data[name])
+            test = read_test(source, ClassifyOptions(), data[name])
             if name in SENTIMENT and test is not None:
                 tests[name] = some(test, MOST_TEST)
         rows = [
@@ -94,7 +89,7 @@ def main() -> None:
 def judged(
     target: str,
     models: dict[tuple[str, int], Path],
-    data: dict[str, ClassData],
+    data: dict[str, ClassifierData],
     tests: dict[str, LabelledTexts],
     scratch: Path,
     examples: int,
@@ -103,11 +98,14 @@ def judged(
     names = data[target].names
     rest = [path for (name, _), path in models.items() if name != target]
     few = some(data[target].dev, examples)
-    ways: dict[str, tuple[list[Path], Merging]] = {
-        "cocktail of 2": ([demo_model()], Merging(share=0.5)),
-        "cocktail of 10": ([demo_model(), *rest], Merging(share=0.5, weights="cocktail")),
-        "cocktail of 10, relative": ([demo_model(), *rest], Merging(share=0.5, weights="relative")),
-        "cocktail of 10, first head": ([demo_model(), *rest], Merging(share=0.5, weights="cocktail", heads="first")),
+    ways: dict[str, tuple[list[Path], MergeOptions]] = {
+        "cocktail of 2": ([demo_model()], MergeOptions(share=0.5)),
+        "cocktail of 10": ([demo_model(), *rest], MergeOptions(share=0.5, weights="cocktail")),
+        "cocktail of 10, relative": ([demo_model(), *rest], MergeOptions(share=0.5, weights="relative")),
+        "cocktail of 10, first head": (
+            [demo_model(), *rest],
+            MergeOptions(share=0.5, weights="cocktail", heads="first"),
+        ),
     }
     folders = {"tuned": models[target, 1]}
     for way, (others, options) in ways.items():

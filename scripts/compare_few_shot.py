@@ -24,10 +24,13 @@ import numpy as np
 from measuring import into_readme
 from peers import SETFIT, peer_environment
 
-from bge_cocktail.classifying import load_classifier, predict, read_class_data, train_classifier
-from bge_cocktail.demo import demo_model
-from bge_cocktail.options import Classifying, Predicting
-from bge_cocktail.preparing import Source
+from bge_cocktail.data.sources import Source
+from bge_cocktail.flow.demo import demo_model
+from bge_cocktail.options import ClassifyOptions, PredictOptions
+from bge_cocktail.training.classifier.data import read_class_data
+from bge_cocktail.training.classifier.model import load_classifier
+from bge_cocktail.training.classifier.predict import predict
+from bge_cocktail.training.classifier.train import train_classifier
 
 WAY = Path(__file__).parent / "trainers/setfit_way.py"
 COMMON: dict[str, Any] = {"max_length": 128, "batch_size": 16, "learning_rate": 2e-5}
@@ -58,10 +61,10 @@ def write(rows: list[Row], path: Path) -> Path:
 def ours(folder: Path, pairs: int, seed: int) -> dict[str, float]:
     """Accuracy of ours."""
     settings = {**COMMON, "few_shot": True, "epochs": 1, "pairs_per_text": pairs, "seed": seed, "precision": "fp32"}
-    options = Classifying.model_validate(settings)
+    options = ClassifyOptions.model_validate(settings)
     model = train_classifier(demo_model(), read_class_data(Source(str(folder)), options), folder / "model", options)
     test = rows_of(folder / "test.jsonl")
-    found = predict(load_classifier(model), [row["text"] for row in test], Predicting(precision="fp32"))
+    found = predict(load_classifier(model), [row["text"] for row in test], PredictOptions(precision="fp32"))
     right = [one.labels == (row["label"],) for one, row in zip(found, test, strict=True)]
     return {"accuracy": statistics.mean(right)}
 

@@ -19,10 +19,10 @@ import numpy as np
 from peers import LM_COCKTAIL, peer_environment
 from safetensors.numpy import save_file
 
-from bge_cocktail.layout import declare_pooling
-from bge_cocktail.merging import merge
-from bge_cocktail.options import Merging
-from bge_cocktail.records import Record
+from bge_cocktail.data.record import Record
+from bge_cocktail.merging.merge import merge
+from bge_cocktail.models.layout import declare_pooling
+from bge_cocktail.options import MergeOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDENS = ROOT / "tests/goldens/lm_cocktail.json"
@@ -114,7 +114,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         models, examples = models_of(Path(scratch)), examples_of()
         theirs = by_lm_cocktail(python, models, examples)
-        options = Merging(weights="cocktail", like_lm_cocktail=True)
+        options = MergeOptions(weights="cocktail", like_lm_cocktail=True)
         ours = merge(models, Path(scratch) / "out", options, examples=examples)
     print("model  loss: LM_Cocktail       ours   weight: LM_Cocktail       ours")
     worst = 0.0

@@ -20,7 +20,8 @@ import numpy as np
 from peers import MERGEKIT, peer_environment
 from safetensors.numpy import load_file, save_file
 
-from bge_cocktail.merging import merge, read_recipe
+from bge_cocktail.merging.merge import merge
+from bge_cocktail.merging.recipe import read_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDENS = ROOT / "tests/goldens/mergekit.json"

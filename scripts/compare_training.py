@@ -26,20 +26,21 @@ from typing import Any
 import numpy as np
 from measuring import into_readme
 
-from bge_cocktail.demo import demo_model
-from bge_cocktail.encoding import CachedEncoder
-from bge_cocktail.evaluation import ModelScores, open_tasks
-from bge_cocktail.merging import merge
-from bge_cocktail.mining import mine
-from bge_cocktail.options import Encoding, Evaluating, Mining, Training
-from bge_cocktail.records import Record, read_corpus, read_judged, read_records
-from bge_cocktail.records.beir import sample_judged
-from bge_cocktail.records.examples import LabelledText
-from bge_cocktail.records.forming import records_from_labels
-from bge_cocktail.records.labelled import read_labelled
-from bge_cocktail.tasks import evaluate
-from bge_cocktail.tasks.retrieval import judge
-from bge_cocktail.training import train
+from bge_cocktail.data.beir import read_corpus
+from bge_cocktail.data.examples import LabelledText, records_from_labels
+from bge_cocktail.data.labelled import read_labelled
+from bge_cocktail.data.record import Record
+from bge_cocktail.data.record_files import read_records
+from bge_cocktail.data.retrieval import read_retrieval, sample_retrieval
+from bge_cocktail.evaluating.evaluate import evaluate, open_tasks
+from bge_cocktail.evaluating.scores import ModelScores
+from bge_cocktail.evaluating.tasks.retrieval import judge
+from bge_cocktail.flow.demo import demo_model
+from bge_cocktail.merging.merge import merge
+from bge_cocktail.mining.miner import mine
+from bge_cocktail.models.encoder import CachedEncoder
+from bge_cocktail.options import EncodeOptions, EvaluateOptions, MineOptions, TrainOptions
+from bge_cocktail.training.encoder.train import train
 
 SEEDS = (1, 2, 3)
 NEGATIVES = 3
@@ -80,12 +81,12 @@ class Ways:
 
     def __init__(self, data: Path, name: str, count: int, folder: Path) -> None:
         self.name, self.folder = name, folder
-        self.encoding = Encoding(precision="auto", max_length=MAX_LENGTH, cache_dir=folder / "cache")
+        self.encoding = EncodeOptions(precision="auto", max_length=MAX_LENGTH, cache_dir=folder / "cache")
         self.labelled = (data / "classification" / name).is_dir()
         path = data / ("classification" if self.labelled else "retrieval") / name
-        whole = None if self.labelled else read_judged(path, "test")
+        whole = None if self.labelled else read_retrieval(path, "test")
         # seeded by itself, so that all ways of all seeds are judged on the same
-        self.judged = whole and sample_judged(whole, queries=QUERIES, documents=DOCUMENTS, seed=0)
+        self.judged = whole and sample_retrieval(whole, queries=QUERIES, documents=DOCUMENTS, seed=0)
         self.tasks = open_tasks([path] if self.labelled else [], [data / one for one in GENERAL])
         self.base = CachedEncoder(demo_model(), self.encoding)
         self.random, known, corpus = _labelled(path) if self.labelled else _retrieval(path)
@@ -94,7 +95,7 @@ class Ways:
         plain = [replace(record, neg=(), in_batch_negatives=True) for record in self.random]
         # labels say for certain what is relevant, and one text of a label can be far from another: no margin
         certain = {"relative_margin": None, "duplicate_similarity": None, "depth": 200} if self.labelled else {}
-        mining = Mining.model_validate({"negatives": NEGATIVES, **certain})
+        mining = MineOptions.model_validate({"negatives": NEGATIVES, **certain})
         self.mined = mine(plain, self.base, mining, corpus=corpus, known_positives=known).records
 
     def records(self, way: str) -> list[Record]:
@@ -106,7 +107,7 @@ class Ways:
     def judge(self, model: str | Path) -> tuple[float, float]:
         """Mean main score on the target and on the general tasks."""
         encoder = CachedEncoder(model, self.encoding)
-        found = ModelScores("", "", evaluate(encoder, self.tasks, Evaluating()))
+        found = ModelScores("", "", evaluate(encoder, self.tasks, EvaluateOptions()))
         target = found.mean("target")
         if self.judged is not None:
             target = statistics.mean(judge(encoder, self.judged)["nDCG@10"].values())
@@ -120,7 +121,7 @@ class Ways:
                 continue
             records = self.records(way)
             for seed in SEEDS:
-                options = Training.model_validate({**COMMON, **settings, "seed": seed})
+                options = TrainOptions.model_validate({**COMMON, **settings, "seed": seed})
                 with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
                     tuned = train(demo_model(), records, Path(scratch) / "tuned", options)
                     self._note(found, way, tuned)

@@ -13,12 +13,15 @@ import argparse
 import json
 from pathlib import Path
 
-from bge_cocktail.demo import demo_model
-from bge_cocktail.encoding import CachedEncoder
-from bge_cocktail.mining import false_negatives, mine
-from bge_cocktail.options import Encoding, Mining
-from bge_cocktail.records import Record, read_corpus, read_judgements, read_records
-from bge_cocktail.report.table import text_table
+from bge_cocktail.data.beir import read_corpus, read_judgements
+from bge_cocktail.data.record import Record
+from bge_cocktail.data.record_files import read_records
+from bge_cocktail.flow.demo import demo_model
+from bge_cocktail.mining.audit import false_negatives
+from bge_cocktail.mining.miner import mine
+from bge_cocktail.models.encoder import CachedEncoder
+from bge_cocktail.options import EncodeOptions, MineOptions
+from bge_cocktail.report.text import text_table
 
 SETS = ("scifact", "squad", "medquad")
 OFF: dict[str, object] = {"relative_margin": None, "duplicate_similarity": None}
@@ -41,11 +44,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default=None, help="default: MiniLM of the extra `demo`")
     arguments = parser.parse_args()
-    encoder = CachedEncoder(arguments.model or demo_model(), Encoding(precision="auto"))
+    encoder = CachedEncoder(arguments.model or demo_model(), EncodeOptions(precision="auto"))
     found: dict[str, dict[str, float]] = {}
     rows = []
     for way, settings in WAYS.items():
-        options = Mining(negatives=7, **{name: value for name, value in settings.items() if name != "blind"})
+        options = MineOptions(negatives=7, **{name: value for name, value in settings.items() if name != "blind"})
         cells = [way]
         for name in SETS:
             folder = arguments.data / "retrieval" / name

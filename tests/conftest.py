@@ -117,7 +117,7 @@ def build_model(folder: Path, *, seed: int = 0, hidden: int = 32, pooling: str =
     modules = [transformer, Pooling(hidden, pooling_mode=pooling), Normalize()]
     SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(folder), create_model_card=False)
     shutil.rmtree(plain)
-    from bge_cocktail.layout import make_portable
+    from bge_cocktail.models.layout import make_portable
 
     make_portable(folder, max_length=48)
     return folder

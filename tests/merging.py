@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from bge_cocktail.merging import merge_methods
-from bge_cocktail.options import Merging
+from bge_cocktail.merging.methods import merge_methods
+from bge_cocktail.options import MergeOptions
 
 SHAPES = {
     "bert.embeddings.word_embeddings.weight": (40, 8),
@@ -63,7 +63,7 @@ def same_bytes(one: Path, two: Path) -> bool:
     return first.keys() == second.keys() and all(first[k].tobytes() == second[k].tobytes() for k in first)
 
 
-def options_for(method: str, base: Path, **more: Any) -> Merging:
+def options_for(method: str, base: Path, **more: Any) -> MergeOptions:
     """Options with which a method runs; those that it doesn't take are left out."""
     from bge_cocktail.merging.plan import takes
 
@@ -74,4 +74,4 @@ def options_for(method: str, base: Path, **more: Any) -> Merging:
         known = {name: value for name, value in known.items() if name not in ("weights", "normalise")}
     if merge_methods.trait(method, "base"):
         known["base"] = str(base)
-    return Merging(method=method, **known)
+    return MergeOptions(method=method, **known)

@@ -12,12 +12,13 @@ from conftest import write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bge_cocktail.errors import DataError, UsageError
-from bge_cocktail.options import Preparing
-from bge_cocktail.preparing import Source, augmentations, prepare, thesauri
-from bge_cocktail.preparing.augmenting import _TOKEN, _joined, augment
-from bge_cocktail.preparing.wordnet import DEBIAN_FOLDER
-from bge_cocktail.records import Record, read_records
+from bge_cocktail.core.errors import DataError, UsageError
+from bge_cocktail.data.record import Record
+from bge_cocktail.data.record_files import read_records
+from bge_cocktail.data.sources import Source
+from bge_cocktail.options import PrepareOptions
+from bge_cocktail.preparing.augment import _TOKEN, DEBIAN_FOLDER, _joined, augment, augmentations, thesauri
+from bge_cocktail.preparing.prepare import prepare
 
 SYNONYMS = {"quick": ["fast", "rapid"], "dog": ["hound"], "big": ["large"]}
 
@@ -90,7 +91,7 @@ def test_punctuation_stays_around_a_synonym() -> None:
 
 def test_copies_are_marked_and_the_originals_stay() -> None:
     records = [Record(f"the quick dog runs {n}", (f"the big answer {n}",), ("no",), id=f"r{n}") for n in range(200)]
-    options = Preparing(augment=["delete", "swap"], augment_share=0.3)
+    options = PrepareOptions(augment=["delete", "swap"], augment_share=0.3)
     counted: Counter[str] = Counter()
     made = list(augment(records, options, counted))
     assert [one for one in made if "augmented" not in one.extra] == records
@@ -110,36 +111,36 @@ def test_copies_are_marked_and_the_originals_stay() -> None:
 
 def test_without_a_synonym_the_next_variation_is_taken(small_wordnet: Path) -> None:
     records = [Record("今天天气很好", ("是的",)), Record("a quick dog", ("yes",))]
-    options = Preparing(augment=["synonym", "swap"], augment_share=1, wordnet_dir=small_wordnet, seed=3)
+    options = PrepareOptions(augment=["synonym", "swap"], augment_share=1, wordnet_dir=small_wordnet, seed=3)
     counted: Counter[str] = Counter()
     made = list(augment(records * 20, options, counted))
     assert len(made) >= 76  # a swap of two equal characters changes nothing
     chinese = [one for one in made if "augmented" in one.extra and "天" in one.query]
     assert {one.extra["augmented"] for one in chinese} == {"swap"}
     assert counted["not varied by synonym: no synonym known"] > 0
-    only = Preparing(augment=["synonym"], augment_share=1, wordnet_dir=small_wordnet)
+    only = PrepareOptions(augment=["synonym"], augment_share=1, wordnet_dir=small_wordnet)
     counted.clear()
     assert len(list(augment(records[:1], only, counted))) == 1
     assert counted == {"not varied by synonym: no synonym known": 1}
 
 
 def test_wordnet_files(small_wordnet: Path) -> None:
-    look_up = thesauri["wordnet"](Preparing(wordnet_dir=small_wordnet))
+    look_up = thesauri["wordnet"](PrepareOptions(wordnet_dir=small_wordnet))
     assert look_up("dog") == ["domestic dog"]
     assert look_up("quick") == ["fast"]
     assert look_up("race") == ["run", "dash"]
     assert look_up("nothing") == []
     (small_wordnet / "data.adv").write_text("00000100 00 s\n")
     with pytest.raises(DataError, match=r"data.adv:1: not a line of WordNet's data files"):
-        thesauri["wordnet"](Preparing(wordnet_dir=small_wordnet))
+        thesauri["wordnet"](PrepareOptions(wordnet_dir=small_wordnet))
     (small_wordnet / "data.adv").unlink()
     with pytest.raises(DataError, match=r"holds no WordNet \(data.adv missing\); install it .* --wordnet-dir"):
-        thesauri["wordnet"](Preparing(wordnet_dir=small_wordnet))
+        thesauri["wordnet"](PrepareOptions(wordnet_dir=small_wordnet))
 
 
 @pytest.mark.skipif(not (DEBIAN_FOLDER / "data.noun").is_file(), reason="WordNet is not installed")
 def test_the_whole_of_wordnet() -> None:
-    look_up = thesauri["wordnet"](Preparing())
+    look_up = thesauri["wordnet"](PrepareOptions())
     assert "automobile" in look_up("car")
     assert "rapid" in look_up("quick") or "speedy" in look_up("quick")
 
@@ -147,11 +148,11 @@ def test_the_whole_of_wordnet() -> None:
 def test_a_list_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "synonyms.tsv"
     path.write_text("Laptop\tnotebook\tportable computer\nfan\tblower\n")
-    look_up = thesauri["file"](Preparing(thesaurus="file", thesaurus_file=path))
+    look_up = thesauri["file"](PrepareOptions(thesaurus="file", thesaurus_file=path))
     assert look_up("notebook") == ["laptop", "portable computer"]
     path.write_text("a\tb\nalone\n")
     with pytest.raises(DataError, match=r"synonyms.tsv:2: expected two words or more with tabs between, got 'alone'"):
-        thesauri["file"](Preparing(thesaurus="file", thesaurus_file=path))
+        thesauri["file"](PrepareOptions(thesaurus="file", thesaurus_file=path))
 
 
 def test_only_train_is_varied(cli: Any, tmp_path: Path) -> None:
@@ -169,10 +170,10 @@ def test_only_train_is_varied(cli: Any, tmp_path: Path) -> None:
 def test_unknown_names_say_the_nearest(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "d.jsonl", [{"query": "a b c", "pos": ["b"]}])
     for options, message in (
-        (Preparing(augment=["synonim"]), r"no 'synonim' among the augmentations. Did you mean 'synonym'\?"),
-        (Preparing(weigh=["tusk"]), r"no 'tusk' among the record-weightings. Did you mean 'task'\?"),
-        (Preparing(duplicates=["nearly"]), r"no 'nearly' among the duplicate-finders. Did you mean 'near'\?"),
-        (Preparing(languages=["en"], language_detector="x"), r"no 'x' among the language-detectors"),
+        (PrepareOptions(augment=["synonim"]), r"no 'synonim' among the augmentations. Did you mean 'synonym'\?"),
+        (PrepareOptions(weigh=["tusk"]), r"no 'tusk' among the record-weightings. Did you mean 'task'\?"),
+        (PrepareOptions(duplicates=["nearly"]), r"no 'nearly' among the duplicate-finders. Did you mean 'near'\?"),
+        (PrepareOptions(languages=["en"], language_detector="x"), r"no 'x' among the language-detectors"),
     ):
         with pytest.raises(UsageError, match=message):
             prepare([Source(str(path))], tmp_path / "o", options)

@@ -16,25 +16,23 @@ from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bge_cocktail.encoding import load_encoder
-from bge_cocktail.errors import DataError
-from bge_cocktail.options import Training
-from bge_cocktail.records import Record, open_records, positives_by_query, read_records, write_records
-from bge_cocktail.records.store import RecordStore
-from bge_cocktail.training import TrainingRows
-from bge_cocktail.training.batches import Batches
-from bge_cocktail.training.collate import Collator
-from bge_cocktail.training.rows import hash_records
+from bge_cocktail.core.errors import DataError
+from bge_cocktail.data.record import Record, positives_by_query
+from bge_cocktail.data.record_files import RecordStore, open_records, read_records, write_records
+from bge_cocktail.models.encoder import load_encoder
+from bge_cocktail.options import TrainOptions
+from bge_cocktail.training.encoder.batches import Batches, Collator
+from bge_cocktail.training.encoder.training_pairs import TrainingPairs, hash_records
 
 Cli = Callable[..., Result]
 
 
-def rows_of(records: list[Record], **changes: Any) -> TrainingRows:
-    return TrainingRows(records, Training(negatives=0, **changes))
+def rows_of(records: list[Record], **changes: Any) -> TrainingPairs:
+    return TrainingPairs(records, TrainOptions(negatives=0, **changes))
 
 
-def batches_of(rows: TrainingRows, epoch: int = 0, processes: int = 1, **changes: Any) -> list[list[int]]:
-    batches = Batches(rows, Training(negatives=0, **changes), processes)
+def batches_of(rows: TrainingPairs, epoch: int = 0, processes: int = 1, **changes: Any) -> list[list[int]]:
+    batches = Batches(rows, TrainOptions(negatives=0, **changes), processes)
     batches.set_epoch(epoch)
     found = list(batches)
     assert len(found) == len(batches)
@@ -111,7 +109,7 @@ def test_mixing_by_size(power: float, expected: dict[str, int]) -> None:
 
 def test_a_row_is_its_record_with_one_positive_first() -> None:
     record = Record("q", ("a", "b", "a", "c"), ("n",), pos_scores=(1.0, 2.0, 3.0, 4.0))
-    rows = TrainingRows([record], Training(negatives=1))
+    rows = TrainingPairs([record], TrainOptions(negatives=1))
     assert [row.pos[0] for row in rows] == ["a", "b", "c"]
     assert [row.pos_scores[0] for row in rows] == [1.0, 2.0, 4.0]
     assert all(set(row.pos) == {"a", "b", "c"} for row in rows)
@@ -147,7 +145,7 @@ def test_a_large_file_stays_on_disk(tmp_path: Path) -> None:
     assert store[-1] == records[-1]
     assert pickle.loads(pickle.dumps(store))[5] == records[5]
     tracemalloc.start()
-    rows = TrainingRows(store, Training(negatives=1))
+    rows = TrainingPairs(store, TrainOptions(negatives=1))
     used = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert used < 4000 * 150 < path.stat().st_size / 5
@@ -164,15 +162,15 @@ def test_a_wrong_line_of_a_large_file_is_named(tmp_path: Path) -> None:
     assert len(store) == 3
     assert store[0] == store[2] == Record("q", ("p",))
     with pytest.raises(DataError, match=r"records.jsonl:3: 'pos' is empty"):
-        TrainingRows(store, Training())
+        TrainingPairs(store, TrainOptions())
 
 
 def test_chunks_hold_each_text_once_sorted_by_tokens(tiny: Path) -> None:
     others = ("the same horse runs", "a")
     records = [Record(f"dog {'cat ' * (row % 7)}", ("the same horse",), others) for row in range(9)]
-    chosen = Training(negatives=2, batch_size=9, chunk_tokens=24)
+    chosen = TrainOptions(negatives=2, batch_size=9, chunk_tokens=24)
     model = load_encoder(tiny, device="cpu")
-    collator = Collator(model, TrainingRows(records, chosen), chosen, {"query": "", "document": ""})
+    collator = Collator(model, TrainingPairs(records, chosen), chosen, {"query": "", "document": ""})
     batch = collator([(0, row) for row in range(9)])
     assert sorted(batch["targets"]["embedded"].tolist()) == list(range(9 + 3))
     lengths = []
@@ -186,9 +184,9 @@ def test_chunks_hold_each_text_once_sorted_by_tokens(tiny: Path) -> None:
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_divide_the_texts(tiny: Path, processes: int) -> None:
     records = [Record(f"dog {'cat ' * (row % 7)}", (f"horse {row}",)) for row in range(8)]
-    chosen = Training(negatives=0, batch_size=2)
+    chosen = TrainOptions(negatives=0, batch_size=2)
     model = load_encoder(tiny, device="cpu")
-    rows = TrainingRows(records, chosen)
+    rows = TrainingPairs(records, chosen)
     whole = Collator(model, rows, chosen, {"query": "a ", "document": ""})([(0, row) for row in range(8)])
     parts = [
         Collator(model, rows, chosen, {"query": "a ", "document": ""}, (number, processes))(
@@ -206,8 +204,8 @@ def test_processes_divide_the_texts(tiny: Path, processes: int) -> None:
 def test_drawn_negatives_differ_by_epoch_and_keep_their_scores(tiny: Path) -> None:
     names = tuple(f"n{n}" for n in range(10))
     record = Record("q", ("p",), names, pos_scores=(99.0,), neg_scores=tuple(float(n) for n in range(10)))
-    chosen = Training(negatives=3, batch_size=2, draw="random")
-    rows = TrainingRows([record, Record("r", ("s",))], chosen)
+    chosen = TrainOptions(negatives=3, batch_size=2, draw="random")
+    rows = TrainingPairs([record, Record("r", ("s",))], chosen)
     collator = Collator(load_encoder(tiny, device="cpu"), rows, chosen, {"query": "", "document": ""})
     draws = [tuple(collator([(epoch, 0), (epoch, 1)])["targets"]["scores"][0].tolist()) for epoch in (0, 0, 1, 2, 3)]
     assert draws[0] == draws[1]

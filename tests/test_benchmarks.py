@@ -13,10 +13,11 @@ import pytest
 from click.testing import Result
 from conftest import WORDS, perturb, write_lines
 
-from bge_cocktail.benchmarks import MtebModel, as_mteb_task, open_mteb_tasks, run_mteb
-from bge_cocktail.encoding import CachedEncoder
-from bge_cocktail.options import Encoding
-from bge_cocktail.tasks import evaluate, open_task
+from bge_cocktail.evaluating.evaluate import evaluate
+from bge_cocktail.evaluating.mteb import MtebModel, as_mteb_task, open_mteb_tasks, run_mteb
+from bge_cocktail.evaluating.tasks.task import open_task
+from bge_cocktail.models.encoder import CachedEncoder
+from bge_cocktail.options import EncodeOptions
 
 Cli = Callable[..., Result]
 
@@ -42,7 +43,7 @@ def test_numbers_are_those_of_mteb(kind: str, tiny: Path, beir: Path, alike: Pat
     path = {"retrieval": beir, "sts": alike / "graded", "pair-classification": alike / "binary"}[kind]
     task = open_task(path, "general")
     assert task.kind == kind
-    encoder = CachedEncoder(tiny, Encoding(cache_dir=tmp_path))
+    encoder = CachedEncoder(tiny, EncodeOptions(cache_dir=tmp_path))
     ours = next(score for score in evaluate(encoder, [task]) if score.main)
     theirs = run_mteb("tiny", encoder, [as_mteb_task(task)], "general", cache_dir=tmp_path)[0]
     assert theirs.value == pytest.approx(ours.value, abs=2e-4)
@@ -50,7 +51,7 @@ def test_numbers_are_those_of_mteb(kind: str, tiny: Path, beir: Path, alike: Pat
 
 
 def test_classification_by_the_protocol_of_mteb(tiny: Path, labelled: Path, tmp_path: Path) -> None:
-    encoder = CachedEncoder(tiny, Encoding(cache_dir=tmp_path))
+    encoder = CachedEncoder(tiny, EncodeOptions(cache_dir=tmp_path))
     task = as_mteb_task(open_task(labelled, "general"))
     assert (task.samples_per_label, task.n_experiments) == (8, 10)
     assert 0.4 < run_mteb("tiny", encoder, [task], "general", cache_dir=tmp_path)[0].value <= 1
@@ -61,14 +62,14 @@ def test_another_model_under_one_name_gets_its_own_scores(tiny: Path, beir: Path
     task = open_task(beir, "general")
     found = []
     for folder in (tiny, other):
-        encoder = CachedEncoder(folder, Encoding(cache_dir=tmp_path / "cache"))
+        encoder = CachedEncoder(folder, EncodeOptions(cache_dir=tmp_path / "cache"))
         value = run_mteb("same", encoder, [as_mteb_task(task)], "general", cache_dir=tmp_path / "cache")[0].value
         assert value == pytest.approx(next(one.value for one in evaluate(encoder, [task]) if one.main), abs=2e-4)
         found.append(value)
     assert found[0] != found[1]
     # other prompts, too, are another model
-    prompted = CachedEncoder(tiny, Encoding(cache_dir=tmp_path / "cache", query_prompt="red "))
-    plain = CachedEncoder(tiny, Encoding(cache_dir=tmp_path / "cache"))
+    prompted = CachedEncoder(tiny, EncodeOptions(cache_dir=tmp_path / "cache", query_prompt="red "))
+    plain = CachedEncoder(tiny, EncodeOptions(cache_dir=tmp_path / "cache"))
     revisions = {MtebModel("same", one).mteb_model_meta.revision for one in (plain, prompted)}
     assert len(revisions) == 2
     # and other data another task
@@ -91,7 +92,7 @@ def test_prompts_as_mteb_expects_them(tiny: Path, tmp_path: Path) -> None:
     assert model.prompt(banking, None) == "intent: "
     assert model.prompt(other, PromptType.query) == "ask: "
     assert model.prompt(other, PromptType.document) == ""
-    chosen = MtebModel("prompted", CachedEncoder(folder, Encoding(query_prompt="find: ")))
+    chosen = MtebModel("prompted", CachedEncoder(folder, EncodeOptions(query_prompt="find: ")))
     assert chosen.prompt(other, PromptType.query) == "find: "
 
 
@@ -127,7 +128,7 @@ def test_without_a_network_it_fails_in_seconds(
     import datasets
     from huggingface_hub import constants
 
-    monkeypatch.setattr("bge_cocktail.benchmarks.run.hub_answers", lambda: False)
+    monkeypatch.setattr("bge_cocktail.evaluating.mteb.hub_answers", lambda: False)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     # what the command sets for the process is taken back
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", constants.HF_HUB_OFFLINE)

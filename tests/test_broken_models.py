@@ -15,15 +15,13 @@ from conftest import leftovers
 from safetensors.torch import load_file, save_file
 from test_checkpoints import as_pickle
 
-from bge_cocktail.cache import EmbeddingCache
-from bge_cocktail.classifying import Settings, load_classifier
-from bge_cocktail.classifying.model import make_classifier, save_classifier
-from bge_cocktail.encoding import CachedEncoder, load_encoder
-from bge_cocktail.errors import CocktailError, DataError
-from bge_cocktail.loading import check_loaded
-from bge_cocktail.merging import merge
-from bge_cocktail.options import Classifying, Merging
-from bge_cocktail.provenance import hash_path
+from bge_cocktail.core.errors import CocktailError, DataError
+from bge_cocktail.core.runs import hash_path
+from bge_cocktail.merging.merge import merge
+from bge_cocktail.models.cache import EmbeddingCache
+from bge_cocktail.models.encoder import CachedEncoder, check_loaded, load_encoder
+from bge_cocktail.options import ClassifyOptions, MergeOptions
+from bge_cocktail.training.classifier.model import ClassifierConfig, load_classifier, make_classifier, save_classifier
 
 Cli = Callable[..., Result]
 Weights = dict[str, torch.Tensor]
@@ -85,9 +83,9 @@ def test_names_that_differ_are_no_lack(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_a_head_that_stands_on_the_pooler_needs_it(tiny: Path, tmp_path: Path) -> None:
-    model = make_classifier(tiny, ["a", "b"], Classifying(), "cpu")
+    model = make_classifier(tiny, ["a", "b"], ClassifyOptions(), "cpu")
     (tmp_path / "whole").mkdir()
-    save_classifier(model, Settings(labels=["a", "b"], max_length=32), tmp_path / "whole", like=tiny)
+    save_classifier(model, ClassifierConfig(labels=["a", "b"], max_length=32), tmp_path / "whole", like=tiny)
     load_classifier(tmp_path / "whole")
     broken = with_weights(
         tmp_path / "whole",
@@ -115,9 +113,9 @@ def test_the_check_of_a_whole_model_reads_it_once(tiny: Path, monkeypatch: pytes
 def test_pickled_weights_embed_the_same(tiny: Path, tmp_path: Path) -> None:
     pickled = as_pickle(tiny, tmp_path / "pickled")
     assert np.allclose(vectors(pickled), vectors(tiny), atol=1e-6)
-    again = merge([pickled, pickled], tmp_path / "out", Merging(weights=[0.5, 0.5]))
+    again = merge([pickled, pickled], tmp_path / "out", MergeOptions(weights=[0.5, 0.5]))
     assert np.allclose(vectors(again.folder), vectors(tiny), atol=1e-5)
-    merge([tiny, pickled], tmp_path / "ties", Merging(method="ties", base=str(pickled)))
+    merge([tiny, pickled], tmp_path / "ties", MergeOptions(method="ties", base=str(pickled)))
 
 
 def test_code_in_a_pickle_is_told_and_not_run(tiny: Path, tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from merging import raw_model, tensors_in
 from safetensors.numpy import load_file, save_file
 
-from bge_cocktail.errors import DataError, UsageError
-from bge_cocktail.merging import merge, open_model
+from bge_cocktail.core.errors import DataError, UsageError
+from bge_cocktail.core.runs import hash_file, hash_path
 from bge_cocktail.merging.checkpoints import close, hash_of
-from bge_cocktail.merging.safetensors_file import header_bytes, read_header
-from bge_cocktail.merging.tensors import WeightsFile, count_of, to_bytes
-from bge_cocktail.options import Merging
-from bge_cocktail.provenance import hash_file, hash_path
+from bge_cocktail.merging.merge import merge
+from bge_cocktail.merging.resolve import open_model
+from bge_cocktail.merging.tensors import WeightsFile, count_of, header_bytes, read_header, to_bytes
+from bge_cocktail.options import MergeOptions
 
 
 def header(tensors: object) -> bytes:
@@ -168,8 +168,8 @@ def test_pickled_weights(tmp_path: Path, how: dict[str, Any]) -> None:
     found = read_whole(pickled, tmp_path)
     assert found.keys() == expected.keys()
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
-    merge(models, tmp_path / "one", Merging(weights=[0.3, 0.7]))
-    merge([pickled, models[1]], tmp_path / "two", Merging(weights=[0.3, 0.7]))
+    merge(models, tmp_path / "one", MergeOptions(weights=[0.3, 0.7]))
+    merge([pickled, models[1]], tmp_path / "two", MergeOptions(weights=[0.3, 0.7]))
     one, two = (tensors_in(tmp_path / name) for name in ("one", "two"))
     assert one.keys() == two.keys()
     assert all(np.array_equal(one[name], two[name]) for name in one)
@@ -285,8 +285,8 @@ def test_an_adapter_is_folded_into_its_base(tmp_path: Path, config: dict[str, An
             expected = thin[stem.removesuffix(".bias") + ".base_layer.bias"]
         assert np.abs(value - expected).max() < 1e-5
     # in a merge it is what its fold is
-    merge([folder, base], tmp_path / "one", Merging(weights=[0.5, 0.5]))
-    merge([tmp_path / "out", base], tmp_path / "two", Merging(weights=[0.5, 0.5]))
+    merge([folder, base], tmp_path / "one", MergeOptions(weights=[0.5, 0.5]))
+    merge([tmp_path / "out", base], tmp_path / "two", MergeOptions(weights=[0.5, 0.5]))
     one, two = (tensors_in(tmp_path / name) for name in ("one", "two"))
     assert all(np.abs(one[name] - two[name]).max() < 1e-6 for name in one)
 
@@ -310,7 +310,7 @@ def test_adapters_that_are_no_lora_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_plain_encoder_must_say_how_it_pools(tiny: Path, tmp_path: Path) -> None:
-    from bge_cocktail.encoding import load_encoder
+    from bge_cocktail.models.encoder import load_encoder
 
     plain = tmp_path / "plain"
     shutil.copytree(
@@ -318,8 +318,8 @@ def test_a_plain_encoder_must_say_how_it_pools(tiny: Path, tmp_path: Path) -> No
     )
     with pytest.raises(UsageError, match="say it: --pooling cls"):
         merge([plain, plain], tmp_path / "out")
-    merge([plain], tmp_path / "mean", Merging(pooling="mean"))
-    merge([plain], tmp_path / "cls", Merging(pooling="cls"))
+    merge([plain], tmp_path / "mean", MergeOptions(pooling="mean"))
+    merge([plain], tmp_path / "cls", MergeOptions(pooling="cls"))
     texts = ["the red dog runs", "a cat"]
     mean, cls, own = (
         load_encoder(path, device="cpu").encode(texts) for path in (tmp_path / "mean", tmp_path / "cls", tiny)
@@ -327,9 +327,9 @@ def test_a_plain_encoder_must_say_how_it_pools(tiny: Path, tmp_path: Path) -> No
     assert np.abs(mean - own).max() < 1e-6
     assert np.abs(cls - own).max() > 1e-3
     # beside a model that says it, the plain one is taken as said, and refused if that is not the same
-    merge([tiny, plain], tmp_path / "both", Merging(pooling="mean", length_from=1))
+    merge([tiny, plain], tmp_path / "both", MergeOptions(pooling="mean", length_from=1))
     with pytest.raises(DataError, match=r"pooling: mean_tokens against cls_token"):
-        merge([tiny, plain], tmp_path / "bad", Merging(pooling="cls", length_from=1))
+        merge([tiny, plain], tmp_path / "bad", MergeOptions(pooling="cls", length_from=1))
 
 
 @given(st.lists(st.integers(0, 20_000), max_size=8), st.sampled_from([4096, 8192]))
@@ -337,7 +337,7 @@ def test_what_is_written_past_the_cache_is_what_was_given(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], block: int
 ) -> None:
     """Whatever the sizes of the parts and of the file; blocks are small here, so that many are filled."""
-    from bge_cocktail.merging import block_writer
+    from bge_cocktail.merging import write as block_writer
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(block_writer, "BLOCK", block)
@@ -355,7 +355,7 @@ def test_a_file_system_without_direct_writes(tmp_path: Path, monkeypatch: pytest
     import errno
     import os
 
-    from bge_cocktail.merging.block_writer import _DIRECT, BlockWriter
+    from bge_cocktail.merging.write import _DIRECT, BlockWriter
 
     real_open, real_write, refused = os.open, os.write, []
 

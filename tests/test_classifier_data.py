@@ -17,42 +17,38 @@ import torch
 from click.testing import Result
 from conftest import WORDS, write_lines
 
-from bge_cocktail.classifying import (
-    ClassData,
-    LabelledTexts,
-    Settings,
-    fold_runs,
+from bge_cocktail.core.errors import DataError, UsageError
+from bge_cocktail.data.record import pair_key
+from bge_cocktail.data.sources import Source, read_examples, splits_of
+from bge_cocktail.options import ClassifyOptions, EvaluateOptions, PredictOptions
+from bge_cocktail.training.classifier.data import ClassifierData, LabelledTexts, read_class_data, sample_per_class
+from bge_cocktail.training.classifier.evaluate import judge_logits
+from bge_cocktail.training.classifier.loss import label_loss
+from bge_cocktail.training.classifier.metrics import macro_f1
+from bge_cocktail.training.classifier.model import (
+    Classifier,
+    ClassifierConfig,
     load_classifier,
-    predict,
-    read_class_data,
-    read_settings,
-    seed_runs,
-    train_classifier,
+    make_classifier,
+    read_config,
+    save_classifier,
 )
-from bge_cocktail.classifying.batches import label_loss
-from bge_cocktail.classifying.data import drawn, text_key
-from bge_cocktail.classifying.few_shot import pairs_of_classes
-from bge_cocktail.classifying.judging import judge_logits
-from bge_cocktail.classifying.metrics import macro_f1
-from bge_cocktail.classifying.model import Classifier, make_classifier, save_classifier
-from bge_cocktail.classifying.searching import SPACE
-from bge_cocktail.errors import DataError, UsageError
-from bge_cocktail.options import Classifying, Evaluating, Predicting
-from bge_cocktail.preparing import Source
-from bge_cocktail.records.sources import read_examples, splits_of
-from bge_cocktail.training.searching import search
+from bge_cocktail.training.classifier.predict import predict
+from bge_cocktail.training.classifier.repeated_runs import SPACE, fold_runs, seed_runs
+from bge_cocktail.training.classifier.train import pairs_of_classes, train_classifier
+from bge_cocktail.training.engine.search import search
 
 Cli = Callable[..., Result]
 FAST: dict[str, Any] = {"epochs": 1, "batch_size": 16, "learning_rate": 1e-3, "device": "cpu", "precision": "fp32"}
-FP32 = Predicting(device="cpu", precision="fp32")
+FP32 = PredictOptions(device="cpu", precision="fp32")
 CLI = ("--epochs", 1, "--device", "cpu", "--precision", "fp32")
 
 
-def options(**changes: object) -> Classifying:
-    return Classifying.model_validate({**FAST, **changes})
+def options(**changes: object) -> ClassifyOptions:
+    return ClassifyOptions.model_validate({**FAST, **changes})
 
 
-def data_of(path: Path, **changes: object) -> ClassData:
+def data_of(path: Path, **changes: object) -> ClassifierData:
     return read_class_data(Source(str(path)), options(**changes))
 
 
@@ -76,7 +72,7 @@ def saved(tiny: Path, folder: Path, *, pairs: bool = False, head: str = "cls", l
     """A classifier that nothing was learned by."""
     folder.mkdir()
     model = make_classifier(tiny, labels, options(head=head), "cpu")
-    settings = Settings(labels=list(labels), pairs=pairs, max_length=model.max_seq_length)
+    settings = ClassifierConfig(labels=list(labels), pairs=pairs, max_length=model.max_seq_length)
     save_classifier(model, settings, folder, like=tiny)
     return folder
 
@@ -100,18 +96,18 @@ def folder(tmp_path: Path) -> Path:
 def test_texts_of_test_are_left_out_of_train(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_lines(folder / "test.jsonl", some(20, parity, 50))  # 10 of train, 10 of dev
     data = data_of(folder)
-    held = {text_key(row["text"]) for row in rows_in(folder / "test.jsonl")}
+    held = {pair_key(row["text"]) for row in rows_in(folder / "test.jsonl")}
     assert len(data.train) == 50
-    assert not held & {text_key(text) for text in data.train.texts}
+    assert not held & {pair_key(text) for text in data.train.texts}
     assert "10 texts of train are also in test and are left out of train" in caplog.text
 
 
 def test_folds_learn_nothing_of_test(folder: Path) -> None:
     write_lines(folder / "test.jsonl", some(20, parity, 50))  # 10 of train, 10 of dev
     runs = fold_runs(data_of(folder), options(), 3)
-    held = {text_key(row["text"]) for row in rows_in(folder / "test.jsonl")}
+    held = {pair_key(row["text"]) for row in rows_in(folder / "test.jsonl")}
     for own, _ in runs.values():
-        assert not held & {text_key(text) for text in (*own.train.texts, *own.dev.texts)}
+        assert not held & {pair_key(text) for text in (*own.train.texts, *own.dev.texts)}
 
 
 def test_a_test_without_labels_stops_no_training(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -124,7 +120,7 @@ def test_glue_keeps_the_labels_of_its_tests_back(monkeypatch: pytest.MonkeyPatch
     import datasets
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr("bge_cocktail.records.sources.hub_answers", lambda: True)
+    monkeypatch.setattr("bge_cocktail.data.sources.hub_answers", lambda: True)
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_: ["train", "validation", "test"])
     assert splits_of("sst2") == ["dev", "train"]
     assert splits_of("nli") == ["dev", "test", "train"]
@@ -135,10 +131,10 @@ def test_glue_keeps_the_labels_of_its_tests_back(monkeypatch: pytest.MonkeyPatch
 def test_each_seed_draws_its_own_texts(folder: Path) -> None:
     data = data_of(folder, per_class=3)
     runs = seed_runs(data, options(per_class=3), [1, 2])
-    chosen = [set(drawn(*one).train.texts) for one in runs.values()]
+    chosen = [set(sample_per_class(*one).train.texts) for one in runs.values()]
     assert [len(one) for one in chosen] == [6, 6]
     assert chosen[0] != chosen[1]
-    for train in (drawn(*one).train for one in fold_runs(data, options(per_class=3), 4).values()):
+    for train in (sample_per_class(*one).train for one in fold_runs(data, options(per_class=3), 4).values()):
         assert Counter(train.labels) == {(0,): 3, (1,): 3}
 
 
@@ -158,7 +154,7 @@ def test_folds_of_several_labels(tmp_path: Path) -> None:
 
 def test_weights_reach_the_pairs_of_few_texts() -> None:
     train = LabelledTexts(["a one", "a two", "b one", "b two"], [(0,), (0,), (1,), (1,)], [1.0, 5.0, 0.0, 2.0])
-    data = ClassData(train, train, None, ["a", "b"], False, "")
+    data = ClassifierData(train, train, None, ["a", "b"], False, "")
     assert {one.query: one.weight for one in pairs_of_classes(data, 2, 0)} == dict(
         zip(train.texts, train.weights, strict=True)
     )
@@ -258,7 +254,7 @@ def test_settings_are_checked(change: dict[str, Any], said: str, plain: Path, tm
     path = tmp_path / "classifier.json"
     path.write_text(json.dumps({**json.loads((plain / "classifier.json").read_text()), **change}))
     with pytest.raises(DataError, match=rf"classifier.json: {said}"):
-        read_settings(tmp_path)
+        read_config(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +271,7 @@ def test_labels_of_a_downloaded_model_are_checked(
     config = json.loads((plain / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "id2label": labels}))
     with pytest.raises(DataError, match=said):
-        read_settings(tmp_path)
+        read_config(tmp_path)
 
 
 def test_pairs_and_single_texts_are_told_apart(tiny: Path, plain: Path, folder: Path, tmp_path: Path, cli: Cli) -> None:
@@ -372,9 +368,9 @@ def test_texts_that_are_no_text(plain: Path, tmp_path: Path, cli: Cli) -> None:
 
 
 def test_a_temperature_changes_no_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = Settings(labels=["a", "b"], multi_label=True, threshold=0.3, temperature=3.0)
+    settings = ClassifierConfig(labels=["a", "b"], multi_label=True, threshold=0.3, temperature=3.0)
     logits = np.array([[-1.2, -0.3]], np.float32)
-    monkeypatch.setattr("bge_cocktail.classifying.predicting.logits_of", lambda *_: logits)
+    monkeypatch.setattr("bge_cocktail.training.classifier.predict.logits_of", lambda *_: logits)
     for calibrated in (False, True):
         [found] = predict(
             Classifier(model=None, settings=settings),  # type: ignore[arg-type]
@@ -389,7 +385,7 @@ def test_a_temperature_changes_no_prediction(monkeypatch: pytest.MonkeyPatch) ->
 
 def judged(logits: np.ndarray, labels: list[int]) -> dict[str, Any]:
     data = LabelledTexts([f"t {row}" for row in range(len(labels))], [(one,) for one in labels], [1.0] * len(labels))
-    found = judge_logits(logits.astype(np.float32), data, Settings(labels=["no", "yes"]), Evaluating())
+    found = judge_logits(logits.astype(np.float32), data, ClassifierConfig(labels=["no", "yes"]), EvaluateOptions())
     return {score["metric"]: score for score in found["scores"]} | found
 
 

@@ -15,40 +15,42 @@ import torch
 from click.testing import Result
 from conftest import WORDS, write_lines
 
-from bge_cocktail.classifying import (
-    ClassData,
+from bge_cocktail.core.errors import CocktailError, DataError, UsageError
+from bge_cocktail.core.runs import hash_path
+from bge_cocktail.data.sources import Source
+from bge_cocktail.models.encoder import load_encoder
+from bge_cocktail.options import ClassifyOptions, PredictOptions
+from bge_cocktail.training.classifier.data import (
+    ClassifierData,
     LabelledTexts,
-    Settings,
-    fold_runs,
-    judge_classifier,
-    load_classifier,
-    predict,
     read_class_data,
-    read_settings,
-    train_classifier,
+    sample_per_class,
+    with_augmented,
 )
-from bge_cocktail.classifying.augmenting import with_varied
-from bge_cocktail.classifying.batches import ShuffledBatches, class_weights, label_loss
-from bge_cocktail.classifying.data import drawn
-from bge_cocktail.classifying.model import head_parameters, make_classifier
-from bge_cocktail.classifying.tokens import Tokens, keep_ends
-from bge_cocktail.encoding import load_encoder
-from bge_cocktail.errors import CocktailError, DataError, UsageError
-from bge_cocktail.options import Classifying, Predicting
-from bge_cocktail.preparing import Source
-from bge_cocktail.provenance import hash_path
+from bge_cocktail.training.classifier.evaluate import judge_classifier
+from bge_cocktail.training.classifier.loss import ShuffledBatches, class_weights, label_loss
+from bge_cocktail.training.classifier.model import (
+    ClassifierConfig,
+    head_parameters,
+    load_classifier,
+    make_classifier,
+    read_config,
+)
+from bge_cocktail.training.classifier.predict import Tokens, keep_ends, predict
+from bge_cocktail.training.classifier.repeated_runs import fold_runs
+from bge_cocktail.training.classifier.train import train_classifier
 
 Cli = Callable[..., Result]
 FAST: dict[str, Any] = {"epochs": 4, "batch_size": 16, "learning_rate": 3e-3, "device": "cpu", "precision": "fp32"}
-FP32 = Predicting(device="cpu", precision="fp32")
+FP32 = PredictOptions(device="cpu", precision="fp32")
 CLI = ("--epochs", 4, "--batch-size", 16, "--learning-rate", 3e-3, "--device", "cpu", "--precision", "fp32")
 
 
-def options(**changes: object) -> Classifying:
-    return Classifying.model_validate({**FAST, **changes})
+def options(**changes: object) -> ClassifyOptions:
+    return ClassifyOptions.model_validate({**FAST, **changes})
 
 
-def data_of(folder: Path, **changes: object) -> ClassData:
+def data_of(folder: Path, **changes: object) -> ClassifierData:
     return read_class_data(Source(str(folder)), options(**changes))
 
 
@@ -118,7 +120,7 @@ def test_learns_and_loads_with_plain_transformers(trained: Path, labelled: Path)
     described = json.loads((trained / "run.json").read_text())
     assert described["dev_best"] > 0.9
     assert described["options"]["learning_rate"] == 3e-3
-    settings = read_settings(trained)
+    settings = read_config(trained)
     assert (settings.labels, settings.max_length) == (["animal", "vehicle"], 48)
     assert json.loads((trained / "tokenizer_config.json").read_text())["model_max_length"] == 48
 
@@ -164,7 +166,7 @@ def test_any_number_of_labels(tiny: Path, several: Path, tmp_path: Path) -> None
 def test_few_texts_a_class(tiny: Path, labelled: Path, tmp_path: Path) -> None:
     from sklearn.linear_model import LogisticRegression
 
-    data = drawn(data_of(labelled), options(per_class=8))
+    data = sample_per_class(data_of(labelled), options(per_class=8))
     assert [data.train.labels.count((number,)) for number in (0, 1)] == [8, 8]
     made = train_classifier(tiny, data, tmp_path / "out", options(few_shot=True, epochs=2, learning_rate=1e-3))
     texts, labels = texts_of(labelled)
@@ -269,7 +271,7 @@ def test_every_option_changes_something(tiny: Path, labelled: Path, tmp_path: Pa
     rows = [row for row in range(60) if data.train.labels[row] == (0,) or row % 2]
     long = [f"{data.train.texts[row]} and so on {data.train.texts[row - 1]} beside the river" for row in rows]
     uneven = LabelledTexts([*long], [data.train.labels[row] for row in rows], [1.0] * len(rows))
-    data = ClassData(uneven, data.dev.at(range(8)), None, data.names, False, "x")
+    data = ClassifierData(uneven, data.dev.at(range(8)), None, data.names, False, "x")
     plain = train_classifier(tiny, data, tmp_path / "plain", options(**common))
     changed = train_classifier(tiny, data, tmp_path / "changed", options(**common, **changes))
     assert hash_path(plain / "model.safetensors") != hash_path(changed / "model.safetensors")
@@ -477,8 +479,8 @@ def test_a_downloaded_classifier_without_our_settings(trained: Path, tmp_path: P
     plain = tmp_path / "plain"
     shutil.copytree(trained, plain)
     (plain / "classifier.json").unlink()
-    settings = read_settings(plain)
-    assert settings == Settings(labels=["animal", "vehicle"], max_length=48)
+    settings = read_config(plain)
+    assert settings == ClassifierConfig(labels=["animal", "vehicle"], max_length=48)
     [found] = predict(load_classifier(plain, device="cpu"), ["the red dog runs"], FP32)
     assert found.labels == ("animal",)
 
@@ -497,9 +499,9 @@ def test_varied_copies_of_train(kind: str, labelled: Path, pairs: Path, tmp_path
     folder = labelled if kind == "single" else pairs
     data = data_of(folder)
     chosen = options(augment="swap,delete", augment_share=1.0)
-    varied = with_varied(data, chosen)
-    assert with_varied(data, chosen).train == varied.train
-    assert with_varied(data, options()) is data
+    varied = with_augmented(data, chosen)
+    assert with_augmented(data, chosen).train == varied.train
+    assert with_augmented(data, options()) is data
     assert varied.dev is data.dev
     held = {str(text) for text in data.dev.texts}
     originals = list(zip(data.train.texts, data.train.labels, strict=True))

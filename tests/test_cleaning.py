@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bge_cocktail.errors import UsageError
-from bge_cocktail.options import Preparing
-from bge_cocktail.preparing.cleaning import Cleaner, cleaning_steps
+from bge_cocktail.core.errors import UsageError
+from bge_cocktail.options import PrepareOptions
+from bge_cocktail.preparing.clean import Cleaner, cleaning_steps
 
-EVERY = Preparing(clean=list(cleaning_steps))
+EVERY = PrepareOptions(clean=list(cleaning_steps))
 
 
 def clean(text: str, **options: object) -> str | None:
-    return Cleaner(Preparing(**options))(text, "text")  # type: ignore[arg-type]
+    return Cleaner(PrepareOptions(**options))(text, "text")  # type: ignore[arg-type]
 
 
 CHANGED = [
@@ -98,14 +98,14 @@ pieces = st.sampled_from([*TAGS, *ENTITIES, *OTHERS])
 @settings(deadline=None, max_examples=300)
 @given(st.lists(pieces | st.text(max_size=3), max_size=12).map("".join), st.booleans())
 def test_twice_is_once(text: str, every: bool) -> None:
-    options = EVERY if every else Preparing()
+    options = EVERY if every else PrepareOptions()
     once = Cleaner(options)(text, "text")
     if once is not None:
         assert Cleaner(options)(once, "text") == once
 
 
 def test_limits_are_counted_with_examples() -> None:
-    cleaner = Cleaner(Preparing(min_chars=3, max_chars=5), None)
+    cleaner = Cleaner(PrepareOptions(min_chars=3, max_chars=5), None)
     assert [cleaner(text, "query") for text in ("ab", "abc", "abcdef", "  ")] == [None, "abc", None, None]
     assert cleaner.dropped == {
         "query shorter than 3 characters": 1,
@@ -116,18 +116,18 @@ def test_limits_are_counted_with_examples() -> None:
 
 
 def test_limits_in_tokens(tiny: Path) -> None:
-    from bge_cocktail.preparing.tokens import TokenCounter
+    from bge_cocktail.models.embed import TokenCounter
 
     counter = TokenCounter(tiny)
     assert counter.limit == 48
     assert counter("red apple") == 4  # with [CLS] and [SEP]
-    cleaner = Cleaner(Preparing(min_tokens=4, max_tokens=5), counter)
+    cleaner = Cleaner(PrepareOptions(min_tokens=4, max_tokens=5), counter)
     texts = ("red", "red apple", "the red apple", "the red apple sleeps")
     assert [cleaner(text, "text") for text in texts] == [None, texts[1], texts[2], None]
 
 
 def test_other_languages_go_and_short_texts_stay() -> None:
-    cleaner = Cleaner(Preparing(languages=["en", "zh"]))
+    cleaner = Cleaner(PrepareOptions(languages=["en", "zh"]))
     english = "The weather was cold and nobody went out of the house."
     german = "Das Wetter war kalt und niemand ging aus dem Haus hinaus."
     chinese = "今天天气很冷，所以没有人愿意离开家到外面去散步或者买东西。"

@@ -13,7 +13,7 @@ from click.testing import Result
 from conftest import ROOT, leftovers, python, write_lines
 
 from bge_cocktail.cli import COMMANDS
-from bge_cocktail.records import read_records
+from bge_cocktail.data.record_files import read_records
 
 Cli = Callable[..., Result]
 QUICK = ("--epochs", 1, "--batch-size", 10, "--negatives", 1, "--precision", "fp32")
@@ -207,17 +207,16 @@ def test_lists(cli: Cli) -> None:
 
 
 def test_init_writes_a_run_file_that_is_read(cli: Cli, tmp_path: Path) -> None:
-    from bge_cocktail.options import RunFile, Training
-    from bge_cocktail.runfile import read_run_file
+    from bge_cocktail.options import RunOptions, TrainOptions, read_run_file
 
     cli("init", tmp_path / "run.toml")
     options = read_run_file(tmp_path / "run.toml")
     assert options.base == "BAAI/bge-small-en-v1.5"
-    assert options.train == Training()
+    assert options.train == TrainOptions()
     text = (tmp_path / "run.toml").read_text()
-    for section in RunFile.model_fields:
+    for section in RunOptions.model_fields:
         assert section in text
-    for name in Training.model_fields:
+    for name in TrainOptions.model_fields:
         assert f"# {name} =" in text
     # every default that is shown is the default
     (tmp_path / "all.toml").write_text(re.sub(r"(?m)^# (\w+ = )", r"\1", text))
@@ -253,12 +252,12 @@ def test_no_space_on_the_disk(tiny: Path, nudged: list[Path], tmp_path: Path) ->
 
 
 def test_ctrl_c(cli: Cli, tiny: Path, beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import bge_cocktail.mining
+    import bge_cocktail.mining.miner
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bge_cocktail.mining, "mine", interrupt)
+    monkeypatch.setattr(bge_cocktail.mining.miner, "mine", interrupt)
     result = cli("mine", beir, "-m", tiny, "-o", tmp_path / "out", code=130)
     assert "interrupted" in result.stderr
     assert not (tmp_path / "out").exists()
@@ -272,7 +271,7 @@ def test_sigkill_during_a_merge_leaves_no_partial_folder(tiny: Path, nudged: lis
 
     code = (
         "import os, signal\n"
-        "import bge_cocktail.merging.writing as m\n"
+        "import bge_cocktail.merging.write as m\n"
         "real = m.to_bytes; count = 0\n"
         "def kill(*args):\n"
         "    global count; count += 1\n"
@@ -285,7 +284,7 @@ def test_sigkill_during_a_merge_leaves_no_partial_folder(tiny: Path, nudged: lis
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
-    from bge_cocktail import merge
+    from bge_cocktail.merging.merge import merge
 
     merge([tiny, nudged[0]], tmp_path / "out")
     assert (tmp_path / "out/model.safetensors").is_file()
@@ -313,8 +312,8 @@ def test_a_damaged_demo_model_is_noticed(cli: Cli, tmp_path: Path, monkeypatch: 
 
 
 def test_every_flag_of_a_long_help_stands_in_a_panel() -> None:
-    from bge_cocktail.options import Encoding, Merging, Mining, Preparing
+    from bge_cocktail.options import EncodeOptions, MergeOptions, MineOptions, PrepareOptions
 
-    for model in (Encoding, Merging, Mining, Preparing):
+    for model in (EncodeOptions, MergeOptions, MineOptions, PrepareOptions):
         named = [name for names in model.panels.values() for name in names.split()]
         assert sorted(named) == sorted(model.model_fields)

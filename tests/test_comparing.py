@@ -14,10 +14,9 @@ from conftest import WORDS, perturb, write_alike, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bge_cocktail.errors import DataError
-from bge_cocktail.evaluation import ModelScores
-from bge_cocktail.significance import compare_models, holm, in_words, permutation_test
-from bge_cocktail.tasks import Score
+from bge_cocktail.core.errors import DataError
+from bge_cocktail.evaluating.compare import compare_models, holm, in_words, permutation_test
+from bge_cocktail.evaluating.scores import ModelScores, Score
 
 Cli = Callable[..., Result]
 
@@ -179,7 +178,7 @@ def test_other_data_and_other_models_are_refused(cli: Cli, tiny: Path, beir: Pat
 def test_swapping_ranks_is_the_same_as_trying_all_swaps() -> None:
     from scipy.stats import rankdata, spearmanr
 
-    from bge_cocktail.significance.correlations import swap_test
+    from bge_cocktail.evaluating.compare import swap_test
 
     generator = np.random.default_rng(3)
     wanted = {f"p{number}": float(value) for number, value in enumerate([1, 2, 3, 4, 5, 6, 7])}
@@ -230,7 +229,7 @@ def test_the_queries_that_moved_most_are_shown(
 
 
 def test_kinds_of_texts_by_hand() -> None:
-    from bge_cocktail.significance.changes import by_bucket, script
+    from bge_cocktail.evaluating.query_changes import by_bucket, script
 
     assert script("Что это?") == "Cyrillic"
     assert script("这是什么 ok") == "Han"
@@ -254,8 +253,8 @@ def test_kinds_of_texts_by_hand() -> None:
 
 
 def test_missing_judgements_are_those_that_models_agree_on() -> None:
-    from bge_cocktail.evaluation import Details
-    from bge_cocktail.significance import likely_relevant
+    from bge_cocktail.evaluating.query_changes import likely_relevant
+    from bge_cocktail.evaluating.store import EvaluationDetails
 
     def said(**found: float) -> dict[str, object]:
         ranks = {"good": list(found).index("good") + 1 if "good" in found else None}
@@ -269,6 +268,6 @@ def test_missing_judgements_are_those_that_models_agree_on() -> None:
         answers[model, "t"]["q4"] = said(looked=0.9, good=0.5)  # somebody judged it: not relevant
     asked = {f"q{n}": {"text": f"query {n}", "unwanted": ["looked"]} for n in (1, 2, 3, 4)}
     texts = {"asked": asked, "documents": dict.fromkeys(("other", "x", "y", "good", "looked"), "d")}
-    (one,) = likely_relevant(["a", "b", "never judged on it"], "t", Details(answers, {"t": texts}, {}))
+    (one,) = likely_relevant(["a", "b", "never judged on it"], "t", EvaluationDetails(answers, {"t": texts}, {}))
     assert (one["query"], one["document"], one["models"]) == ("q1", "other", 2)
     assert one["lead"] == pytest.approx((0.4 + 0.1) / 2)

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, leftovers
 from test_training_options import data
 
-from bge_cocktail.records import write_records
+from bge_cocktail.data.record_files import write_records
 
 COMMAND = ["--epochs", "12", "--batch-size", "5", "--negatives", "2", "--learning-rate", "1e-3", "--precision", "fp32"]
 COMMAND += ["--device", "cpu", "--save-steps", "4", "--evaluations", "1"]

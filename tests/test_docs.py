@@ -68,26 +68,27 @@ def test_contributing_adds_a_method_that_keeps_the_laws(
 ) -> None:
     import numpy as np
 
-    from bge_cocktail.merging import merge, merge_methods
-    from bge_cocktail.options import Merging
+    from bge_cocktail.merging.merge import merge
+    from bge_cocktail.merging.methods import merge_methods
+    from bge_cocktail.options import MergeOptions
 
     text = (ROOT / "CONTRIBUTING.md").read_text()
     code = re.search(r'(    @merge_methods\("median"\)\n.*?axis=0\)\n)', text, re.DOTALL)
     monkeypatch.setattr(merge_methods, "_entries", dict(merge_methods._all()))
     exec("\n".join(line[4:] for line in code[1].splitlines()), {"merge_methods": merge_methods, "np": np})
     assert merge_methods.describe()["median"] == "Median of the same tensor of each model."
-    merge([nudged[0], nudged[0]], tmp_path / "out", Merging(method="median"))
+    merge([nudged[0], nudged[0]], tmp_path / "out", MergeOptions(method="median"))
     assert (tmp_path / "out/model.safetensors").read_bytes() == (nudged[0] / "model.safetensors").read_bytes()
 
 
 def test_contributing_adds_a_step_and_a_filter(monkeypatch: pytest.MonkeyPatch) -> None:
     from test_mining import HashEncoder
 
-    from bge_cocktail.mining import mine, negative_filters
-    from bge_cocktail.options import Mining, Preparing
-    from bge_cocktail.preparing import cleaning_steps
-    from bge_cocktail.preparing.cleaning import Cleaner
-    from bge_cocktail.records import Record
+    from bge_cocktail.data.record import Record
+    from bge_cocktail.mining.filters import negative_filters
+    from bge_cocktail.mining.miner import mine
+    from bge_cocktail.options import MineOptions, PrepareOptions
+    from bge_cocktail.preparing.clean import Cleaner, cleaning_steps
 
     text = (ROOT / "CONTRIBUTING.md").read_text()
     code = re.search(r'(    @cleaning_steps\("no-mail"\)\n.*?ranks <= 3\n)', text, re.DOTALL)
@@ -95,18 +96,17 @@ def test_contributing_adds_a_step_and_a_filter(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(registry, "_entries", dict(registry._all()))
     names = {"cleaning_steps": cleaning_steps, "negative_filters": negative_filters, "re": re}
     exec("\n".join(line[4:] for line in code[1].splitlines()), names)
-    assert Cleaner(Preparing(clean=["no-mail"]))("write to a.b@c.org now", "text") == "write to ADDRESS now"
+    assert Cleaner(PrepareOptions(clean=["no-mail"]))("write to a.b@c.org now", "text") == "write to ADDRESS now"
     documents = [f"document {number}" for number in range(20)]
-    mined = mine([Record("q", ("a",))], HashEncoder(), Mining(relative_margin=None, depth=20), corpus=documents)
+    mined = mine([Record("q", ("a",))], HashEncoder(), MineOptions(relative_margin=None, depth=20), corpus=documents)
     assert mined.dropped["in the first three ranks"] == 3
 
 
 def test_contributing_adds_a_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bge_cocktail.report.building import build_report
-    from bge_cocktail.report.content import Section, Words
-    from bge_cocktail.report.markdown import markdown
-    from bge_cocktail.report.material import gather
-    from bge_cocktail.report.sections import report_sections
+    from bge_cocktail.report.blocks import Section, Words
+    from bge_cocktail.report.build import build_report, markdown
+    from bge_cocktail.report.collect import collect
+    from bge_cocktail.report.sections.registry import report_sections
 
     text = (ROOT / "CONTRIBUTING.md").read_text()
     code = re.search(r'(    @report_sections\("longest run".*? s\."\)\]\)\n)', text, re.DOTALL)
@@ -114,7 +114,7 @@ def test_contributing_adds_a_section(tmp_path: Path, monkeypatch: pytest.MonkeyP
     names = {"report_sections": report_sections, "Section": Section, "Words": Words}
     exec("\n".join(line[4:] for line in code[1].splitlines()), names)
     (tmp_path / "run.json").write_text('{"command": "merge", "seconds": 7}')
-    assert f"{tmp_path.name}: 7 s." in markdown(build_report(gather([tmp_path]), "")).replace("\\", "")
+    assert f"{tmp_path.name}: 7 s." in markdown(build_report(collect([tmp_path]), "")).replace("\\", "")
 
 
 def test_a_benchmark_keeps_what_it_did_not_measure() -> None:

@@ -12,13 +12,15 @@ from conftest import perturb, python
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bge_cocktail.cache import MERGE_FILES_ABOVE, EmbeddingCache
-from bge_cocktail.embed import batches_by_tokens, embed
-from bge_cocktail.encoding import CachedEncoder, load_encoder
-from bge_cocktail.errors import CocktailError, DataError, UsageError
-from bge_cocktail.hub import model_folder
-from bge_cocktail.layout import make_portable, prompt_for, read_json, set_prompts
-from bge_cocktail.options import Encoding
+from bge_cocktail.core.errors import CocktailError, DataError, UsageError
+from bge_cocktail.core.outputs import read_json
+from bge_cocktail.models.cache import MERGE_FILES_ABOVE, EmbeddingCache
+from bge_cocktail.models.embed import batches_by_tokens, embed
+from bge_cocktail.models.encoder import CachedEncoder, load_encoder
+from bge_cocktail.models.folder import model_folder
+from bge_cocktail.models.layout import make_portable
+from bge_cocktail.models.prompts import prompt_for, set_prompts
+from bge_cocktail.options import EncodeOptions
 
 TEXTS = ["the red dog runs", "boat", "who sings in the small garden near the river ?", "boat", "where"]
 
@@ -47,7 +49,7 @@ def test_prompts_are_applied_as_declared(tiny: Path, tmp_path: Path) -> None:
     assert np.allclose(declared.encode_query(["dog"]), plain.encode_text(["what dog"]), atol=1e-6)
     assert np.allclose(declared.encode_document(["dog"]), plain.encode_text(["the dog"]), atol=1e-6)
     assert np.allclose(declared.encode_text(["dog"]), plain.encode_text(["dog"]), atol=1e-6)
-    chosen = CachedEncoder(folder, Encoding(query_prompt="none", document_prompt="e5-document"))
+    chosen = CachedEncoder(folder, EncodeOptions(query_prompt="none", document_prompt="e5-document"))
     assert np.allclose(chosen.encode_query(["dog"]), plain.encode_text(["dog"]), atol=1e-6)
     assert chosen.prompt_for("document") == "passage: "
     # and as sentence-transformers itself applies them
@@ -75,15 +77,15 @@ def test_no_text_is_embedded_twice(tiny: Path) -> None:
     again = second.encode_query([*TEXTS[::-1], "new"])
     assert second.embedded == 1
     assert np.array_equal(again[:5], found[::-1])
-    assert CachedEncoder(tiny, Encoding(cache=False)).encode_query(TEXTS).shape == (5, 32)
+    assert CachedEncoder(tiny, EncodeOptions(cache=False)).encode_query(TEXTS).shape == (5, 32)
 
 
 def test_blocks_that_are_done_are_kept(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut off in the third block: the first two are in the cache, and the rest gives the same vectors."""
-    import bge_cocktail.encoding as encoding
+    import bge_cocktail.models.encoder as encoding
 
     texts = [f"{one} {two}" for one in ("red", "blue", "grey") for two in ("dog", "cat", "boat")]
-    expected = CachedEncoder(tiny, Encoding(cache=False)).encode_query(texts)
+    expected = CachedEncoder(tiny, EncodeOptions(cache=False)).encode_query(texts)
     monkeypatch.setattr(encoding, "BLOCK", 2)
     real, calls = encoding.embed, 0
 
@@ -106,9 +108,9 @@ def test_what_an_embedding_depends_on_is_in_the_key(tiny: Path, tmp_path: Path) 
     base = CachedEncoder(tiny)
     found = base.encode_query(TEXTS)
     for options in (
-        Encoding(query_prompt="what "),
-        Encoding(precision="bf16"),
-        Encoding(max_length=8),
+        EncodeOptions(query_prompt="what "),
+        EncodeOptions(precision="bf16"),
+        EncodeOptions(max_length=8),
     ):
         other = CachedEncoder(tiny, options)
         other.encode_query(TEXTS)
@@ -126,10 +128,10 @@ def test_what_an_embedding_depends_on_is_in_the_key(tiny: Path, tmp_path: Path) 
 def test_half_precision_weights_are_computed_with_in_full(tiny: Path, tmp_path: Path) -> None:
     import torch
 
-    from bge_cocktail.merging import merge
-    from bge_cocktail.options import Merging
+    from bge_cocktail.merging.merge import merge
+    from bge_cocktail.options import MergeOptions
 
-    merge([tiny, tiny], tmp_path / "half", Merging(dtype="float16"))
+    merge([tiny, tiny], tmp_path / "half", MergeOptions(dtype="float16"))
     model = load_encoder(tmp_path / "half", device="cpu")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
@@ -155,7 +157,7 @@ def test_a_cache_that_can_not_be_written_is_no_end(
     tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    encoder = CachedEncoder(tiny, Encoding(cache_dir=tmp_path / "file"))
+    encoder = CachedEncoder(tiny, EncodeOptions(cache_dir=tmp_path / "file"))
     assert encoder.encode_query(TEXTS).shape == (5, 32)
     assert "embeddings are not kept" in caplog.text
 
@@ -215,7 +217,7 @@ def test_nan_embeddings_are_an_error(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_unknown_device() -> None:
-    from bge_cocktail.devices import choose_device
+    from bge_cocktail.core.devices import choose_device
 
     with pytest.raises(UsageError, match="device 'gpu' can't be used here"):
         choose_device("gpu")
@@ -234,7 +236,7 @@ def test_a_hub_name_out_of_reach_fails_fast(tmp_path: Path) -> None:
     code = (
         "import time; t = time.monotonic()\n"
         "from bge_cocktail.hub import model_folder\n"
-        "from bge_cocktail.errors import DataError\n"
+        "from bge_cocktail.core.errors import DataError\n"
         "import huggingface_hub; t = time.monotonic()\n"
         "try: model_folder('BAAI/bge-small-en-v1.5')\n"
         "except DataError as error: print(round(time.monotonic() - t, 2), error)\n"
@@ -280,7 +282,7 @@ socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.c
 from pathlib import Path
 from bge_cocktail import mine, read_records, train, merge, evaluate, open_task, CachedEncoder
 from bge_cocktail.options import Training
-from bge_cocktail.records import read_beir
+from bge_cocktail.data.beir import read_beir
 model, data, out = {str(tiny)!r}, Path({str(beir)!r}), Path({str(tmp_path)!r})
 records = mine(read_records(data), CachedEncoder(model)).records
 train(model, records, out / "tuned", Training(epochs=1, batch_size=8, negatives=1), dev=read_beir(data, "dev"))

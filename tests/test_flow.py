@@ -11,10 +11,10 @@ import pytest
 from click.testing import Result
 from conftest import leftovers
 
-from bge_cocktail import run
-from bge_cocktail.errors import CocktailError, DataError, UsageError
-from bge_cocktail.flow.folder import begin_run
-from bge_cocktail.runfile import read_run_file
+from bge_cocktail.core.errors import CocktailError, DataError, UsageError
+from bge_cocktail.flow.flow import run
+from bge_cocktail.flow.steps import begin_run
+from bge_cocktail.options import read_run_file
 
 Cli = Callable[..., Result]
 
@@ -101,7 +101,7 @@ def test_end_to_end_and_not_twice(cli: Cli, run_file: Path, tmp_path: Path) -> N
 
 
 def test_a_run_goes_on_where_it_was_cut(run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bge_cocktail.training.module import BatchLoss
+    from bge_cocktail.training.encoder.loss import BatchLoss
 
     real, count = BatchLoss.forward, 0
 

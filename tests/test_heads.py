@@ -16,10 +16,10 @@ from conftest import write_lines
 from safetensors.numpy import load_file
 from test_merging_classifiers import HEAD, relabelled, tensors_of, trained
 
-from bge_cocktail.classifying import load_classifier
-from bge_cocktail.errors import UsageError
-from bge_cocktail.merging import merge
-from bge_cocktail.options import Merging
+from bge_cocktail.core.errors import UsageError
+from bge_cocktail.merging.merge import merge
+from bge_cocktail.options import MergeOptions
+from bge_cocktail.training.classifier.model import load_classifier
 
 Cli = Callable[..., Result]
 
@@ -58,7 +58,7 @@ def test_an_encoder_under_the_head_of_its_family(family: str, tiny: Path, tmp_pa
         getattr(transformers, f"{family}ForSequenceClassification")(config), tiny, tmp_path / "classifier"
     )
     encoder = saved(getattr(transformers, f"{family}Model")(config), tiny, tmp_path / "encoder")
-    merge([classifier, encoder], tmp_path / "out", Merging(weights=[0.5, 0.5]))
+    merge([classifier, encoder], tmp_path / "out", MergeOptions(weights=[0.5, 0.5]))
     one, other, out = (load_file(folder / "model.safetensors") for folder in (classifier, encoder, tmp_path / "out"))
     body = next(name for name in one if "embeddings" in name).split(".")[0]
     moved = 0
@@ -109,7 +109,7 @@ def test_task_vectors_of_models_without_the_head_add_nothing_to_it(
 ) -> None:
     base = trained(tiny, labelled, tmp_path / "base", seed=9, epochs=1)
     for models in ([pair[0]], [pair[0], tiny], [pair[0], tiny, tiny]):
-        options = Merging(method="task-arithmetic", base=str(base))
+        options = MergeOptions(method="task-arithmetic", base=str(base))
         out = merge(models, tmp_path / f"out-{len(models)}", options).folder
         for name in HEAD:
             np.testing.assert_allclose(tensors_of(out)[name], tensors_of(pair[0])[name], atol=1e-6)
@@ -118,8 +118,8 @@ def test_task_vectors_of_models_without_the_head_add_nothing_to_it(
 def test_settings_that_differ_keep_heads_apart(pair: list[Path], tiny: Path, labelled: Path, tmp_path: Path) -> None:
     other = trained(tiny, labelled, tmp_path / "other", clean=["space"], max_length=16)
     with pytest.raises(UsageError, match="was trained otherwise \\(clean"):
-        merge([pair[0], other], tmp_path / "no", Merging(heads="merge"))
-    out = merge([pair[0], other], tmp_path / "out", Merging(length_from=2)).folder
+        merge([pair[0], other], tmp_path / "no", MergeOptions(heads="merge"))
+    out = merge([pair[0], other], tmp_path / "out", MergeOptions(length_from=2)).folder
     assert all(np.array_equal(tensors_of(out)[name], tensors_of(pair[0])[name]) for name in HEAD)
     assert load_classifier(out).model.max_seq_length == 16
     assert json.loads((out / "tokenizer_config.json").read_text())["model_max_length"] == 16
@@ -133,7 +133,7 @@ def test_pooled_heads_of_other_poolings_are_kept_apart(tiny: Path, labelled: Pat
     (cls / "1_Pooling/config.json").write_text(json.dumps(config))
     models = [trained(base, labelled, tmp_path / f"p{row}", head="pooled") for row, base in enumerate((tiny, cls))]
     with pytest.raises(UsageError, match="pooling: "):
-        merge(models, tmp_path / "no", Merging(heads="merge"))
+        merge(models, tmp_path / "no", MergeOptions(heads="merge"))
 
 
 def test_a_tokenizer_that_differs_can_be_chosen(pair: list[Path], tiny: Path, cli: Cli, tmp_path: Path) -> None:
@@ -155,10 +155,9 @@ def test_options_of_encoders_are_refused(
 
 
 def test_copies_repeat_no_text_of_a_test_of_its_own(cli: Cli, tiny: Path, tmp_path: Path) -> None:
-    from bge_cocktail.classifying import read_class_data
-    from bge_cocktail.classifying.augmenting import with_varied
-    from bge_cocktail.options import Classifying
-    from bge_cocktail.preparing import Source
+    from bge_cocktail.data.sources import Source
+    from bge_cocktail.options import ClassifyOptions
+    from bge_cocktail.training.classifier.data import read_class_data, with_augmented
 
     words = [f"word{number}" for number in range(60)]
     rows: list[dict[str, object]] = [
@@ -166,8 +165,8 @@ def test_copies_repeat_no_text_of_a_test_of_its_own(cli: Cli, tiny: Path, tmp_pa
     ]
     write_lines(tmp_path / "data/train.jsonl", rows)
     write_lines(tmp_path / "data/test.jsonl", [{**row, "text": f"{words[n]} same"} for n, row in enumerate(rows)])
-    options = Classifying.model_validate({"augment": "delete", "augment_share": 1.0})
-    data = with_varied(read_class_data(Source(str(tmp_path / "data")), options), options)
+    options = ClassifyOptions.model_validate({"augment": "delete", "augment_share": 1.0})
+    data = with_augmented(read_class_data(Source(str(tmp_path / "data")), options), options)
     copies = {text for text in data.train.texts if isinstance(text, str) and len(text.split()) == 2}
     assert len(copies) > 10
     assert not copies & {f"{word} same" for word in words}

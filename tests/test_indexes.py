@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from click.testing import Result
 
-from bge_cocktail.errors import UsageError
-from bge_cocktail.indexes import indexes, judge_indexes
+from bge_cocktail.core.errors import UsageError
+from bge_cocktail.search.approximate import indexes, judge_indexes
 
 Cli = Callable[..., Result]
 

@@ -12,8 +12,8 @@ from click.testing import Result
 from conftest import build_model, leftovers
 from merging import raw_model, tensors_in, write_model
 
-from bge_cocktail.errors import UsageError
-from bge_cocktail.merging.comparing import inspect
+from bge_cocktail.core.errors import UsageError
+from bge_cocktail.merging.inspect import inspect
 
 Cli = Callable[..., Result]
 
@@ -98,7 +98,7 @@ def test_torch_is_not_needed(models: list[Path]) -> None:
     from conftest import python
 
     code = (
-        "import sys; from bge_cocktail.merging.comparing import inspect\n"
+        "import sys; from bge_cocktail.merging.inspect import inspect\n"
         f"inspect({[str(path) for path in models]!r})\n"
         "print(sorted(set(sys.modules) & {'torch', 'transformers', 'sentence_transformers'}))"
     )

@@ -11,17 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bge_cocktail.losses import (
-    Embedded,
-    LossSettings,
-    batch_relevance,
-    batch_targets,
-    info_nce,
-    losses,
-    total_loss,
-)
-from bge_cocktail.losses.contrastive import DIRECTIONS
-from bge_cocktail.records import Record
+from bge_cocktail.data.record import Record
+from bge_cocktail.losses.contrastive import DIRECTIONS, info_nce
+from bge_cocktail.losses.total import Embedded, LossSettings, batch_relevance, batch_targets, losses, total_loss
 
 
 def unit(seed: int, rows: int, dimensions: int = 8) -> torch.Tensor:

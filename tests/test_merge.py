@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from bge_cocktail.errors import CocktailError, DataError, UsageError
-from bge_cocktail.merging import Recipe, merge, plan_merge
-from bge_cocktail.options import Merging
+from bge_cocktail.core.errors import CocktailError, DataError, UsageError
+from bge_cocktail.merging.merge import merge, plan_merge
+from bge_cocktail.merging.recipe import Recipe
+from bge_cocktail.options import MergeOptions
 
 weights_of_three = st.lists(st.floats(0, 1), min_size=3, max_size=3).filter(lambda ws: sum(ws) > 0.01)
 
@@ -30,7 +31,7 @@ def test_linear_equals_float64_and_scale_is_free(
     nudged: list[Path], tmp_path_factory: pytest.TempPathFactory, weights: list[float], scale: float
 ) -> None:
     folder = tmp_path_factory.mktemp("linear")
-    merge(nudged, folder / "one", Merging(weights=[scale * weight for weight in weights]))
+    merge(nudged, folder / "one", MergeOptions(weights=[scale * weight for weight in weights]))
     models = [weights_in(path) for path in nudged]
     for name, value in weights_in(folder / "one").items():
         if value.dtype.kind != "f":
@@ -43,9 +44,9 @@ def test_linear_equals_float64_and_scale_is_free(
 
 
 def test_embeds_like_a_merged_state_dict(nudged: list[Path], tmp_path: Path) -> None:
-    from bge_cocktail.encoding import load_encoder
+    from bge_cocktail.models.encoder import load_encoder
 
-    merge(nudged[:2], tmp_path / "out", Merging(weights=[0.25, 0.75]))
+    merge(nudged[:2], tmp_path / "out", MergeOptions(weights=[0.25, 0.75]))
     one, two = (load_encoder(path, device="cpu") for path in nudged[:2])
     state = two.state_dict()
     by_hand = {k: 0.25 * v + 0.75 * state[k] if v.is_floating_point() else v for k, v in one.state_dict().items()}
@@ -56,7 +57,7 @@ def test_embeds_like_a_merged_state_dict(nudged: list[Path], tmp_path: Path) -> 
 
 
 def test_share_keeps_it_for_the_first(nudged: list[Path], tmp_path: Path) -> None:
-    merged = merge(nudged, tmp_path / "out", Merging(share=0.5, weights=[1, 3]))
+    merged = merge(nudged, tmp_path / "out", MergeOptions(share=0.5, weights=[1, 3]))
     assert merged.weights == pytest.approx((0.5, 0.125, 0.375))
     described = json.loads((tmp_path / "out/run.json").read_text())
     assert [one["weight"] for one in described["models"]] == pytest.approx([0.5, 0.125, 0.375])
@@ -67,14 +68,14 @@ def test_output_type_rounds_to_nearest(nudged: list[Path], tmp_path: Path, dtype
     import torch
     from safetensors.torch import load_file as load_torch
 
-    merge(nudged[:2], tmp_path / "full", Merging())
-    merge(nudged[:2], tmp_path / "half", Merging(dtype=dtype))
+    merge(nudged[:2], tmp_path / "full", MergeOptions())
+    merge(nudged[:2], tmp_path / "half", MergeOptions(dtype=dtype))
     full = load_torch(tmp_path / "full/model.safetensors")
     for name, value in load_torch(tmp_path / "half/model.safetensors").items():
         if full[name].is_floating_point():
             assert torch.equal(value, full[name].to(getattr(torch, dtype)))
     # and a half-precision model merged with itself stays bit for bit
-    merge([tmp_path / "half", tmp_path / "half"], tmp_path / "again", Merging(weights=[0.3, 0.7]))
+    merge([tmp_path / "half", tmp_path / "half"], tmp_path / "again", MergeOptions(weights=[0.3, 0.7]))
     assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "half/model.safetensors").read_bytes()
 
 
@@ -82,7 +83,7 @@ def test_sharded_files_and_a_second_module(tiny: Path, tmp_path: Path) -> None:
     """Other shards, another place: tensors are matched by name; a Dense module is merged too."""
     from sentence_transformers.models import Dense
 
-    from bge_cocktail.encoding import load_encoder
+    from bge_cocktail.models.encoder import load_encoder
 
     folders = []
     for seed in (1, 2):
@@ -104,9 +105,9 @@ def test_sharded_files_and_a_second_module(tiny: Path, tmp_path: Path) -> None:
     index = {"metadata": {}, "weight_map": {name: file for file, part in parts.items() for name in part}}
     (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
 
-    merge(folders, tmp_path / "one", Merging(weights=[0.4, 0.6]))
-    merge([folders[0], sharded], tmp_path / "two", Merging(weights=[0.4, 0.6]))
-    merge([sharded, folders[0]], tmp_path / "three", Merging(weights=[0.6, 0.4]))
+    merge(folders, tmp_path / "one", MergeOptions(weights=[0.4, 0.6]))
+    merge([folders[0], sharded], tmp_path / "two", MergeOptions(weights=[0.4, 0.6]))
+    merge([sharded, folders[0]], tmp_path / "three", MergeOptions(weights=[0.6, 0.4]))
     texts = ["the red dog", "where is the boat"]
     expected = load_encoder(tmp_path / "one", device="cpu").encode(texts)
     assert expected.shape == (2, 16)
@@ -117,14 +118,14 @@ def test_sharded_files_and_a_second_module(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_mean_pooling_length_and_prompts_are_kept(nudged: list[Path], tmp_path: Path) -> None:
-    from bge_cocktail.encoding import load_encoder
-    from bge_cocktail.layout import set_prompts
+    from bge_cocktail.models.encoder import load_encoder
+    from bge_cocktail.models.prompts import set_prompts
 
     first = shutil.copytree(nudged[0], tmp_path / "first")
     set_prompts(first, {"query": "what "})
     with pytest.raises(DataError, match=r"prompts: {'query': 'what '} against none; choose with --prompts-from N"):
         merge([first, nudged[1]], tmp_path / "out")
-    merge([nudged[1], first], tmp_path / "out", Merging(prompts_from=2))
+    merge([nudged[1], first], tmp_path / "out", MergeOptions(prompts_from=2))
     model = load_encoder(tmp_path / "out", device="cpu")
     assert model[1].pooling_mode == "mean"
     assert model.max_seq_length == 48
@@ -142,7 +143,7 @@ def test_mean_pooling_length_and_prompts_are_kept(nudged: list[Path], tmp_path: 
 )
 def test_bad_weights(nudged: list[Path], tmp_path: Path, weights: list[float], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        merge(nudged[:2], tmp_path / "out", Merging(weights=weights))
+        merge(nudged[:2], tmp_path / "out", MergeOptions(weights=weights))
     assert not (tmp_path / "out").exists()
 
 
@@ -208,7 +209,7 @@ def test_a_router_is_refused_and_not_half_merged(tiny: Path, tmp_path: Path) -> 
     )
     with pytest.raises(DataError, match=r"no \.safetensors|no module owns query_0_Transformer/model.safetensors"):
         merge([folder, tiny], tmp_path / "out")
-    from bge_cocktail.encoding import load_encoder
+    from bge_cocktail.models.encoder import load_encoder
 
     with pytest.raises(DataError, match="Router"):
         load_encoder(folder)
@@ -229,8 +230,8 @@ def test_values_beyond_float16(tiny: Path, tmp_path: Path) -> None:
     tensors["encoder.layer.0.output.dense.bias"][0] = 1e6
     save_file(tensors, large / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(DataError, match="beyond float16"):
-        merge([large, large], tmp_path / "out", Merging(dtype="float16"))
-    merge([large, large], tmp_path / "out", Merging(dtype="bfloat16"))
+        merge([large, large], tmp_path / "out", MergeOptions(dtype="float16"))
+    merge([large, large], tmp_path / "out", MergeOptions(dtype="bfloat16"))
 
 
 def test_torch_is_not_imported(nudged: list[Path], tmp_path: Path) -> None:

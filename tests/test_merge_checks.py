@@ -14,11 +14,12 @@ import pytest
 from conftest import build_model
 from merging import raw_model, same_bytes, tensors_in, write_model
 
-from bge_cocktail.errors import DataError, UsageError
-from bge_cocktail.layout import read_json, set_prompts
-from bge_cocktail.merging import merge
-from bge_cocktail.merging.tokenizers import tokenizer_differences
-from bge_cocktail.options import Merging
+from bge_cocktail.core.errors import DataError, UsageError
+from bge_cocktail.core.outputs import read_json
+from bge_cocktail.merging.compatible import tokenizer_differences
+from bge_cocktail.merging.merge import merge
+from bge_cocktail.models.prompts import set_prompts
+from bge_cocktail.options import MergeOptions
 
 
 def changed(model: Path, folder: Path, file: str, change: Callable[[Any], None]) -> Path:
@@ -89,7 +90,7 @@ def test_differences_are_named(
     if settled is not None:
         (name,) = settled
         assert f"--{name.replace('_', '-')} N" in str(error.value)
-        merge([tiny, other], tmp_path / "out", Merging(**settled))
+        merge([tiny, other], tmp_path / "out", MergeOptions(**settled))
 
 
 def test_what_is_chosen_is_what_is_written(tiny: Path, tmp_path: Path) -> None:
@@ -97,11 +98,11 @@ def test_what_is_chosen_is_what_is_written(tiny: Path, tmp_path: Path) -> None:
     set_prompts(other, {"query": "what "})
     length = other / "sentence_bert_config.json"
     length.write_text(json.dumps({**read_json(length), "max_seq_length": 20}))
-    from bge_cocktail.encoding import load_encoder
+    from bge_cocktail.models.encoder import load_encoder
 
     for number, (words, prompts, longest) in enumerate([(1, 2, 2), (2, 1, 1)]):
         out = tmp_path / f"out{number}"
-        merge([tiny, other], out, Merging(tokenizer_from=words, prompts_from=prompts, length_from=longest))
+        merge([tiny, other], out, MergeOptions(tokenizer_from=words, prompts_from=prompts, length_from=longest))
         source = (tiny, other)[words - 1]
         assert (out / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
         model = load_encoder(out, device="cpu")
@@ -158,7 +159,7 @@ def test_a_dense_module_must_do_the_same(tiny: Path, tmp_path: Path) -> None:
     import torch
     from sentence_transformers.models import Dense
 
-    from bge_cocktail.encoding import load_encoder
+    from bge_cocktail.models.encoder import load_encoder
 
     folders = []
     for activation in (torch.nn.Tanh(), torch.nn.Identity()):
@@ -191,7 +192,7 @@ def test_excluded_tensors_are_neither_compared_nor_merged(tmp_path: Path) -> Non
     with pytest.raises(DataError, match=r"shape \[3, 8\] against \[5, 8\]") as error:
         merge([one, other], tmp_path / "out")
     assert "tensor 'extra' is missing in" in str(error.value)
-    merge([one, other], tmp_path / "out", Merging(exclude=["classifier.*", "extra"]))
+    merge([one, other], tmp_path / "out", MergeOptions(exclude=["classifier.*", "extra"]))
     assert same_bytes(one, tmp_path / "out")
 
 
@@ -199,7 +200,7 @@ def test_excluded_tensors_are_neither_compared_nor_merged(tmp_path: Path) -> Non
 
 
 def test_peers_fault_a_mean_pooled_model_stays_mean_pooled(tiny: Path, tmp_path: Path) -> None:
-    from bge_cocktail.encoding import load_encoder
+    from bge_cocktail.models.encoder import load_encoder
 
     merge([tiny, tiny], tmp_path / "out")
     one, two = (load_encoder(path, device="cpu") for path in (tiny, tmp_path / "out"))
@@ -211,13 +212,13 @@ def test_peers_fault_a_mean_pooled_model_stays_mean_pooled(tiny: Path, tmp_path:
 @pytest.mark.parametrize("weights", [[0, 0], [-1, -2]])
 def test_peers_fault_weights_without_sense(tiny: Path, tmp_path: Path, weights: list[float]) -> None:
     with pytest.raises(UsageError):
-        merge([tiny, tiny], tmp_path / "out", Merging(weights=weights))
+        merge([tiny, tiny], tmp_path / "out", MergeOptions(weights=weights))
 
 
 def test_peers_fault_weights_that_do_not_sum_to_1(nudged: list[Path], tmp_path: Path) -> None:
     """[.05, .05] is taken as a half each; not normalised it is what was asked for, and never by accident."""
-    merge(nudged[:2], tmp_path / "out", Merging(weights=[0.05, 0.05]))
-    merge(nudged[:2], tmp_path / "halves", Merging(weights=[0.5, 0.5]))
+    merge(nudged[:2], tmp_path / "out", MergeOptions(weights=[0.05, 0.05]))
+    merge(nudged[:2], tmp_path / "halves", MergeOptions(weights=[0.5, 0.5]))
     assert same_bytes(tmp_path / "out", tmp_path / "halves")
 
 

@@ -17,15 +17,16 @@ from safetensors.numpy import save_file
 from test_checkpoints import adapter, as_pickle
 from test_weights import EXAMPLES
 
-from bge_cocktail.encoding import CachedEncoder, Encoder
-from bge_cocktail.errors import CocktailError, DataError, UsageError
-from bge_cocktail.layout import read_json, set_prompts
-from bge_cocktail.merging import Recipe, merge, read_recipe
-from bge_cocktail.merging.comparing import inspect
-from bge_cocktail.merging.example_loss import example_loss
-from bge_cocktail.merging.mergekit_yaml import from_mergekit
-from bge_cocktail.merging.verifying import verify_merge
-from bge_cocktail.options import Encoding, Merging
+from bge_cocktail.core.errors import CocktailError, DataError, UsageError
+from bge_cocktail.core.outputs import read_json
+from bge_cocktail.merging.inspect import inspect
+from bge_cocktail.merging.merge import merge, verify_merge
+from bge_cocktail.merging.mergekit import from_mergekit
+from bge_cocktail.merging.objective import example_loss
+from bge_cocktail.merging.recipe import Recipe, read_recipe
+from bge_cocktail.models.encoder import CachedEncoder, Encoder
+from bge_cocktail.models.prompts import set_prompts
+from bge_cocktail.options import EncodeOptions, MergeOptions
 
 Cli = Callable[..., Result]
 
@@ -47,7 +48,7 @@ def test_declaring_a_pooling_leaves_the_input_as_it_is(tiny: Path, tmp_path: Pat
     set_prompts(plain, {"query": "Q: "})
     (plain / "1_Pooling").mkdir()
     before = {path: path.read_bytes() for path in plain.rglob("*") if path.is_file()}
-    merge([plain], tmp_path / "out", Merging(pooling="mean"))
+    merge([plain], tmp_path / "out", MergeOptions(pooling="mean"))
     assert {path: path.read_bytes() for path in plain.rglob("*") if path.is_file()} == before
     assert read_json(tmp_path / "out/config_sentence_transformers.json")["prompts"]["query"] == "Q: "
 
@@ -66,12 +67,12 @@ def test_inner_merges_that_look_at_data_keep_their_own_numbers(
     nudged: list[Path], tiny: Path, tmp_path: Path, method: str
 ) -> None:
     inner = [
-        Recipe(tuple(map(str, pair)), Merging(method=method), f"inner{number}")
+        Recipe(tuple(map(str, pair)), MergeOptions(method=method), f"inner{number}")
         for number, pair in enumerate([nudged[:2], [nudged[2], tiny]])
     ]
-    more: dict[str, Any] = {"examples": EXAMPLES, "encoding": Encoding(cache=False)}
-    merge(Recipe(tuple(inner), Merging(weights=[1, 0])), tmp_path / "nested", **more)
-    merge(nudged[:2], tmp_path / "flat", Merging(method=method), **more)
+    more: dict[str, Any] = {"examples": EXAMPLES, "encoding": EncodeOptions(cache=False)}
+    merge(Recipe(tuple(inner), MergeOptions(weights=[1, 0])), tmp_path / "nested", **more)
+    merge(nudged[:2], tmp_path / "flat", MergeOptions(method=method), **more)
     assert same_bytes(tmp_path / "nested", tmp_path / "flat")
 
 
@@ -114,7 +115,7 @@ def test_more_odd_adapters(models: list[Path], tmp_path: Path) -> None:
 
 
 def test_the_first_pattern_counts_as_in_peft(models: list[Path], tmp_path: Path) -> None:
-    from bge_cocktail.merging.adapters import _factors
+    from bge_cocktail.merging.checkpoints import _factors
 
     pair = {"A": np.ones((2, 8), np.float32), "B": np.ones((8, 2), np.float32)}
     config = {"lora_alpha": 2, "alpha_pattern": {"query": 20, ".*": 4}}
@@ -137,7 +138,7 @@ def test_weights_that_no_module_reads_are_not_lost(tiny: Path, tmp_path: Path) -
 
 
 def test_a_module_that_shares_the_first_ones_folder(tiny: Path, tmp_path: Path) -> None:
-    from bge_cocktail.encoding import load_encoder
+    from bge_cocktail.models.encoder import load_encoder
 
     folder = shutil.copytree(tiny, tmp_path / "shared")
     modules = read_json(folder / "modules.json")
@@ -166,7 +167,7 @@ def test_the_index_is_that_of_the_files_written(models: list[Path], tmp_path: Pa
         places.update(dict.fromkeys(names, file))
     index = {"metadata": {"total_size": 1}, "weight_map": places}
     (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
-    merge([sharded, models[2]], tmp_path / "out", Merging(dtype="float16"))
+    merge([sharded, models[2]], tmp_path / "out", MergeOptions(dtype="float16"))
     written = read_json(tmp_path / "out/model.safetensors.index.json")
     assert written["weight_map"] == places
     assert written["metadata"]["total_size"] == sum(2 * value.size for value in every.values())
@@ -175,12 +176,12 @@ def test_the_index_is_that_of_the_files_written(models: list[Path], tmp_path: Pa
 @pytest.mark.parametrize("method", ["slerp", "karcher"])
 def test_a_meaning_only_with_weights_of_sum_1(models: list[Path], tmp_path: Path, method: str) -> None:
     with pytest.raises(UsageError, match="leave out --no-normalise"):
-        merge(models[:2], tmp_path / "out", Merging(method=method, normalise=False))
+        merge(models[:2], tmp_path / "out", MergeOptions(method=method, normalise=False))
 
 
 def test_opposite_models_meet_in_the_middle(models: list[Path], tmp_path: Path) -> None:
     opposite = write_model(tmp_path / "opposite", {name: -value for name, value in tensors_in(models[0]).items()})
-    merge([models[0], opposite], tmp_path / "out", Merging(method="karcher"))
+    merge([models[0], opposite], tmp_path / "out", MergeOptions(method="karcher"))
     assert all(np.abs(value).max() < 1e-6 for value in tensors_in(tmp_path / "out").values())
 
 
@@ -189,13 +190,13 @@ def test_whole_numbers_are_compared_inside_too(models: list[Path], tmp_path: Pat
     for number in (0, 1):
         ids = {"bert.ids": np.arange(4) + number}
         folders.append(write_model(tmp_path / f"ids{number}", {**tensors_in(models[1]), **ids}))
-    inner = Recipe(tuple(map(str, folders)), Merging(), "inner")
+    inner = Recipe(tuple(map(str, folders)), MergeOptions(), "inner")
     with pytest.raises(DataError, match=r"'bert.ids' \(I64\) differs"):
         merge(Recipe((inner, str(folders[0]))), tmp_path / "out")
 
 
 def test_layers_are_told_by_name_and_not_by_place() -> None:
-    from bge_cocktail.merging.group_weights import layer_of
+    from bge_cocktail.models.layers import layer_of
 
     first = ["shared.weight", "wte.weight", "transformer.wpe.weight", "embeddings.tok_embeddings.weight"]
     last = ["final_norm.weight", "ln_f.bias", "norm.weight", "pooler.dense.weight", "classifier.bias", "lm_head.weight"]
@@ -214,16 +215,16 @@ def test_what_is_excluded_is_the_first_models_everywhere(tiny: Path, tmp_path: P
     del tensors["pooler.dense.weight"]
     save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
     exclude = ["*word_embeddings*", "*pooler*"]
-    merge([tiny, other], tmp_path / "out", Merging(exclude=exclude, **options), examples=EXAMPLES)
+    merge([tiny, other], tmp_path / "out", MergeOptions(exclude=exclude, **options), examples=EXAMPLES)
     name = "embeddings.word_embeddings.weight"
     assert tensors_in(tmp_path / "out")[name].tobytes() == tensors_in(tiny)[name].tobytes()
 
 
 def test_exclude_that_does_nothing_or_everything(models: list[Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--exclude 'nothing\*': no tensor has such a name"):
-        merge(models[:2], tmp_path / "out", Merging(exclude=["nothing*"]))
+        merge(models[:2], tmp_path / "out", MergeOptions(exclude=["nothing*"]))
     with pytest.raises(UsageError, match="no tensor is left to merge"):
-        merge(models[:2], tmp_path / "out", Merging(exclude=["*"]))
+        merge(models[:2], tmp_path / "out", MergeOptions(exclude=["*"]))
 
 
 def test_a_merge_is_judged_with_the_settings_it_is_written_with(tiny: Path, nudged: list[Path], tmp_path: Path) -> None:
@@ -247,11 +248,11 @@ def test_a_merge_is_judged_with_the_settings_it_is_written_with(tiny: Path, nudg
         ]
     ):
         seen.clear()
-        merge(pair, tmp_path / f"out{number}", Merging(weights="greedy", **options), score=score)
+        merge(pair, tmp_path / f"out{number}", MergeOptions(weights="greedy", **options), score=score)
         # the scores of the models alone come first; the folder with all the weight on each embeds the same
         for row in (0, 1):
             weights = [float(row == 0), float(row == 1)]
-            merge(pair, tmp_path / f"alone{number}{row}", Merging(weights=weights, **options))
+            merge(pair, tmp_path / f"alone{number}{row}", MergeOptions(weights=weights, **options))
             found = CachedEncoder(tmp_path / f"alone{number}{row}").encode_query(
                 ["where is the small red boat in the garden"]
             )
@@ -260,15 +261,15 @@ def test_a_merge_is_judged_with_the_settings_it_is_written_with(tiny: Path, nudg
 
 def test_inner_merges_and_pickles_come_first_too(tiny: Path, nudged: list[Path], tmp_path: Path) -> None:
     """A first model that isn't simply a folder is written to be loaded, with its own settings."""
-    inner = Recipe(tuple(map(str, nudged[:2])), Merging(), "inner")
+    inner = Recipe(tuple(map(str, nudged[:2])), MergeOptions(), "inner")
     pickled = as_pickle(nudged[0], tmp_path / "pickled")
     for first in (inner, str(pickled)):
-        recipe = Recipe((first, str(tiny)), Merging(weights="cocktail", prompts_from=2, length_from=2))
+        recipe = Recipe((first, str(tiny)), MergeOptions(weights="cocktail", prompts_from=2, length_from=2))
         for name in ("cold", "warm"):  # with and without embeddings in the cache
             folder = tmp_path / f"{name}{isinstance(first, str)}"
             merged = merge(recipe, folder, examples=EXAMPLES)
             assert merged.losses[1] == pytest.approx(example_loss(CachedEncoder(tiny), EXAMPLES), abs=1e-5)
-        searched = Recipe((first, str(tiny)), Merging(weights="search", trials=3))
+        searched = Recipe((first, str(tiny)), MergeOptions(weights="search", trials=3))
         for name in ("cold", "warm"):
             merge(searched, tmp_path / f"search-{name}{isinstance(first, str)}", examples=EXAMPLES)
 
@@ -276,7 +277,7 @@ def test_inner_merges_and_pickles_come_first_too(tiny: Path, nudged: list[Path],
 @pytest.mark.parametrize("method", ["ties", "dare-linear", "dare-ties"])
 def test_signed_zeros_stay(models: list[Path], tmp_path: Path, method: str) -> None:
     zeros = write_model(tmp_path / "zeros", {"bert.encoder.layer.0.weight": np.float32([[-0.0, 0.0, 1.0]])})
-    merge([zeros, zeros], tmp_path / "out", Merging(method=method, base=str(zeros)))
+    merge([zeros, zeros], tmp_path / "out", MergeOptions(method=method, base=str(zeros)))
     assert same_bytes(zeros, tmp_path / "out")
 
 
@@ -315,7 +316,7 @@ def test_verify_of_a_damaged_record(models: list[Path], tmp_path: Path, change: 
 
 
 def test_inputs_of_one_name_are_all_recorded(models: list[Path], tmp_path: Path) -> None:
-    inner = [Recipe((str(models[0]), str(path)), Merging()) for path in models[1:3]]
+    inner = [Recipe((str(models[0]), str(path)), MergeOptions()) for path in models[1:3]]
     merge(Recipe(tuple(inner)), tmp_path / "out")
     inputs = read_json(tmp_path / "out/run.json")["inputs"]
     assert {"merge", "merge (2)", *map(str, models[:3])} == set(inputs)
@@ -324,8 +325,8 @@ def test_inputs_of_one_name_are_all_recorded(models: list[Path], tmp_path: Path)
 def test_a_merge_does_not_depend_on_where_the_base_lies(models: list[Path], tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(models[0])
     for name, base in (("one", models[0]), ("two", tmp_path / "link")):
-        inner = Recipe((str(models[1]),), Merging(method="task-arithmetic", base=str(base)), "inner")
-        outer = Recipe((inner, str(models[2])), Merging(method="dare-linear", base=str(models[0])))
+        inner = Recipe((str(models[1]),), MergeOptions(method="task-arithmetic", base=str(base)), "inner")
+        outer = Recipe((inner, str(models[2])), MergeOptions(method="dare-linear", base=str(models[0])))
         merge(outer, tmp_path / name)
     assert same_bytes(tmp_path / "one", tmp_path / "two")
 
@@ -352,7 +353,7 @@ def test_no_file_stays_open(models: list[Path], tmp_path: Path) -> None:
 def test_values_beyond_bfloat16(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", {"bert.encoder.layer.0.weight": np.float32([[3.4e38, 1]])})
     with pytest.raises(DataError, match="beyond bfloat16"):
-        merge([model, model], tmp_path / "out", Merging(dtype="bfloat16"))
+        merge([model, model], tmp_path / "out", MergeOptions(dtype="bfloat16"))
 
 
 @pytest.mark.parametrize(

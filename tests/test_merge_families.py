@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from conftest import WORDS
 
-from bge_cocktail.errors import UsageError
-from bge_cocktail.merging import merge
-from bge_cocktail.options import Merging
+from bge_cocktail.core.errors import UsageError
+from bge_cocktail.merging.merge import merge
+from bge_cocktail.options import MergeOptions
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(WORDS), "?", "."]
 TEXTS = ["the red dog runs", "where is the boat ?", "a small grey bird sings in the garden near the river"]
@@ -64,15 +64,15 @@ def hand_merged(one: Path, other: Path, load: Any) -> Any:
 def test_encoders(tmp_path: Path, family: str) -> None:
     from sentence_transformers import SentenceTransformer
 
-    from bge_cocktail.encoding import load_encoder
+    from bge_cocktail.models.encoder import load_encoder
 
     pooling = FAMILIES[family][1]
     models = []
     for seed in (1, 2):
         plain = build(tmp_path / f"plain{seed}", family, "Model", seed)
-        merge([plain], tmp_path / f"model{seed}", Merging(pooling=pooling))  # type: ignore[arg-type]
+        merge([plain], tmp_path / f"model{seed}", MergeOptions(pooling=pooling))  # type: ignore[arg-type]
         models.append(tmp_path / f"model{seed}")
-    merge(models, tmp_path / "out", Merging(weights=[0.25, 0.75]))
+    merge(models, tmp_path / "out", MergeOptions(weights=[0.25, 0.75]))
     expected = hand_merged(*models, lambda path: SentenceTransformer(path, device="cpu")).encode(TEXTS)
     found = load_encoder(tmp_path / "out", device="cpu").encode(TEXTS)
     assert np.abs(found - expected).max() < 1e-6
@@ -95,7 +95,7 @@ def test_models_with_a_head(tmp_path: Path, family: str, head: str, auto: str, m
     import transformers
 
     models = [build(tmp_path / f"model{seed}", family, head, seed, **more) for seed in (1, 2)]
-    merge(models, tmp_path / "out", Merging(weights=[0.25, 0.75]))
+    merge(models, tmp_path / "out", MergeOptions(weights=[0.25, 0.75]))
     load = getattr(transformers, auto).from_pretrained
     tokens = torch.tensor([[2, 8, 20, 30, 3], [2, 40, 9, 3, 0]])
     features = {"input_ids": tokens, "attention_mask": (tokens != 0).long()}
@@ -111,7 +111,7 @@ def test_heads_of_another_size_are_left_out(tmp_path: Path) -> None:
     three = build(tmp_path / "three", "Bert", "ForSequenceClassification", 1, num_labels=3)
     five = build(tmp_path / "five", "Bert", "ForSequenceClassification", 2, num_labels=5)
     with pytest.raises(UsageError, match="has the labels LABEL_0, LABEL_1, LABEL_2, LABEL_3, LABEL_4 and not"):
-        merge([three, five], tmp_path / "out", Merging(heads="merge"))
+        merge([three, five], tmp_path / "out", MergeOptions(heads="merge"))
     merge([three, five], tmp_path / "out")
     from merging import tensors_in
 

@@ -17,11 +17,10 @@ from click.testing import Result
 from conftest import ROOT
 from merging import raw_model, same_bytes
 
-from bge_cocktail.errors import UsageError
-from bge_cocktail.merging import merge
-from bge_cocktail.merging.verifying import verify_merge
-from bge_cocktail.options import Merging
-from bge_cocktail.provenance import hash_path
+from bge_cocktail.core.errors import UsageError
+from bge_cocktail.core.runs import hash_path
+from bge_cocktail.merging.merge import merge, verify_merge
+from bge_cocktail.options import MergeOptions
 
 COMMAND = [sys.executable, "-m", "bge_cocktail", "merge"]
 
@@ -67,13 +66,13 @@ def test_killed_while_it_replaces(models: list[Path], tmp_path: Path) -> None:
     for step in ("rename", "rmtree"):
         code = (
             "import os, shutil, signal\n"
-            "import bge_cocktail.outputs as p\n"
+            "import bge_cocktail.core.outputs as p\n"
             f"real = {'p._exchange' if step == 'rename' else 'shutil.rmtree'}\n"
             "def kill(*args, **more):\n"
             f"    {'real(*args)' if step == 'rename' else 'None'}\n"
             "    os.kill(os.getpid(), signal.SIGKILL)\n"
             f"{'p._exchange' if step == 'rename' else 'p.shutil.rmtree'} = kill\n"
-            "from bge_cocktail.merging import merge; from pathlib import Path\n"
+            "from bge_cocktail import merge; from pathlib import Path\n"
             f"merge({[str(path) for path in models]!r}, Path({str(output)!r}), overwrite=True)"
         )
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
@@ -100,7 +99,7 @@ def test_inputs_are_never_written(models: list[Path], tmp_path: Path) -> None:
     for path in [file for folder in inputs for file in (*folder.rglob("*"), folder)]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = [(hash_path(path), path.stat().st_mtime_ns) for path in inputs]
-    merge(inputs[1:], tmp_path / "out", Merging(method="ties", base=str(inputs[0])))
+    merge(inputs[1:], tmp_path / "out", MergeOptions(method="ties", base=str(inputs[0])))
     assert before == [(hash_path(path), path.stat().st_mtime_ns) for path in inputs]
     for path in [file for folder in inputs for file in (folder, *folder.rglob("*"))]:
         path.chmod(0o755 if path.is_dir() else 0o644)
@@ -110,7 +109,7 @@ def test_an_output_that_is_an_input_or_a_base(models: list[Path], tmp_path: Path
     copies = [shutil.copytree(path, tmp_path / path.name) for path in models]
     link = tmp_path / "link"
     link.symlink_to(copies[1])
-    options = Merging(method="task-arithmetic", base=str(copies[0]))
+    options = MergeOptions(method="task-arithmetic", base=str(copies[0]))
     for output in (copies[0], copies[1], copies[2] / "inside", link, tmp_path):
         with pytest.raises(UsageError, match="input"):
             merge(copies[1:], output, options, overwrite=True)

@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from merging import options_for, raw_model, same_bytes, tensors_in
 
-from bge_cocktail.errors import DataError, UsageError
-from bge_cocktail.merging import merge, merge_methods
-from bge_cocktail.options import Encoding, Merging
-from bge_cocktail.records import Record
+from bge_cocktail.core.errors import DataError, UsageError
+from bge_cocktail.data.record import Record
+from bge_cocktail.merging.merge import merge
+from bge_cocktail.merging.methods import merge_methods
+from bge_cocktail.options import EncodeOptions, MergeOptions
 
 METHODS = list(merge_methods)
 WEIGHTED = [name for name in METHODS if merge_methods.trait(name, "weighted", True)]
@@ -46,7 +47,7 @@ def some(method: str, models: list[Path]) -> list[Path]:
 
 
 def data_for(method: str) -> dict[str, object]:
-    return {"examples": EXAMPLES, "encoding": Encoding(cache=False)} if method in LOOKING else {}
+    return {"examples": EXAMPLES, "encoding": EncodeOptions(cache=False)} if method in LOOKING else {}
 
 
 def test_all_methods_of_the_papers_are_there() -> None:
@@ -109,7 +110,7 @@ def test_models_that_are_the_base_give_the_base(models: list[Path], tmp_path: Pa
 
 @pytest.mark.parametrize("method", ["task-arithmetic", "dare-linear"])
 def test_with_weights_of_sum_1_the_base_does_not_matter(models: list[Path], tmp_path: Path, method: str) -> None:
-    merge(models[1:], tmp_path / "linear", Merging(weights=[0.2, 0.3, 0.5]))
+    merge(models[1:], tmp_path / "linear", MergeOptions(weights=[0.2, 0.3, 0.5]))
     for name, base in (("one", models[0]), ("two", models[3])):
         merge(models[1:], tmp_path / name, options_for(method, base, weights=[0.2, 0.3, 0.5], density=1.0))
         for key, value in tensors_in(tmp_path / name).items():
@@ -137,8 +138,8 @@ def test_half_precision_inputs_are_rounded_once(models: list[Path], tmp_path: Pa
     halves = [tmp_path / f"half{row}" for row in range(4)]
     wide = [tmp_path / f"wide{row}" for row in range(4)]
     for model, half, full in zip(models, halves, wide, strict=True):
-        merge([model], half, Merging(dtype=dtype))
-        merge([half], full, Merging(dtype="float32"))
+        merge([model], half, MergeOptions(dtype=dtype))
+        merge([half], full, MergeOptions(dtype="float32"))
     # a method may draw at random by what a model holds, and both hold the same
     merge(some(method, halves[1:]), tmp_path / "out", options_for(method, halves[0]))
     merge(some(method, wide[1:]), tmp_path / "expected", options_for(method, wide[0], dtype=dtype))
@@ -168,14 +169,14 @@ for method in {PLAIN!r}:
 @pytest.mark.parametrize("method", LOOKING)
 def test_laws_of_methods_that_look_at_data(tiny: Path, nudged: list[Path], tmp_path: Path, method: str) -> None:
     data = data_for(method)
-    merge([nudged[0]] * 2, tmp_path / "self", Merging(method=method, weights=[0.3, 0.7]), **data)
+    merge([nudged[0]] * 2, tmp_path / "self", MergeOptions(method=method, weights=[0.3, 0.7]), **data)
     assert same_bytes(nudged[0], tmp_path / "self")
-    merge(nudged, tmp_path / "first", Merging(method=method, weights=[0, 1, 0]), **data)
+    merge(nudged, tmp_path / "first", MergeOptions(method=method, weights=[0, 1, 0]), **data)
     assert same_bytes(nudged[1], tmp_path / "first")
-    merge(nudged, tmp_path / "one", Merging(method=method, weights=[1, 2, 3]), **data)
-    merge(nudged[::-1], tmp_path / "two", Merging(method=method, weights=[3, 2, 1]), **data)
+    merge(nudged, tmp_path / "one", MergeOptions(method=method, weights=[1, 2, 3]), **data)
+    merge(nudged[::-1], tmp_path / "two", MergeOptions(method=method, weights=[3, 2, 1]), **data)
     assert same_bytes(tmp_path / "one", tmp_path / "two")
-    merge(nudged, tmp_path / "plain", Merging(weights=[1, 2, 3]))
+    merge(nudged, tmp_path / "plain", MergeOptions(weights=[1, 2, 3]))
     assert not same_bytes(tmp_path / "one", tmp_path / "plain")
 
 
@@ -195,13 +196,13 @@ def test_not_a_number_is_named(models: list[Path], tmp_path: Path, method: str) 
 @pytest.mark.parametrize("method", WITH_BASE)
 def test_a_base_is_asked_for(models: list[Path], tmp_path: Path, method: str) -> None:
     with pytest.raises(UsageError, match="--base"):
-        merge(models[1:], tmp_path / "out", Merging(method=method))
+        merge(models[1:], tmp_path / "out", MergeOptions(method=method))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_memory_does_not_grow_with_models_or_their_size(tmp_path: Path) -> None:
     """Peak memory of a merge of 12 models of 400 MB, in sparse files, is that of a merge of 2 of 4 MB, and a little."""
-    from bge_cocktail.merging.safetensors_file import header_bytes
+    from bge_cocktail.merging.tensors import header_bytes
 
     def sparse(folder: Path, rows: int) -> Path:
         folder.mkdir()
@@ -245,8 +246,8 @@ def test_models_nearly_alike_are_told_apart(models: list[Path], tmp_path: Path) 
     tensors = tensors_in(models[1])
     tensors["bert.encoder.layer.1.output.dense.weight"][7, 7] += 1
     other = write_model(tmp_path / "other", tensors)
-    merge([models[1], other, models[2]], tmp_path / "one", Merging(weights=[0.1, 0.2, 0.7]))
-    merge([models[2], other, models[1]], tmp_path / "two", Merging(weights=[0.7, 0.2, 0.1]))
+    merge([models[1], other, models[2]], tmp_path / "one", MergeOptions(weights=[0.1, 0.2, 0.7]))
+    merge([models[2], other, models[1]], tmp_path / "two", MergeOptions(weights=[0.7, 0.2, 0.1]))
     assert same_bytes(tmp_path / "one", tmp_path / "two")
 
 

@@ -12,8 +12,9 @@ import pytest
 from conftest import ROOT
 from merging import raw_model, tensors_in
 
-from bge_cocktail.merging import merge, read_recipe
-from bge_cocktail.options import Merging
+from bge_cocktail.merging.merge import merge
+from bge_cocktail.merging.recipe import read_recipe
+from bge_cocktail.options import MergeOptions
 
 sys.path.insert(0, str(ROOT / "scripts"))
 from compare_mergekit import GOLDENS, RECIPES, TOLERANCE, TOLERANCES, make_models, recipe_for
@@ -124,7 +125,7 @@ def test_against_a_slow_reference(models: list[Path], tmp_path: Path, method: st
         more["weights"] = weights
     if method in ("task-arithmetic", "model-stock", "ties"):
         more["base"] = str(base)
-    merge(tuned, tmp_path / "out", Merging(method=method, **more))
+    merge(tuned, tmp_path / "out", MergeOptions(method=method, **more))
     for name, found in tensors_in(tmp_path / "out").items():
         expected = slow(exact([base], name)[0], exact(tuned, name), weights)
         assert np.abs(found - expected).max() < 3e-6, name
@@ -134,7 +135,7 @@ def test_dare_keeps_the_mean_and_the_density(models: list[Path], tmp_path: Path)
     """Over all numbers of a large tensor: the part kept is the density, and each kept number is divided by it."""
     base, tuned = models[:2]
     name = "bert.encoder.layer.1.output.dense.weight"
-    options = Merging(method="dare-linear", base=str(base), density=0.25, weights=[1.0])
+    options = MergeOptions(method="dare-linear", base=str(base), density=0.25, weights=[1.0])
     merge([tuned], tmp_path / "out", options)
     before, after, merged = (tensors_in(path)[name].astype(np.float64) for path in (base, tuned, tmp_path / "out"))
     moved = merged != before
@@ -149,19 +150,19 @@ def test_dare_draws_for_each_model_on_its_own(models: list[Path], tmp_path: Path
     base = tensors_in(models[0])[name]
     kept = []
     for row in (1, 2):
-        options = Merging(method="dare-linear", base=str(models[0]), density=0.5, weights=[1.0])
+        options = MergeOptions(method="dare-linear", base=str(models[0]), density=0.5, weights=[1.0])
         merge([models[row]], tmp_path / str(row), options)
         kept.append(tensors_in(tmp_path / str(row))[name] != base)
     assert abs((kept[0] & kept[1]).mean() - 0.25) < 0.02
     # and a model keeps its draw in whatever company
-    options = Merging(method="dare-linear", base=str(models[0]), density=0.5, weights=[1.0, 0.0])
+    options = MergeOptions(method="dare-linear", base=str(models[0]), density=0.5, weights=[1.0, 0.0])
     merge(models[1:3], tmp_path / "both", options)
     assert np.array_equal(tensors_in(tmp_path / "both")[name], tensors_in(tmp_path / "1")[name])
 
 
 def test_dare_ties_takes_one_sign(models: list[Path], tmp_path: Path) -> None:
     name = "bert.encoder.layer.1.output.dense.weight"
-    options = Merging(method="dare-ties", base=str(models[0]), density=1.0, weights=[0.2, 0.3, 0.5])
+    options = MergeOptions(method="dare-ties", base=str(models[0]), density=1.0, weights=[0.2, 0.3, 0.5])
     merge(models[1:], tmp_path / "out", options)
     base, *tuned = exact(models, name)
     vectors = [w * (x - base) for w, x in zip([0.2, 0.3, 0.5], tuned, strict=True)]
@@ -174,7 +175,7 @@ def test_dare_ties_takes_one_sign(models: list[Path], tmp_path: Path) -> None:
 def test_thresholds_are_exact_in_large_tensors(models: list[Path], tmp_path: Path, density: float) -> None:
     """Of one task vector TIES keeps exactly the wanted number of largest numbers, however many tiles it has."""
     name = "bert.encoder.layer.1.output.dense.weight"
-    merge([models[1]], tmp_path / "out", Merging(method="ties", base=str(models[0]), density=density))
+    merge([models[1]], tmp_path / "out", MergeOptions(method="ties", base=str(models[0]), density=density))
     base, tuned, merged = (tensors_in(path)[name] for path in (models[0], models[1], tmp_path / "out"))
     moved = np.abs(tuned - base).ravel()
     keep = int(density * moved.size)
@@ -185,7 +186,7 @@ def test_thresholds_are_exact_in_large_tensors(models: list[Path], tmp_path: Pat
 
 def test_fisher_is_the_mean_weighted_by_what_matters(tmp_path: Path) -> None:
     from bge_cocktail.merging.data_methods import fisher
-    from bge_cocktail.merging.stack import Stack
+    from bge_cocktail.merging.methods import Stack
     from bge_cocktail.merging.tensors import ArrayTensor
 
     def tensor(*values: float) -> ArrayTensor:
@@ -200,7 +201,7 @@ def test_fisher_is_the_mean_weighted_by_what_matters(tmp_path: Path) -> None:
 def test_regmean_solves_for_the_outputs(tmp_path: Path) -> None:
     """With all trust in the inputs, the merged layer is the least-squares fit to what each layer gives on its own."""
     from bge_cocktail.merging.data_methods import regmean
-    from bge_cocktail.merging.stack import Stack
+    from bge_cocktail.merging.methods import Stack
     from bge_cocktail.merging.tensors import ArrayTensor
 
     generator = np.random.default_rng(0)

@@ -15,21 +15,24 @@ from click.testing import Result
 from conftest import WORDS, leftovers, perturb, write_lines
 from safetensors.numpy import load_file, save_file
 
-from bge_cocktail.classifying import load_classifier, predict, read_class_data, read_split, train_classifier
-from bge_cocktail.classifying.merging import merge_classifiers
-from bge_cocktail.errors import DataError, UsageError
-from bge_cocktail.merging import merge
-from bge_cocktail.options import Classifying, Merging, Predicting
-from bge_cocktail.preparing import Source
+from bge_cocktail.core.errors import DataError, UsageError
+from bge_cocktail.data.sources import Source
+from bge_cocktail.merging.merge import merge
+from bge_cocktail.options import ClassifyOptions, MergeOptions, PredictOptions
+from bge_cocktail.training.classifier.data import read_class_data, read_split
+from bge_cocktail.training.classifier.merge import merge_classifiers
+from bge_cocktail.training.classifier.model import load_classifier
+from bge_cocktail.training.classifier.predict import predict
+from bge_cocktail.training.classifier.train import train_classifier
 
 Cli = Callable[..., Result]
 FAST: dict[str, Any] = {"epochs": 4, "batch_size": 16, "learning_rate": 3e-3, "device": "cpu", "precision": "fp32"}
-FP32 = Predicting(device="cpu", precision="fp32")
+FP32 = PredictOptions(device="cpu", precision="fp32")
 HEAD = ("classifier.weight", "classifier.bias")
 
 
 def trained(base: Path, data: Path, folder: Path, **changes: Any) -> Path:
-    options = Classifying.model_validate({**FAST, **changes})
+    options = ClassifyOptions.model_validate({**FAST, **changes})
     return train_classifier(base, read_class_data(Source(str(data)), options), folder, options)
 
 
@@ -85,7 +88,7 @@ def test_heads_of_equal_labels_are_merged(kinds: Path, again: Path, tmp_path: Pa
     one, other, out = tensors_of(kinds), tensors_of(again), tensors_of(tmp_path / "out")
     for name in one:
         np.testing.assert_allclose(out[name], (one[name] + other[name]) / 2, atol=1e-7)
-    kept = merge([kinds, again], tmp_path / "kept", Merging(heads="first")).folder
+    kept = merge([kinds, again], tmp_path / "kept", MergeOptions(heads="first")).folder
     for name, value in tensors_of(kept).items():
         assert np.array_equal(value, one[name] if name in HEAD else out[name]), name
 
@@ -106,7 +109,7 @@ def test_labels_in_another_order_are_the_same_labels(kinds: Path, again: Path, t
 
 
 def test_an_encoder_takes_part_under_the_head(kinds: Path, tiny: Path, tmp_path: Path) -> None:
-    merge([kinds, tiny], tmp_path / "out", Merging(share=0.7))
+    merge([kinds, tiny], tmp_path / "out", MergeOptions(share=0.7))
     one, base, out = tensors_of(kinds), tensors_of(tiny), tensors_of(tmp_path / "out")
     for name, value in out.items():
         bare = name.removeprefix("bert.")
@@ -137,14 +140,14 @@ def test_other_labels_keep_the_first_head(kinds: Path, colours: Path, tmp_path: 
         np.testing.assert_allclose(value, expected, atol=1e-7)
     assert load_classifier(tmp_path / "out").settings.labels == ["animal", "vehicle"]
     with pytest.raises(UsageError, match="labels"):
-        merge([kinds, colours], tmp_path / "no", Merging(heads="merge"))
+        merge([kinds, colours], tmp_path / "no", MergeOptions(heads="merge"))
 
 
 @pytest.mark.parametrize("method", ["task-arithmetic", "ties", "dare-linear"])
 def test_task_vectors_of_a_base_without_a_head(
     kinds: Path, again: Path, tiny: Path, tmp_path: Path, method: str
 ) -> None:
-    merge([kinds, again], tmp_path / "out", Merging(method=method, base=str(tiny)))
+    merge([kinds, again], tmp_path / "out", MergeOptions(method=method, base=str(tiny)))
     out, one = tensors_of(tmp_path / "out"), tensors_of(kinds)
     assert all(np.array_equal(out[name], one[name]) for name in HEAD)
     if method == "task-arithmetic":
@@ -159,10 +162,10 @@ def test_cocktail_weights_are_of_the_cross_entropy(
 ) -> None:
     rows = read_split(Source(str(labelled), split="test"), [])
     labels = load_classifier(kinds).settings.labels
-    from bge_cocktail.classifying import number_labels
+    from bge_cocktail.training.classifier.data import number_labels
 
     examples = number_labels(rows, labels, False, "examples")
-    options = Merging(weights="cocktail", temperature=0.5)
+    options = MergeOptions(weights="cocktail", temperature=0.5)
     merged = merge_classifiers([kinds, colours, tiny], tmp_path / "out", options, examples=examples, device="cpu")
     # an independent oracle: transformers, with the first one's head put on each encoder
     from transformers import AutoModelForSequenceClassification, AutoTokenizer

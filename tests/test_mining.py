@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bge_cocktail.errors import DataError, UsageError
-from bge_cocktail.mining import mine
-from bge_cocktail.options import Mining
-from bge_cocktail.records import Record, normalise, positives_by_query
+from bge_cocktail.core.errors import DataError, UsageError
+from bge_cocktail.data.record import Record, normalise, positives_by_query
+from bge_cocktail.mining.miner import mine
+from bge_cocktail.options import MineOptions
 
 
 class HashEncoder:
@@ -45,7 +45,7 @@ def data(draw: st.DrawFn) -> tuple[list[Record], list[str] | None]:
 
 
 options = st.builds(
-    Mining,
+    MineOptions,
     negatives=st.integers(1, 5),
     skip=st.integers(0, 3),
     depth=st.integers(4, 30),
@@ -70,7 +70,7 @@ def kept_negatives(record: Record, positives: set[str]) -> tuple[str, ...]:
 
 @settings(deadline=None, max_examples=150)
 @given(data(), options)
-def test_laws(data: tuple[list[Record], list[str] | None], options: Mining) -> None:
+def test_laws(data: tuple[list[Record], list[str] | None], options: MineOptions) -> None:
     records, corpus = data
     mined = mine(records, HashEncoder(), options, corpus=corpus)
     assert len(mined.records) == len(records)
@@ -105,7 +105,7 @@ def test_laws(data: tuple[list[Record], list[str] | None], options: Mining) -> N
 
 @settings(deadline=None, max_examples=60)
 @given(data(), options)
-def test_equals_a_slow_reference(data: tuple[list[Record], list[str] | None], options: Mining) -> None:
+def test_equals_a_slow_reference(data: tuple[list[Record], list[str] | None], options: MineOptions) -> None:
     records, corpus = data
     options = options.model_copy(update={"choice": "top"})
     encoder = HashEncoder()
@@ -149,7 +149,7 @@ def test_equals_a_slow_reference(data: tuple[list[Record], list[str] | None], op
 
 def test_a_positive_of_the_same_query_in_another_row_is_no_negative() -> None:
     records = [Record("q", ("a",)), Record(" Q ", ("b",)), Record("other", ("c",))]
-    mined = mine(records, HashEncoder(), Mining(relative_margin=None))
+    mined = mine(records, HashEncoder(), MineOptions(relative_margin=None))
     assert set(mined.records[0].neg) == set(mined.records[1].neg) == {"c"}
     assert mined.dropped["known positive of the query"] == 5
     assert mined.short == 3
@@ -157,11 +157,13 @@ def test_a_positive_of_the_same_query_in_another_row_is_no_negative() -> None:
 
 def test_a_negative_that_is_a_positive_elsewhere_goes_and_is_counted() -> None:
     records = [Record("q", ("a",), ("b",)), Record("q", ("b",))]
-    mined = mine(records, HashEncoder(), Mining(relative_margin=None), corpus=["a", "b", "c"])
+    mined = mine(records, HashEncoder(), MineOptions(relative_margin=None), corpus=["a", "b", "c"])
     assert [record.neg for record in mined.records] == [("c",), ("c",)]
     assert mined.dropped["negative of the record, but a positive elsewhere"] == 1
     others = [Record("Q", ("c",))]
-    mined = mine(records, HashEncoder(), Mining(relative_margin=None), corpus=["a", "b", "c"], known_positives=others)
+    mined = mine(
+        records, HashEncoder(), MineOptions(relative_margin=None), corpus=["a", "b", "c"], known_positives=others
+    )
     assert [record.neg for record in mined.records] == [(), ()]
 
 
@@ -174,7 +176,7 @@ def test_no_text_is_embedded_twice_even_without_a_cache() -> None:
             return HashEncoder.encode_query(self, texts)
 
     records = [Record("q", ("a", "B")), Record("r", ("a",)), Record("s", ("not in the corpus",))]
-    mine(records, Counting(), Mining(), corpus=["a", "b", "c"])
+    mine(records, Counting(), MineOptions(), corpus=["a", "b", "c"])
     assert sorted(seen) == ["B", "a", "b", "c", "not in the corpus"]
 
 
@@ -187,7 +189,7 @@ def test_the_prompt_of_a_record_counts() -> None:
 
     plain, prompted = (Record("q", ("a",), prompt=prompt) for prompt in (None, "find: "))
     corpus = [f"d{number}" for number in range(40)]
-    options = Mining(relative_margin=None)
+    options = MineOptions(relative_margin=None)
     one, two = (mine([r], Prompted(), options, corpus=corpus).records[0].neg for r in (plain, prompted))
     both = mine([plain, prompted], Prompted(), options, corpus=corpus).records
     assert one != two
@@ -196,7 +198,7 @@ def test_the_prompt_of_a_record_counts() -> None:
 
 def test_stale_teacher_scores_go_and_are_counted() -> None:
     record = Record("q", ("a",), ("b",), (1.0,), (0.5,))
-    mined = mine([record], HashEncoder(), Mining(), corpus=["a", "b", "c"])
+    mined = mine([record], HashEncoder(), MineOptions(), corpus=["a", "b", "c"])
     assert mined.records[0].neg_scores == ()
     assert mined.records[0].pos_scores == (1.0,)
     assert mined.dropped["teacher score of a negative (scores no longer match)"] == 1
@@ -210,7 +212,7 @@ def test_another_seed_draws_others() -> None:
             mine(
                 records,
                 HashEncoder(),
-                Mining(choice="random", seed=seed, relative_margin=None),
+                MineOptions(choice="random", seed=seed, relative_margin=None),
                 corpus=corpus,
             )
             .records[0]
@@ -223,7 +225,7 @@ def test_another_seed_draws_others() -> None:
 
 def test_nothing_left_below_skip() -> None:
     with pytest.raises(UsageError, match="skip=10 leaves no rank up to depth=10"):
-        mine([Record("q", ("p",))], HashEncoder(), Mining(skip=10, depth=10))
+        mine([Record("q", ("p",))], HashEncoder(), MineOptions(skip=10, depth=10))
 
 
 def test_an_empty_corpus() -> None:

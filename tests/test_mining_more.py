@@ -14,25 +14,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_mining import HashEncoder
 
-from bge_cocktail import search as search_module
-from bge_cocktail.encoding import CachedEncoder, load_encoder
-from bge_cocktail.errors import CocktailError, DataError, UsageError
-from bge_cocktail.mining import (
-    candidate_sources,
-    choices,
-    distinct_texts,
-    false_negatives,
-    mine,
-    negative_filters,
-)
-from bge_cocktail.options import Mining
-from bge_cocktail.records import Judged, Record, normalise, read_corpus, read_judgements, read_records
-from bge_cocktail.records.words import search_words
-from bge_cocktail.reranker import load_reranker
-from bge_cocktail.search import StoredEmbeddings, embedded, search, top_k
+from bge_cocktail.core.errors import CocktailError, DataError, UsageError
+from bge_cocktail.data.beir import RetrievalData, read_corpus, read_judgements
+from bge_cocktail.data.record import Record, normalise
+from bge_cocktail.data.record_files import read_records
+from bge_cocktail.mining.audit import false_negatives
+from bge_cocktail.mining.candidates import candidate_sources
+from bge_cocktail.mining.filters import choices, negative_filters
+from bge_cocktail.mining.miner import distinct_texts, mine
+from bge_cocktail.models.encoder import CachedEncoder, load_encoder
+from bge_cocktail.models.reranker import load_reranker
+from bge_cocktail.options import MineOptions
+from bge_cocktail.search import exact as search_module
+from bge_cocktail.search.approximate import search
+from bge_cocktail.search.bm25 import search_words
+from bge_cocktail.search.exact import StoredEmbeddings, embedded, top_k
 
 Cli = Callable[..., Result]
-ALL = Mining(relative_margin=None, duplicate_similarity=None)
+ALL = MineOptions(relative_margin=None, duplicate_similarity=None)
 CORPUS = [f"document {number}" for number in range(80)]
 
 
@@ -68,9 +67,9 @@ def test_embeddings_that_do_not_fit_are_kept_in_a_file(monkeypatch: pytest.Monke
         assert np.array_equal(stored.take(some), encoder.encode_document([texts[row] for row in some]))
     assert not path.exists()
     records = [Record(f"q{number}", (f"document {number}",)) for number in range(20)]
-    from_file = mine(records, encoder, Mining(), corpus=CORPUS)
+    from_file = mine(records, encoder, MineOptions(), corpus=CORPUS)
     monkeypatch.undo()
-    assert from_file == mine(records, encoder, Mining(), corpus=CORPUS)
+    assert from_file == mine(records, encoder, MineOptions(), corpus=CORPUS)
 
 
 @pytest.mark.parametrize("index", ["ivf", "hnsw"])
@@ -162,7 +161,7 @@ def test_near_duplicates_of_positives_are_no_negatives() -> None:
 
     records = [Record(f"q{number}", (f"document {number}", f"document {number + 1}")) for number in range(10)]
     corpus = [*CORPUS, *(text + "!" for text in CORPUS)]
-    options = Mining(relative_margin=None, depth=160, negatives=160)
+    options = MineOptions(relative_margin=None, depth=160, negatives=160)
     for record in mine(records, Spelling(), options, corpus=corpus).records:
         positives = {normalise(text).strip("!") for text in record.pos}
         assert not positives & {text.strip("!") for text in record.neg}
@@ -176,8 +175,8 @@ def test_choices(choice: str) -> None:
     similarities = np.linspace(0.9, 0.1, 40).astype(np.float32)
     for count in (1, 7, 40, 60):
         for seed in range(5):
-            chosen = choices[choice](similarities, count, Mining(), np.random.default_rng(seed))
-            again = choices[choice](similarities, count, Mining(), np.random.default_rng(seed))
+            chosen = choices[choice](similarities, count, MineOptions(), np.random.default_rng(seed))
+            again = choices[choice](similarities, count, MineOptions(), np.random.default_rng(seed))
             assert chosen.tolist() == again.tolist() == sorted(set(chosen.tolist()))
             assert len(chosen) == min(count, 40)
             assert chosen.max() < 40
@@ -188,7 +187,7 @@ def test_choices(choice: str) -> None:
 
 
 def test_softmax_draws_as_the_formula_says() -> None:
-    similarities, options = np.array([0.5, 0.45, 0.4, 0.2], np.float32), Mining(choice_temperature=0.1)
+    similarities, options = np.array([0.5, 0.45, 0.4, 0.2], np.float32), MineOptions(choice_temperature=0.1)
     draws = [choices["softmax"](similarities, 1, options, np.random.default_rng(seed))[0] for seed in range(4000)]
     expected = np.exp(similarities / 0.1) / np.exp(similarities / 0.1).sum()
     assert np.bincount(draws, minlength=4) / 4000 == pytest.approx(expected, abs=0.03)
@@ -232,7 +231,7 @@ def test_no_pair_is_judged_twice_for_a_record() -> None:
 def test_padding_only_on_request_and_marked() -> None:
     records = [Record("q", ("a",), id="x"), Record("Q", ("b",))]
     corpus = ["a", "b", "q", *CORPUS]
-    options = Mining(max_similarity=-1.0, relative_margin=None, negatives=2, depth=60)
+    options = MineOptions(max_similarity=-1.0, relative_margin=None, negatives=2, depth=60)
     short = mine(records, HashEncoder(), options, corpus=corpus)
     assert [record.neg for record in short.records] == [(), ()]
     assert short.short == 2
@@ -251,7 +250,7 @@ def test_padding_only_on_request_and_marked() -> None:
 
 def test_the_audit_tells_the_reason_for_each() -> None:
     records = [Record(f"q{number}", (f"document {number}",)) for number in range(9)]
-    mined = mine(records, HashEncoder(), Mining(skip=2, depth=30, negatives=3), corpus=CORPUS, audit=3)
+    mined = mine(records, HashEncoder(), MineOptions(skip=2, depth=30, negatives=3), corpus=CORPUS, audit=3)
     assert [audit.query for audit in mined.audits] == ["q0", "q4", "q8"]
     known = {*negative_filters, "chosen", "not needed"}
     for audit in mined.audits:
@@ -266,7 +265,7 @@ def test_the_audit_tells_the_reason_for_each() -> None:
 
 
 def test_false_negatives_are_those_judged_relevant() -> None:
-    judged = Judged({"1": "One", "2": "two", "3": "three"}, {"q": "Query"}, {"q": {"1": 1, "2": 2, "3": 0}})
+    judged = RetrievalData({"1": "One", "2": "two", "3": "three"}, {"q": "Query"}, {"q": {"1": 1, "2": 2, "3": 0}})
     records = [Record("query", ("one",), ("TWO", "three", "x")), Record("other", ("y",), ("one",))]
     found = false_negatives(records, [judged])
     assert (found.negatives, found.relevant) == (3, 1)
@@ -342,7 +341,7 @@ def test_the_same_negatives_as_sentence_transformers(beir: Path, tiny: Path) -> 
         verbose=False,
     )
     # their ranks leave positives out, ours count all documents: the window is the whole corpus
-    options = Mining(depth=25, relative_margin=0.02, negatives=3, duplicate_similarity=None, keep_negatives=False)
+    options = MineOptions(depth=25, relative_margin=0.02, negatives=3, duplicate_similarity=None, keep_negatives=False)
     ours = {one.query: set(one.neg) for one in mine(records, CachedEncoder(tiny), options, corpus=corpus).records}
     found = 0
     for query, answers, labels in zip(*(theirs[name] for name in theirs.column_names), strict=True):
@@ -357,7 +356,7 @@ def test_positives_of_the_query_in_other_records_count_for_the_margins() -> None
     corpus = [*CORPUS, "one", "two"]
     apart = [Record("q", ("one",)), Record("q", ("two",))]
     together = [Record("q", ("one", "two"))]
-    options = Mining(relative_margin=0.1, depth=80, negatives=80)
+    options = MineOptions(relative_margin=0.1, depth=80, negatives=80)
     for more in ((), [Record(" q", ("three",))]):
         one = mine(apart, HashEncoder(), options, corpus=corpus, known_positives=more)
         both = mine(together, HashEncoder(), options, corpus=corpus, known_positives=more)
@@ -412,9 +411,9 @@ def test_a_teacher_that_is_none(cli: Cli, beir: Path, tiny: Path, tmp_path: Path
 def test_options_that_would_do_nothing() -> None:
     records = [Record("q", ("a",))]
     for options, message in (
-        (Mining(candidates=["bm25"], index="hnsw"), "index=hnsw is for embeddings, but candidates is bm25"),
-        (Mining(teacher_max=0.5, teacher_depth=3), "teacher_depth=3 is less than negatives=7"),
-        (Mining(also=["other"]), "the options name the encoder 'other', which isn't given"),
+        (MineOptions(candidates=["bm25"], index="hnsw"), "index=hnsw is for embeddings, but candidates is bm25"),
+        (MineOptions(teacher_max=0.5, teacher_depth=3), "teacher_depth=3 is less than negatives=7"),
+        (MineOptions(also=["other"]), "the options name the encoder 'other', which isn't given"),
     ):
         with pytest.raises(UsageError, match=message):
             mine(records, HashEncoder(), options, corpus=CORPUS, teacher=by_number)

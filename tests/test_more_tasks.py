@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import v_measure_score
 
-from bge_cocktail.encoding import CachedEncoder
-from bge_cocktail.errors import DataError, UsageError
-from bge_cocktail.options import Evaluating
-from bge_cocktail.tasks import check_task, evaluate, open_task
-from bge_cocktail.tasks.clustering import v_measure
-from bge_cocktail.tasks.probing import logistic, nearest
+from bge_cocktail.core.errors import DataError, UsageError
+from bge_cocktail.evaluating.evaluate import evaluate
+from bge_cocktail.evaluating.tasks.labelled import knn, logistic, v_measure
+from bge_cocktail.evaluating.tasks.task import check_task, open_task
+from bge_cocktail.models.encoder import CachedEncoder
+from bge_cocktail.options import EvaluateOptions
 
 
 class Words:
@@ -120,22 +120,22 @@ def test_c_and_k_are_chosen_on_dev(tmp_path: Path) -> None:
     assert right[strength] == max(right.values())
     fitted = LogisticRegression(C=strength, max_iter=2000).fit(*parts[0])
     assert (predicted == fitted.predict(parts[2][0])).all()
-    _, count = nearest(parts[0], parts[1], parts[2][0])
+    _, count = knn(parts[0], parts[1], parts[2][0])
     assert count in (1, 3, 5, 10, 20, 50)
-    assert nearest(parts[0], None, parts[2][0])[1] == 10
+    assert knn(parts[0], None, parts[2][0])[1] == 10
 
 
 @pytest.mark.parametrize("probe", ["full", "few", "knn"])
 def test_each_probe_learns(tmp_path: Path, probe: str) -> None:
     task = open_task(noisy(tmp_path), "general")
-    accuracy, f1 = evaluate(Words(WORDS), [task], Evaluating(probe=probe))
+    accuracy, f1 = evaluate(Words(WORDS), [task], EvaluateOptions(probe=probe))
     assert accuracy.value > (0.5 if probe == "few" else 0.7)
     assert f1.value == pytest.approx(accuracy.value, abs=0.1)
     assert accuracy.value == pytest.approx(np.mean(list(accuracy.per_query.values())))
 
 
 def test_few_texts_clusters_and_candidates_are_judged_as_by_mteb(tiny: Path, tmp_path: Path) -> None:
-    from bge_cocktail.benchmarks import as_mteb_task, run_mteb
+    from bge_cocktail.evaluating.mteb import as_mteb_task, run_mteb
 
     labels = noisy(tmp_path / "labels")
     candidates = tmp_path / "candidates"
@@ -153,7 +153,7 @@ def test_few_texts_clusters_and_candidates_are_judged_as_by_mteb(tiny: Path, tmp
     )
     encoder = CachedEncoder(tiny)
     tasks = [open_task(labels, "general"), open_task(candidates, "general")]
-    ours = evaluate(encoder, tasks, Evaluating(probe="few"))
+    ours = evaluate(encoder, tasks, EvaluateOptions(probe="few"))
     theirs = run_mteb("tiny", encoder, [as_mteb_task(task) for task in tasks], "general")
     main = [score.value for score in ours if score.main]
     assert main == pytest.approx([score.value for score in theirs], abs=2e-4)

@@ -15,15 +15,16 @@ import pytest
 from click.testing import Result
 from conftest import ROOT, leftovers, write_lines
 
-from bge_cocktail.errors import CocktailError, DataError, UsageError, near_path
-from bge_cocktail.flow.folder import begin_run, refuse_other_folder
-from bge_cocktail.options import Encoding, checked
-from bge_cocktail.outputs import new_folder, refuse_to_replace, write_json
-from bge_cocktail.provenance import RUN_FILE
-from bge_cocktail.records import read_beir, read_records
-from bge_cocktail.report.material import Step
+from bge_cocktail.core.errors import CocktailError, DataError, UsageError, near_path
+from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
+from bge_cocktail.core.runs import RUN_FILE
+from bge_cocktail.data.beir import read_beir
+from bge_cocktail.data.record_files import read_records
+from bge_cocktail.flow.steps import begin_run, refuse_other_folder
+from bge_cocktail.options import EncodeOptions, checked
+from bge_cocktail.report.collect import Step
 from bge_cocktail.report.sections.training import curves_of
-from bge_cocktail.training.unfinished import unfinished
+from bge_cocktail.training.engine.work_folder import work_folder
 
 Cli = Callable[..., Result]
 
@@ -50,7 +51,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_json_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
     code = (
-        "from bge_cocktail.outputs import write_json; from pathlib import Path\n"
+        "from bge_cocktail.core.outputs import write_json; from pathlib import Path\n"
         f"write_json(Path({str(tmp_path / 'a')!r}), '\\u4e2d')"
     )
     plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -93,7 +94,7 @@ ANEW = {"resume": False, "overwrite": False}
 def test_two_trainings_in_one_folder(tmp_path: Path) -> None:
     working = tmp_path / "out.unfinished"
     code = (
-        "import sys; from pathlib import Path; from bge_cocktail.training.unfinished import unfinished\n"
+        "import sys; from pathlib import Path; from bge_cocktail.training.engine.work_folder import unfinished\n"
         f"with unfinished(Path({str(working)!r}), 'training', 'k', resume=False, overwrite=False):\n"
         "    print('begun', flush=True); sys.stdin.read()"
     )
@@ -106,7 +107,7 @@ def test_two_trainings_in_one_folder(tmp_path: Path) -> None:
         for resume in (False, True):
             with (
                 pytest.raises(UsageError, match="another training is going on in"),
-                unfinished(working, "training", "k", resume=resume, overwrite=True),
+                work_folder(working, "training", "k", resume=resume, overwrite=True),
             ):
                 pass
         assert (working / RUN_FILE).is_file()
@@ -114,7 +115,7 @@ def test_two_trainings_in_one_folder(tmp_path: Path) -> None:
         other.kill()
         other.communicate()
     for _ in range(2):  # the lock went with its process, and goes with this one's work
-        with unfinished(working, "training", "k", **GO_ON):
+        with work_folder(working, "training", "k", **GO_ON):
             pass
     assert [path.name for path in tmp_path.iterdir()] == ["out.unfinished"]
 
@@ -122,7 +123,7 @@ def test_two_trainings_in_one_folder(tmp_path: Path) -> None:
 def test_of_many_that_begin_at_once_one_does(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from bge_cocktail.errors import UsageError; from bge_cocktail.training.unfinished import unfinished\n"
+        "from bge_cocktail.core.errors import UsageError; from bge_cocktail.training.engine.work_folder import unfinished\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
         "try:\n"
         f"    with unfinished(Path({str(tmp_path / 'w')!r}), 'training', 'k', resume=False, overwrite=True):\n"
@@ -152,7 +153,7 @@ def test_what_came_far_is_removed_only_if_asked(tmp_path: Path) -> None:
     working = tmp_path / "out.unfinished"
 
     def begin(key: str, **how: bool) -> None:
-        with unfinished(working, "training", key, **how):
+        with work_folder(working, "training", key, **how):
             pass
 
     begin("k", **ANEW)
@@ -220,9 +221,9 @@ def test_queries_without_a_positive_are_told(beir: Path, tmp_path: Path, caplog:
 
 def test_misspelt_prompts_and_paths(tiny: Path, tmp_path: Path, cli: Cli) -> None:
     with pytest.raises(UsageError, match="query_prompt: no prompt of that name. Did you mean 'bge-en'"):
-        checked(Encoding, {"query_prompt": "bge-enn"})
+        checked(EncodeOptions, {"query_prompt": "bge-enn"})
     for prompt in ("query: ", "document:", "Document", "query"):
-        assert checked(Encoding, {"query_prompt": prompt}).query_prompt == prompt
+        assert checked(EncodeOptions, {"query_prompt": prompt}).query_prompt == prompt
     (tmp_path / "tuned").mkdir()
     assert near_path(str(tmp_path / "tund")) == f" Did you mean '{tmp_path / 'tuned'}'?"
     assert near_path(str(tmp_path / "nothing like it")) == near_path("/no/such/parent") == ""

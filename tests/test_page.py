@@ -25,11 +25,11 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def page(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
-    from bge_cocktail.report.building import build_report, write_report
-    from bge_cocktail.report.material import gather
+    from bge_cocktail.report.build import build_report, write_report
+    from bge_cocktail.report.collect import collect
 
     path = tmp_path_factory.mktemp("page") / "report.html"
-    material = gather([run])
+    material = collect([run])
     write_report(build_report(material, "A report"), material, path)
     return path
 
@@ -124,8 +124,8 @@ def test_a_reader_finds_the_way(start: Callable[[str], Any], page: Path, run: Pa
 
 def test_texts_are_never_run(start: Callable[[str], Any], tmp_path: Path) -> None:
     """Queries and documents are a stranger's: whatever they hold is shown, and not done."""
-    from bge_cocktail.report.content import Plot, Queries, Report, Section, Table, Words
-    from bge_cocktail.report.page import html_page
+    from bge_cocktail.report.blocks import Plot, Queries, Report, Section, Table, Words
+    from bge_cocktail.report.build import html_page
 
     evil = "</script><script>window.done = 1</script><img src=x onerror='window.done = 2'>"
     row = {"task": evil, "model": evil, "id": evil, "text": evil, "before": 0.0, "after": 1.0,

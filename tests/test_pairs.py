@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 
-from bge_cocktail.encoding import CachedEncoder
-from bge_cocktail.errors import DataError
-from bge_cocktail.options import Encoding
-from bge_cocktail.tasks import evaluate, open_task
-from bge_cocktail.tasks.pairs import _best_accuracy, _best_f1, average_precision, rank_correlations
+from bge_cocktail.core.errors import DataError
+from bge_cocktail.evaluating.evaluate import evaluate
+from bge_cocktail.evaluating.tasks.pairs import _best_accuracy, _best_f1, average_precision, rank_correlations
+from bge_cocktail.evaluating.tasks.task import open_task
+from bge_cocktail.models.encoder import CachedEncoder
+from bge_cocktail.options import EncodeOptions
 
 Cli = Callable[..., Result]
 
@@ -42,7 +43,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_sts_equals_scipy(scored: Path, tiny: Path) -> None:
     task = open_task(scored, "general")
     assert task.kind == "sts"
-    encoder = CachedEncoder(tiny, Encoding(cache=False))
+    encoder = CachedEncoder(tiny, EncodeOptions(cache=False))
     spearman, pearson = evaluate(encoder, [task])
     rows = [json.loads(line) for line in (scored / "test.jsonl").read_text().splitlines()]
     one, other = (encoder.encode_text([row[name] for row in rows]).astype(float) for name in ("sentence1", "sentence2"))
@@ -101,7 +102,7 @@ def test_a_probe_of_pairs(tiny: Path, tmp_path: Path) -> None:
     write_lines(tmp_path / "nli/test.jsonl", rows[120:])
     task = open_task(tmp_path / "nli", "target")
     assert task.kind == "classification"
-    accuracy = evaluate(CachedEncoder(tiny, Encoding(cache=False)), [task])[0]
+    accuracy = evaluate(CachedEncoder(tiny, EncodeOptions(cache=False)), [task])[0]
     assert accuracy.value > 0.9
 
 

@@ -15,14 +15,17 @@ from conftest import leftovers, write_lines
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bge_cocktail.errors import DataError, UsageError
-from bge_cocktail.options import Preparing
-from bge_cocktail.preparing import Source, prepare, record_weightings
+from bge_cocktail.core.errors import DataError, UsageError
+from bge_cocktail.data.record import Record, normalise
+from bge_cocktail.data.record_files import read_records
+from bge_cocktail.data.sources import Source
+from bge_cocktail.evaluating.evaluate import evaluate
+from bge_cocktail.evaluating.tasks.task import check_task, open_task
+from bge_cocktail.options import PrepareOptions
 from bge_cocktail.preparing.duplicates import Groups, find_duplicates, jaccard, shingles
 from bge_cocktail.preparing.leaks import find_leaks
-from bge_cocktail.preparing.weighing import weigh
-from bge_cocktail.records import Record, normalise, read_records
-from bge_cocktail.tasks import check_task, evaluate, open_task
+from bge_cocktail.preparing.prepare import prepare
+from bge_cocktail.preparing.record_weights import record_weightings, weigh
 
 Cli = Callable[..., Result]
 SPLITS = ("train", "dev", "test")
@@ -80,7 +83,7 @@ def test_laws(
     folder = tmp_path_factory.mktemp("laws")
     path = write_lines(folder / "d.jsonl", rows)
     finders = ["exact", "near"] if near else ["exact"]
-    options = Preparing(seed=seed, stratify=stratify, duplicates=finders, group_by=group_by)
+    options = PrepareOptions(seed=seed, stratify=stratify, duplicates=finders, group_by=group_by)
     try:
         report = prepare([Source(str(path))], folder / "out", options)
     except DataError as error:
@@ -123,7 +126,7 @@ def test_sizes_follow_the_ratio_and_the_seed_moves_records(tmp_path: Path) -> No
     path = write_lines(tmp_path / "d.jsonl", [{"query": f"query {n}", "pos": [f"answer {n}"]} for n in range(3000)])
     sizes = []
     for seed in (1, 2):
-        prepare([Source(str(path))], tmp_path / f"o{seed}", Preparing(seed=seed, duplicates=["exact"]))
+        prepare([Source(str(path))], tmp_path / f"o{seed}", PrepareOptions(seed=seed, duplicates=["exact"]))
         sizes.append({name: len(rows) for name, rows in rows_of(tmp_path / f"o{seed}").items()})
     for one in sizes:
         assert one["train"] == pytest.approx(2100, abs=90)
@@ -136,14 +139,14 @@ def test_sizes_follow_the_ratio_and_the_seed_moves_records(tmp_path: Path) -> No
 def test_groups_of_any_size_follow_the_ratio(tmp_path: Path) -> None:
     rows = [{"query": f"q {doc} {n}", "pos": [f"document {doc}"]} for doc in range(900) for n in range(1 + doc % 5)]
     path = write_lines(tmp_path / "d.jsonl", rows)
-    report = prepare([Source(str(path))], tmp_path / "o", Preparing(duplicates=["exact"]))
+    report = prepare([Source(str(path))], tmp_path / "o", PrepareOptions(duplicates=["exact"]))
     assert report["groups"]["groups"] == 900
     assert report["splits"]["train"]["examples"] / len(rows) == pytest.approx(0.7, abs=0.05)
 
 
 def test_new_data_move_no_old_record(tmp_path: Path) -> None:
     rows = [{"query": f"query {n}", "pos": [f"answer {n}"]} for n in range(400)]
-    options = Preparing(duplicates=["exact"])
+    options = PrepareOptions(duplicates=["exact"])
     prepare([Source(str(write_lines(tmp_path / "a.jsonl", rows[:200])))], tmp_path / "a", options)
     prepare([Source(str(write_lines(tmp_path / "b.jsonl", rows[::-1])))], tmp_path / "b", options)
     after = {row["query"]: split for split, found in rows_of(tmp_path / "b").items() for row in found}
@@ -154,7 +157,7 @@ def test_new_data_move_no_old_record(tmp_path: Path) -> None:
 def test_strata_have_the_ratio(tmp_path: Path) -> None:
     rows = [{"text": f"text {n}", "label": "rare" if n % 20 == 0 else "common"} for n in range(400)]
     path = write_lines(tmp_path / "d.jsonl", rows)
-    options = Preparing(form="labelled", stratify=True, duplicates=["exact"])
+    options = PrepareOptions(form="labelled", stratify=True, duplicates=["exact"])
     prepare([Source(str(path))], tmp_path / "o", options)
     counts = {split: Counter(row["label"] for row in found) for split, found in rows_of(tmp_path / "o").items()}
     assert [counts[split]["rare"] for split in SPLITS] == [14, 4, 2]
@@ -171,7 +174,7 @@ def test_near_finds_what_the_slow_way_finds() -> None:
         for one in range(other)
         if jaccard(texts[one], texts[other]) >= 0.8 and normalise(texts[one]) != normalise(texts[other])
     }
-    found = {(one, other) for _, (one, other, _) in find_duplicates(texts, ["near"], Preparing(), None)}
+    found = {(one, other) for _, (one, other, _) in find_duplicates(texts, ["near"], PrepareOptions(), None)}
     assert found <= slow
     groups = Groups(len(texts))
     for one, other in found:
@@ -181,7 +184,7 @@ def test_near_finds_what_the_slow_way_finds() -> None:
     assert all(groups.find(one) == groups.find(other) for one, other in clear)
     assert len(clear) > 3
     # asked which of the later ones are like one of the first, it names one for each
-    matches = list(find_duplicates(texts, ["near"], Preparing(), None, known=30))
+    matches = list(find_duplicates(texts, ["near"], PrepareOptions(), None, known=30))
     assert {other for _, (one, other, _) in matches} >= {other for one, other in clear if one < 30 <= other}
     assert all(one < 30 <= other for _, (one, other, _) in matches)
 
@@ -202,12 +205,12 @@ def test_near_duplicates_go_if_their_positives_are_alike_too(tmp_path: Path) -> 
         {"query": "is there a fee", "pos": ["no"]},
     ]
     path = write_lines(tmp_path / "d.jsonl", rows)
-    report = prepare([Source(str(path))], tmp_path / "o", Preparing(ratio=[1, 0, 0]))
+    report = prepare([Source(str(path))], tmp_path / "o", PrepareOptions(ratio=[1, 0, 0]))
     assert report["dropped"] == {"near-duplicate of another": 1}
     assert [row["query"] for row in rows_of(tmp_path / "o")["train"]] == [long, long + "!", "is there a fee"]
     # alike queries stay in one split, whatever the seed
     for seed in range(6):
-        prepare([Source(str(path))], tmp_path / "s", Preparing(seed=seed, ratio=[1, 1, 1]), overwrite=seed > 0)
+        prepare([Source(str(path))], tmp_path / "s", PrepareOptions(seed=seed, ratio=[1, 1, 1]), overwrite=seed > 0)
         homes = {
             split for split, found in rows_of(tmp_path / "s").items() for r in found if r["query"][:20] == long[:20]
         }
@@ -217,7 +220,7 @@ def test_near_duplicates_go_if_their_positives_are_alike_too(tmp_path: Path) -> 
 def test_the_same_text_with_two_labels(tmp_path: Path) -> None:
     rows = [{"text": "fine", "label": "good"}, {"text": "Fine", "label": "bad"}, {"text": "fine ", "label": "good"}]
     path = write_lines(tmp_path / "d.jsonl", rows)
-    report = prepare([Source(str(path))], tmp_path / "o", Preparing(form="labelled", ratio=[1, 0, 0]))
+    report = prepare([Source(str(path))], tmp_path / "o", PrepareOptions(form="labelled", ratio=[1, 0, 0]))
     assert report["dropped"] == {"the same text with another label or score": 1, "exact duplicate": 1}
     assert report["samples"]["the same text with another label or score"] == ["Fine"]
 
@@ -240,7 +243,7 @@ def test_leaks_by_every_finder() -> None:
         ("same query", "y"),
         ("new", "z"),
     ]
-    options = Preparing(duplicates=["exact", "near", "semantic"], semantic_threshold=0.99)
+    options = PrepareOptions(duplicates=["exact", "near", "semantic"], semantic_threshold=0.99)
     leaks = find_leaks(train, {"set": test}, options, Letters())
     assert {(leak.role, leak.finder, leak.train_row, leak.other) for leak in leaks} >= {
         ("query", "near", 0, "alpha beta gamma delta epsilon zeta!"),
@@ -313,7 +316,7 @@ def test_weights() -> None:
     ]
 
     def weights(*names: str, **options: Any) -> list[float]:
-        weighed = weigh(records, Preparing(weigh=list(names), **options), Letters())
+        weighed = weigh(records, PrepareOptions(weigh=list(names), **options), Letters())
         return [record.weight for record in weighed]
 
     by_column = np.array([4, 0, 2, 1, 1 * 2]) / np.mean([4, 0, 2, 1, 1 * 2])
@@ -332,7 +335,7 @@ def test_weights() -> None:
 
 def test_hard_records_weigh_more() -> None:
     records = [Record("aaa", ("aaa",)), Record("bbb", ("aab",)), Record("ccc", ("zzz",), ("ccz",))]
-    weighed = weigh(records, Preparing(weigh=["difficulty"]), Letters())
+    weighed = weigh(records, PrepareOptions(weigh=["difficulty"]), Letters())
     ranks = []
     encoder = Letters()
     documents = ["aaa", "aab", "zzz", "ccz"]
@@ -398,7 +401,7 @@ def test_the_page_escapes_what_it_shows(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_prepared_records_are_a_task(tiny: Path, cli: Cli, beir: Path, tmp_path: Path) -> None:
-    from bge_cocktail import CachedEncoder
+    from bge_cocktail.models.encoder import CachedEncoder
 
     cli("prepare", beir, "-o", tmp_path / "o", "--keep-splits", "--duplicates", "exact")
     task = open_task(tmp_path / "o", "target")

@@ -13,13 +13,13 @@ from click.testing import Result
 from conftest import leftovers, slowness, write_lines
 from test_preparing import rows_of
 
-from bge_cocktail.errors import DataError
-from bge_cocktail.options import Preparing
-from bge_cocktail.preparing import Source, prepare
-from bge_cocktail.preparing.cleaning import Cleaner
+from bge_cocktail.core.errors import DataError
+from bge_cocktail.data.record_files import read_records
+from bge_cocktail.data.sources import Source
+from bge_cocktail.options import PrepareOptions
+from bge_cocktail.preparing.clean import Cleaner
 from bge_cocktail.preparing.duplicates import find_duplicates, jaccard
-from bge_cocktail.preparing.source import task_names
-from bge_cocktail.records import read_records
+from bge_cocktail.preparing.prepare import prepare, task_names
 
 Cli = Callable[..., Result]
 ALL_TRAIN = ["--ratio", "1:0:0"]
@@ -84,13 +84,13 @@ def test_triplets_of_one_pair_are_not_one(cli: Cli, tmp_path: Path) -> None:
     ],
 )
 def test_text_about_tags_is_text(text: str) -> None:
-    assert Cleaner(Preparing())(text, "text") == text
+    assert Cleaner(PrepareOptions())(text, "text") == text
 
 
 def test_entities_nested_deep_are_one_cleaning() -> None:
     text = "x &" + "amp;" * 30 + "lt;b&gt; y"
-    assert Cleaner(Preparing())(text, "text") == "x <b> y"
-    assert Cleaner(Preparing())("x <b> y", "text") == "x <b> y"
+    assert Cleaner(PrepareOptions())(text, "text") == "x <b> y"
+    assert Cleaner(PrepareOptions())("x <b> y", "text") == "x <b> y"
 
 
 def test_no_copy_repeats_what_is_held_out(cli: Cli, tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_near_repeats_need_all_their_positives(tmp_path: Path) -> None:
     ]
     for more in ([], [{"query": long, "pos": ["yes"]}, {"query": long + "?", "pos": ["no"]}]):
         path = write_lines(tmp_path / "d.jsonl", [*rows, *more])
-        report = prepare([Source(str(path))], tmp_path / "o", Preparing(ratio=[1, 0, 0]), overwrite=bool(more))
+        report = prepare([Source(str(path))], tmp_path / "o", PrepareOptions(ratio=[1, 0, 0]), overwrite=bool(more))
         assert report["dropped"] == {}
 
 
@@ -242,7 +242,7 @@ def test_templates_are_quick() -> None:
         f"Your order number {n:05} has been shipped and will arrive within three working days" for n in range(1000)
     ]
     start = time.process_time()
-    matches = list(find_duplicates(texts, ["near"], Preparing(), None))
+    matches = list(find_duplicates(texts, ["near"], PrepareOptions(), None))
     assert len(matches) == 999
     assert time.process_time() - start < 8 * slowness()
 
@@ -315,7 +315,7 @@ def test_a_query_without_a_relevant_document_is_counted(beir: Path, tmp_path: Pa
     folder = shutil.copytree(beir, tmp_path / "copy")
     path = folder / "qrels/train.tsv"
     path.write_text(path.read_text().replace("q0\td0\t1", "q0\td0\t0"))
-    report = prepare([Source(str(folder))], tmp_path / "o", Preparing(ratio=[1, 0, 0], duplicates=["exact"]))
+    report = prepare([Source(str(folder))], tmp_path / "o", PrepareOptions(ratio=[1, 0, 0], duplicates=["exact"]))
     assert report["rejected"] == {"query without a relevant document": 1}
     assert report["read"] == 49
     path.write_text("query-id\tcorpus-id\tscore\nq0\td0\t0\n")

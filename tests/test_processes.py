@@ -18,11 +18,13 @@ from safetensors.numpy import load_file
 from test_training import options
 from test_training_options import data
 
-from bge_cocktail.classifying import read_class_data, train_classifier
-from bge_cocktail.options import Classifying
-from bge_cocktail.preparing import Source
-from bge_cocktail.records import read_beir, write_records
-from bge_cocktail.training import train
+from bge_cocktail.data.beir import read_beir
+from bge_cocktail.data.record_files import write_records
+from bge_cocktail.data.sources import Source
+from bge_cocktail.options import ClassifyOptions
+from bge_cocktail.training.classifier.data import read_class_data
+from bge_cocktail.training.classifier.train import train_classifier
+from bge_cocktail.training.encoder.train import train
 
 
 def free_port() -> int:
@@ -121,7 +123,7 @@ def test_a_refusal_is_said_by_one_process_in_one_line(tiny: Path, beir: Path, tm
 def test_two_processes_train_the_classifier_that_one_does(tiny: Path, labelled: Path, tmp_path: Path) -> None:
     common: dict[str, object] = {"epochs": 2, "dropout": 0.0, "head_dropout": 0.0, "learning_rate": 1e-3}
     common |= {"precision": "fp32", "device": "cpu", "seed": 3}
-    one = Classifying.model_validate({**common, "batch_size": 12})
+    one = ClassifyOptions.model_validate({**common, "batch_size": 12})
     train_classifier(tiny, read_class_data(Source(str(labelled)), one), tmp_path / "one", one)
     where = (labelled, "-m", tiny, "-o", tmp_path / "two")
     result = launch(*where, command=("classify", "train"), **common, batch_size=6)

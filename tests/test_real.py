@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from conftest import ROOT, cpu_seconds, slowness
 
-from bge_cocktail.demo import demo_data, demo_model, demo_run
-from bge_cocktail.encoding import CachedEncoder
-from bge_cocktail.options import Encoding
-from bge_cocktail.records import normalise, read_beir, read_labelled
+from bge_cocktail.data.beir import read_beir
+from bge_cocktail.data.labelled import read_labelled
+from bge_cocktail.data.record import normalise
+from bge_cocktail.flow.demo import demo_data, demo_model, demo_run
+from bge_cocktail.models.encoder import CachedEncoder
+from bge_cocktail.options import EncodeOptions
 
 
 @pytest.mark.real
@@ -22,9 +24,9 @@ def test_embeddings_equal_sentence_transformers() -> None:
 
     texts = [json.loads(line)["text"] for line in (ROOT / "data/topics/test.jsonl").read_text().splitlines()[:48]]
     expected = SentenceTransformer(str(demo_model()), device="cpu").encode(texts)
-    ours = CachedEncoder(demo_model(), Encoding(device="cpu")).encode_text(texts)
+    ours = CachedEncoder(demo_model(), EncodeOptions(device="cpu")).encode_text(texts)
     assert np.abs(ours - expected).max() < 1e-5
-    halves = CachedEncoder(demo_model(), Encoding(device="cpu", precision="bf16")).encode_text(texts)
+    halves = CachedEncoder(demo_model(), EncodeOptions(device="cpu", precision="bf16")).encode_text(texts)
     assert np.sum(halves * expected, axis=1).min() > 0.9995
 
 
@@ -32,11 +34,11 @@ def test_embeddings_equal_sentence_transformers() -> None:
 def test_a_merge_of_the_real_model_with_itself(tmp_path: Path) -> None:
     import shutil
 
-    from bge_cocktail.merging import merge
-    from bge_cocktail.options import Merging
+    from bge_cocktail.merging.merge import merge
+    from bge_cocktail.options import MergeOptions
 
     copy = shutil.copytree(demo_model(), tmp_path / "copy")
-    merge([demo_model(), copy], tmp_path / "out", Merging(weights=[0.3, 0.7]))
+    merge([demo_model(), copy], tmp_path / "out", MergeOptions(weights=[0.3, 0.7]))
     from safetensors.numpy import load_file
 
     one, two = (load_file(path / "model.safetensors") for path in (demo_model(), tmp_path / "out"))

@@ -19,12 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from merging import raw_model, same_bytes, tensors_in
 
-from bge_cocktail.errors import CocktailError, DataError, UsageError
-from bge_cocktail.merging import Recipe, merge, read_recipe
-from bge_cocktail.merging.mergekit_yaml import from_mergekit
-from bge_cocktail.merging.recipe import expand, recipe_from, to_toml
-from bge_cocktail.merging.verifying import verify_merge
-from bge_cocktail.options import Merging
+from bge_cocktail.core.errors import CocktailError, DataError, UsageError
+from bge_cocktail.merging.merge import merge, verify_merge
+from bge_cocktail.merging.mergekit import from_mergekit
+from bge_cocktail.merging.recipe import Recipe, expand, read_recipe, recipe_from, to_toml
+from bge_cocktail.options import MergeOptions
 
 Cli = Callable[..., Result]
 
@@ -38,7 +37,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=12)
 options = st.builds(
-    Merging,
+    MergeOptions,
     method=st.sampled_from(["linear", "ties"]),
     weights=st.one_of(st.just("uniform"), st.lists(st.floats(0, 5), min_size=1, max_size=3)),
     density=st.floats(0.01, 1),
@@ -101,9 +100,11 @@ def test_flags_recipe_and_python_give_the_same_bytes(cli: Cli, models: list[Path
 
 
 def test_a_merge_inside_a_merge_is_what_it_is_outside(models: list[Path], tmp_path: Path) -> None:
-    inner = Recipe(tuple(map(str, models[1:3])), Merging(method="slerp", weights=[0.3, 0.7]), "inner")
+    inner = Recipe(tuple(map(str, models[1:3])), MergeOptions(method="slerp", weights=[0.3, 0.7]), "inner")
     merge(inner, tmp_path / "inner")
-    for number, options in enumerate([Merging(weights=[0.4, 0.6]), Merging(method="ties", base=str(models[0]))]):
+    for number, options in enumerate(
+        [MergeOptions(weights=[0.4, 0.6]), MergeOptions(method="ties", base=str(models[0]))]
+    ):
         merge(Recipe((inner, str(models[3])), options), tmp_path / f"nested{number}")
         merge([tmp_path / "inner", models[3]], tmp_path / f"flat{number}", options)
         nested, flat = (tensors_in(tmp_path / f"{name}{number}") for name in ("nested", "flat"))
@@ -115,15 +116,17 @@ def test_a_merge_inside_a_merge_is_what_it_is_outside(models: list[Path], tmp_pa
 
 
 def test_the_folder_says_what_made_it(models: list[Path], tmp_path: Path) -> None:
-    from bge_cocktail.provenance import hash_path
+    from bge_cocktail.core.runs import hash_path
 
-    merge(models[1:], tmp_path / "out", Merging(weights=[1, 1, 2]))
+    merge(models[1:], tmp_path / "out", MergeOptions(weights=[1, 1, 2]))
     described = json.loads((tmp_path / "out/run.json").read_text())
     assert described["inputs"] == {str(path): hash_path(path) for path in models[1:]}
     assert [one["weight"] for one in described["models"]] == [0.25, 0.25, 0.5]
-    assert read_recipe(tmp_path / "out/recipe.toml") == Recipe(tuple(map(str, models[1:])), Merging(weights=[1, 1, 2]))
+    assert read_recipe(tmp_path / "out/recipe.toml") == Recipe(
+        tuple(map(str, models[1:])), MergeOptions(weights=[1, 1, 2])
+    )
     # no byte but run.json's times depends on anything else
-    merge(models[1:], tmp_path / "again/out", Merging(weights=[1, 1, 2]))
+    merge(models[1:], tmp_path / "again/out", MergeOptions(weights=[1, 1, 2]))
     for path in sorted((tmp_path / "out").rglob("*")):
         if path.is_file() and path.name != "run.json":
             assert path.read_bytes() == (tmp_path / "again/out" / path.relative_to(tmp_path / "out")).read_bytes()
@@ -154,13 +157,13 @@ def test_the_model_card_renders(nudged: list[Path], tmp_path: Path, monkeypatch:
     """YAML that the hub's own reader takes, a table of models, usage, prompts, the recipe; no path of this machine."""
     from huggingface_hub import ModelCard
 
-    from bge_cocktail.layout import set_prompts
+    from bge_cocktail.models.prompts import set_prompts
 
     one = shutil.copytree(nudged[0], tmp_path / "one")
     set_prompts(one, {"query": "what: "})
     (one / "README.md").write_text("---\nlicense: mit\n---\n# One\n")
     (nudged[1] / "README.md").write_text("---\nlicense: mit\ntags:\n- x\n---\n")
-    merge([one, nudged[1]], tmp_path / "blend", Merging(weights=[0.3, 0.7], prompts_from=1))
+    merge([one, nudged[1]], tmp_path / "blend", MergeOptions(weights=[0.3, 0.7], prompts_from=1))
     text = (tmp_path / "blend/README.md").read_text()
     card = ModelCard(text)
     assert card.data.license == "mit"
@@ -179,7 +182,7 @@ def test_the_model_card_renders(nudged: list[Path], tmp_path: Path, monkeypatch:
 
 
 def test_hub_names_stand_in_the_card(models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bge_cocktail.merging import opening
+    from bge_cocktail.merging import resolve as opening
 
     places = {"BAAI/bge-small-en-v1.5": models[1], "me/tuned": models[2]}
     monkeypatch.setattr(opening, "model_folder", lambda name: places[name])
@@ -259,7 +262,7 @@ def test_gradients_over_layers_in_mergekits_form() -> None:
 def test_weights_of_groups_and_layers(models: list[Path], tmp_path: Path) -> None:
     some = models[1:3]
     one, two = (tensors_in(path) for path in some)
-    options = Merging(
+    options = MergeOptions(
         weights=[0.5, 0.5],
         weights_for={"*.layer.*": [1, 0], "*layer.2.*": [0, 1], "classifier*": [3, 1]},
     )
@@ -268,13 +271,13 @@ def test_weights_of_groups_and_layers(models: list[Path], tmp_path: Path) -> Non
     for name, value in tensors_in(tmp_path / "out").items():
         share = next(share for part, share in shares.items() if part in name)
         assert np.abs(value - (share * one[name] + (1 - share) * two[name])).max() < 1e-6, name
-    merge(some, tmp_path / "line", Merging(layer_weights=[[1, 0], [0, 1]]))
+    merge(some, tmp_path / "line", MergeOptions(layer_weights=[[1, 0], [0, 1]]))
     shares = {"layer.0": 1, "layer.1": 0.5, "layer.2": 0, "classifier": 0, "embeddings": 1, "scalar": 0}
     for name, value in tensors_in(tmp_path / "line").items():
         share = next(share for part, share in shares.items() if part in name)
         assert np.abs(value - (share * one[name] + (1 - share) * two[name])).max() < 1e-6, name
     with pytest.raises(UsageError, match=r"weights for 'encoder.lyer.\*': no tensor has such a name"):
-        merge(some, tmp_path / "bad", Merging(weights_for={"encoder.lyer.*": [1, 0]}))
+        merge(some, tmp_path / "bad", MergeOptions(weights_for={"encoder.lyer.*": [1, 0]}))
 
 
 def test_weights_for_on_the_command_line(cli: Cli, models: list[Path], tmp_path: Path) -> None:
@@ -300,7 +303,7 @@ def test_checkpoints_of_one_run_in_their_order(models: list[Path], tmp_path: Pat
     for number, path in zip((5, 20, 100), models[1:], strict=True):
         shutil.copytree(path, run / f"checkpoint-{number}")
     assert [Path(name).name for name in expand([run])] == ["checkpoint-5", "checkpoint-20", "checkpoint-100"]
-    merged = merge([run], tmp_path / "out", Merging(weights="ema", decay=0.5))
+    merged = merge([run], tmp_path / "out", MergeOptions(weights="ema", decay=0.5))
     assert merged.weights == pytest.approx([1 / 7, 2 / 7, 4 / 7])
 
 
@@ -339,7 +342,7 @@ def test_options_that_do_not_fit(cli: Cli, models: list[Path], tmp_path: Path, f
 
 
 def test_negative_weights_unlearn(models: list[Path], tmp_path: Path) -> None:
-    merge(models[1:3], tmp_path / "out", Merging(weights=[1.5, -0.5], normalise=False))
+    merge(models[1:3], tmp_path / "out", MergeOptions(weights=[1.5, -0.5], normalise=False))
     one, two, merged = (tensors_in(path) for path in (*models[1:3], tmp_path / "out"))
     for name in merged:
         assert np.abs(merged[name] - (1.5 * one[name] - 0.5 * two[name])).max() < 1e-5
@@ -369,7 +372,7 @@ def test_the_bridge_hands_on_what_was_asked(
         "    shutil.copy(pathlib.Path(recipe['models'][1]['model']) / name, out / name)\n",
     )
     monkeypatch.setenv("BGE_COCKTAIL_MERGEKIT", str(program))
-    options = Merging(method="mergekit:sce", base=str(models[0]), weights=[1, 0.5], density=0.3, seed=7)
+    options = MergeOptions(method="mergekit:sce", base=str(models[0]), weights=[1, 0.5], density=0.3, seed=7)
     merge(models[1:3], tmp_path / "out", options)
     assert same_bytes(tmp_path / "out", models[2])
     recipe, command = json.loads((tmp_path / "seen").read_text())
@@ -383,9 +386,9 @@ def test_the_bridge_hands_on_what_was_asked(
 
 
 def test_the_bridge_says_what_is_wrong(models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bge_cocktail.errors import MissingExtra
+    from bge_cocktail.core.errors import MissingExtra
 
-    sce = Merging(method="mergekit:sce", base=str(models[0]))
+    sce = MergeOptions(method="mergekit:sce", base=str(models[0]))
     monkeypatch.setenv("BGE_COCKTAIL_MERGEKIT", str(tmp_path / "nothing"))
     with pytest.raises(MissingExtra, match=r"pip install 'bge-cocktail\[mergekit\]'"):
         merge(models[1:], tmp_path / "out", sce)
@@ -393,5 +396,5 @@ def test_the_bridge_says_what_is_wrong(models: list[Path], tmp_path: Path, monke
     with pytest.raises(CocktailError, match="mergekit could not merge by sce: no such method: sce"):
         merge(models[1:], tmp_path / "out", sce)
     with pytest.raises(UsageError, match="built in, and faster: --method ties"):
-        merge(models[1:], tmp_path / "out", Merging(method="mergekit:ties", base=str(models[0])))
+        merge(models[1:], tmp_path / "out", MergeOptions(method="mergekit:ties", base=str(models[0])))
     assert not (tmp_path / "out").exists()

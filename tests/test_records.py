@@ -11,19 +11,12 @@ from conftest import write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bge_cocktail.errors import DataError
-from bge_cocktail.records import (
-    Record,
-    judge_records,
-    normalise,
-    read_beir,
-    read_corpus,
-    read_labelled,
-    read_records,
-    write_records,
-)
-from bge_cocktail.records.beir import sample_judged
-from bge_cocktail.records.record import parse_record
+from bge_cocktail.core.errors import DataError
+from bge_cocktail.data.beir import read_beir, read_corpus
+from bge_cocktail.data.labelled import read_labelled
+from bge_cocktail.data.record import Record, normalise, parse_record
+from bge_cocktail.data.record_files import read_records, write_records
+from bge_cocktail.data.retrieval import retrieval_from_records, sample_retrieval
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(str.strip)
 finite = st.floats(-1e6, 1e6)
@@ -115,7 +108,7 @@ def test_beir_becomes_records_and_records_become_judged(beir: Path) -> None:
     judged = read_beir(beir, "train")
     records = read_records(beir)
     assert len(records) == len(judged.queries) == 50
-    again = judge_records(records)
+    again = retrieval_from_records(records)
     assert {again.corpus[d] for grades in again.qrels.values() for d in grades} == set(judged.corpus.values())
 
 
@@ -171,12 +164,12 @@ def test_duplicate_document_ids(tmp_path: Path) -> None:
 
 def test_sample_keeps_the_relevant(beir: Path) -> None:
     judged = read_beir(beir, "test")
-    small = sample_judged(judged, queries=5, documents=10, seed=1)
+    small = sample_retrieval(judged, queries=5, documents=10, seed=1)
     assert len(small.queries) == 5
     assert len(small.corpus) == 10
     assert all(document in small.corpus for grades in small.qrels.values() for document in grades)
-    assert small == sample_judged(judged, queries=5, documents=10, seed=1)
-    assert sample_judged(judged, queries=500, documents=500, seed=1) == judged
+    assert small == sample_retrieval(judged, queries=5, documents=10, seed=1)
+    assert sample_retrieval(judged, queries=500, documents=500, seed=1) == judged
 
 
 @pytest.mark.parametrize("label", [None, "", 1.5, True])

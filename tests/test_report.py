@@ -13,11 +13,11 @@ import pytest
 from click.testing import Result
 from conftest import WORDS, perturb, write_alike, write_lines
 
-from bge_cocktail.report.building import build_report
-from bge_cocktail.report.content import Plot, Queries, Table
-from bge_cocktail.report.material import gather
-from bge_cocktail.report.sections import report_sections
+from bge_cocktail.report.blocks import Plot, Queries, Table
+from bge_cocktail.report.build import build_report
+from bge_cocktail.report.collect import collect
 from bge_cocktail.report.sections.maps import project
+from bge_cocktail.report.sections.registry import report_sections
 
 Cli = Callable[..., Result]
 
@@ -73,7 +73,7 @@ def test_the_page_holds_everything_and_asks_for_nothing(cli: Cli, run: Path, tmp
 def test_all_figures_are_plotlys(run: Path) -> None:
     from plotly.graph_objects import Figure
 
-    report = build_report(gather([run]), "all")
+    report = build_report(collect([run]), "all")
     plots = [block for section in report.sections for block in section.blocks if isinstance(block, Plot)]
     assert len(plots) >= 6
     for plot in plots:
@@ -90,7 +90,7 @@ def test_all_figures_are_plotlys(run: Path) -> None:
 
 
 def test_what_the_report_says_is_what_was_found(run: Path) -> None:
-    material = gather([run])
+    material = collect([run])
     (group,) = material.evaluated
     report = build_report(material, "all")
     main = report.sections[0].blocks[0]
@@ -165,7 +165,7 @@ def test_what_is_going_on_is_shown_and_said(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "tuned.unfinished/bad_batch.jsonl").write_text("{}\n")
     cli("report", tmp_path / "tuned", "-o", tmp_path / "r.html")
     assert "failed: its loss was no number" in (tmp_path / "r.html").read_text()
-    plots = [block for one in build_report(gather([tmp_path / "tuned"]), "").sections for block in one.blocks]
+    plots = [block for one in build_report(collect([tmp_path / "tuned"]), "").sections for block in one.blocks]
     (curves,) = [block for block in plots if isinstance(block, Plot)]
     assert curves.figures["dev nDCG@10"]["data"][0]["y"] == [0.5]
 
@@ -176,8 +176,8 @@ def test_evaluations_of_other_data_stand_apart(cli: Cli, tiny: Path, labelled: P
     write_lines(folder / "train.jsonl", rows)
     write_lines(folder / "test.jsonl", rows[::3])
     cli("evaluate", f"base={tiny}", "--general", folder, "-o", tmp_path / "other")
-    assert len(gather([run, tmp_path / "other"]).evaluated) == 2
-    assert len(gather([run, run / "scores"]).evaluated) == 1  # the same folder is one
+    assert len(collect([run, tmp_path / "other"]).evaluated) == 2
+    assert len(collect([run, run / "scores"]).evaluated) == 1  # the same folder is one
 
 
 def test_maps_are_principal_components_turned_alike() -> None:
@@ -212,9 +212,9 @@ def test_twenty_runs_in_ten_seconds_and_eight_megabytes(run: Path, tmp_path: Pat
             text = file.read_text().replace("<b>other</b>", name).replace('"base"', f'"base {number}"')
             (copy / file.name).write_text(text)
     started = time.process_time()
-    from bge_cocktail.report.page import html_page
+    from bge_cocktail.report.build import html_page
 
-    material = gather([tmp_path / f"run-{number}" for number in range(20)])
+    material = collect([tmp_path / f"run-{number}" for number in range(20)])
     page = html_page(build_report(material, "twenty"))
     assert time.process_time() - started < 10 * slowness()
     assert len(page.encode()) < 8e6
@@ -237,7 +237,7 @@ def test_a_search_has_its_table_and_its_picture(tmp_path: Path) -> None:
     run = {"command": "train", "final_loss": 0.1, "steps": 3, "search": found}
     (tmp_path / "run.json").write_text(json.dumps(run))
     (tmp_path / "curves.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
-    (training,) = [one for one in build_report(gather([tmp_path]), "").sections if one.title == "Training"]
+    (training,) = [one for one in build_report(collect([tmp_path]), "").sections if one.title == "Training"]
     plot = next(block for block in training.blocks if isinstance(block, Plot) and "search" in block.title)
     assert plot.figures["trials"]["data"][1]["y"] == [0.51, 0.52]
     assert plot.figures["importance"]["data"][0]["x"] == [1.0]
@@ -258,12 +258,12 @@ def test_steps_of_one_name_are_told_apart(tmp_path: Path) -> None:
         (tmp_path / name / "tuned").mkdir(parents=True)
         (tmp_path / name / "tuned/run.json").write_text('{"command": "train", "final_loss": 0.1, "seconds": null}')
         (tmp_path / name / "tuned/curves.jsonl").write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": 1.0}\n')
-    material = gather([tmp_path / "x/tuned", tmp_path / "y/tuned"])
+    material = collect([tmp_path / "x/tuned", tmp_path / "y/tuned"])
     assert [step.name for step in material.steps] == ["x/tuned", "y/tuned"]
     report = build_report(material, "")
     (curves,) = [block for section in report.sections for block in section.blocks if isinstance(block, Plot)]
     assert len(curves.figures["loss"]["data"]) == 2
-    from bge_cocktail.report.page import html_page
+    from bge_cocktail.report.build import html_page
 
     data = re.search(r'id="report-data">(.*?)</script>', html_page(report), re.DOTALL)
     assert data is not None
@@ -275,7 +275,7 @@ def test_means_are_over_what_all_were_judged_on(
 ) -> None:
     cli("evaluate", f"one={tiny}", "--general", labelled, "--general", scored, "--map-texts", 3, "-o", tmp_path / "a")
     cli("evaluate", f"other={tiny}", "--general", labelled, "--map-texts", 4, "-o", tmp_path / "b")
-    material = gather([tmp_path / "a", tmp_path / "b"])
+    material = collect([tmp_path / "a", tmp_path / "b"])
     (group,) = material.evaluated
     kinds = next(score.value for score in group.models[0].main() if score.task == "kinds")
     assert [group.mean(model, "general") for model in group.models] == [kinds, kinds]
@@ -295,7 +295,7 @@ def test_candidates_of_each_query_are_its_own(cli: Cli, tiny: Path, tmp_path: Pa
     write_lines(tmp_path / "ranked/test.jsonl", rows[:1])
     other = perturb(tiny, tmp_path / "other", 3, scale=0.5)
     cli("evaluate", f"a={tiny}", f"b={other}", "--target", tmp_path / "ranked", "--split", "val", "-o", tmp_path / "e")
-    report = build_report(gather([tmp_path / "e"]), "")
+    report = build_report(collect([tmp_path / "e"]), "")
     (browser,) = [block for section in report.sections for block in section.blocks if isinstance(block, Queries)]
     for row in browser.rows:
         line = rows[int(row["id"].split(":")[1]) - 1]

@@ -10,11 +10,12 @@ import pytest
 from click.testing import Result
 from conftest import build_model
 
-from bge_cocktail.encoding import CachedEncoder
-from bge_cocktail.mining import mine
-from bge_cocktail.options import Mining
-from bge_cocktail.provenance import hash_path
-from bge_cocktail.records import read_corpus, read_records
+from bge_cocktail.core.runs import hash_path
+from bge_cocktail.data.beir import read_corpus
+from bge_cocktail.data.record_files import read_records
+from bge_cocktail.mining.miner import mine
+from bge_cocktail.models.encoder import CachedEncoder
+from bge_cocktail.options import MineOptions
 
 Cli = Callable[..., Result]
 
@@ -54,7 +55,7 @@ def test_each_round_mines_with_the_model_of_the_last(cli: Cli, run_file: Path, b
     tuned = folder / "rounds/1/tuned"
     run = json.loads((folder / "mined/run.json").read_text())
     assert run["inputs"][str(tuned)] == hash_path(tuned)
-    options = Mining(negatives=2, relative_margin=None)
+    options = MineOptions(negatives=2, relative_margin=None)
     expected = mine(read_records(beir), CachedEncoder(tuned), options, corpus=read_corpus(beir)).records
     assert read_records(folder / "mined") == expected
     assert read_records(folder / "rounds/1/mined") != expected

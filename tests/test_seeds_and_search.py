@@ -16,10 +16,12 @@ from conftest import leftovers
 from safetensors.numpy import load_file
 from test_training import options
 
-from bge_cocktail.errors import UsageError
-from bge_cocktail.records import read_beir, read_records
-from bge_cocktail.training import search_options, train, train_seeds, tune
-from bge_cocktail.training.searching import SPACE
+from bge_cocktail.core.errors import UsageError
+from bge_cocktail.data.beir import read_beir
+from bge_cocktail.data.record_files import read_records
+from bge_cocktail.training.encoder import train as tune
+from bge_cocktail.training.encoder.repeated_runs import SPACE, search_options, train_seeds
+from bge_cocktail.training.encoder.train import train
 
 Cli = Callable[..., Result]
 QUICK = ["--epochs", "1", "--batch-size", "10", "--learning-rate", "1e-3", "--precision", "fp32", "--device", "cpu"]
@@ -75,7 +77,7 @@ def test_seeds_that_are_done_are_not_done_again(
             raise KeyboardInterrupt
         return real(*args, **more)
 
-    monkeypatch.setattr("bge_cocktail.training.seeds.train", stop_in_the_second)
+    monkeypatch.setattr("bge_cocktail.training.encoder.repeated_runs.train", stop_in_the_second)
     records = read_records(beir)
     with pytest.raises(KeyboardInterrupt):
         train_seeds(tiny, records, tmp_path / "out", options(epochs=1), [1, 2])
@@ -147,7 +149,7 @@ def test_a_search_begins_with_the_given_options_and_goes_on(
             raise KeyboardInterrupt
         return real(*args, **more)
 
-    monkeypatch.setattr("bge_cocktail.training.searching.train", stop_in_the_third)
+    monkeypatch.setattr("bge_cocktail.training.encoder.repeated_runs.train", stop_in_the_third)
     chosen = options(epochs=1, learning_rate=1e-4, temperature=0.07)
     where: dict[str, Any] = {"trials": 4, "dev": read_beir(beir, "dev")}
     names = ["learning_rate", "temperature"]
@@ -184,7 +186,7 @@ def test_hopeless_trials_are_ended_early(
         (folder / "run.json").write_text(json.dumps({"dev_best": 0.9 - 0.1 * number}))
         return folder
 
-    monkeypatch.setattr("bge_cocktail.training.searching.train", pretend)
+    monkeypatch.setattr("bge_cocktail.training.encoder.repeated_runs.train", pretend)
     found = search_options(
         tiny, read_records(beir), tmp_path / "out", options(), ["temperature"], trials=7, dev=read_beir(beir, "dev")
     )

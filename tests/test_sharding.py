@@ -18,12 +18,13 @@ from test_processes import check_curves, flags, free_port, launch
 from test_training import options
 from test_training_options import data
 
-from bge_cocktail.errors import UsageError
-from bge_cocktail.options import Training
-from bge_cocktail.records import read_beir, write_records
-from bge_cocktail.training import train
-from bge_cocktail.training.checkpoints import WEIGHTS, is_whole
-from bge_cocktail.training.checks import check_training
+from bge_cocktail.core.errors import UsageError
+from bge_cocktail.data.beir import read_beir
+from bge_cocktail.data.record_files import write_records
+from bge_cocktail.options import TrainOptions
+from bge_cocktail.training.encoder.checks import check_training
+from bge_cocktail.training.encoder.train import train
+from bge_cocktail.training.engine.checkpoints import WEIGHTS, is_whole
 
 ALIKE = {"epochs": 1, "negatives": 2, "dropout": 0.0, "patience": 0}
 GIVEN = {"batch_size": 5, "learning_rate": 1e-3, "precision": "fp32", "device": "cpu"}
@@ -106,7 +107,7 @@ def stop(unfinished: Path, *arguments: object, **values: object) -> None:
 
 def test_what_does_not_go_with_it_is_refused(tiny: Path, beir: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error:
-        check_training(tiny, Training(shard=True, compile=True, optimizer="adafactor"))
+        check_training(tiny, TrainOptions(shard=True, compile=True, optimizer="adafactor"))
     assert "compile" in str(error.value)
     assert "adafactor" in str(error.value)
     with pytest.raises(UsageError, match="several processes"):

@@ -14,14 +14,20 @@ from backports import zstd
 from click.testing import Result
 from conftest import write_lines
 
-from bge_cocktail.errors import DataError, UsageError
-from bge_cocktail.records import Record, read_records
-from bge_cocktail.records.columns import parse_columns
-from bge_cocktail.records.examples import LabelledText, RecordExample, TextPair, example_from_json
-from bge_cocktail.records.forming import records_from_labels, records_from_pairs
-from bge_cocktail.records.opening import Rejects
-from bge_cocktail.records.presets import PRESETS
-from bge_cocktail.records.sources import read_examples
+from bge_cocktail.core.errors import DataError, UsageError
+from bge_cocktail.data.columns import PRESETS, parse_columns
+from bge_cocktail.data.examples import (
+    LabelledText,
+    RecordExample,
+    TextPair,
+    example_from_json,
+    records_from_labels,
+    records_from_pairs,
+)
+from bge_cocktail.data.readers import BadRows
+from bge_cocktail.data.record import Record
+from bge_cocktail.data.record_files import read_records
+from bge_cocktail.data.sources import read_examples
 
 Cli = Callable[..., Result]
 ROWS = [
@@ -279,7 +285,7 @@ def test_bad_rows_are_counted_kept_and_passed_over(tmp_path: Path) -> None:
     good = b'{"query": "a", "pos": ["b"]}\n'
     path.write_bytes(good + b'{"query": 5, "pos": ["b"]}\n' + b"nonsense\n" + good + b'{"query": "\xff"}\n')
     with (tmp_path / "rejected").open("w") as file:
-        rejects = Rejects(True, file)
+        rejects = BadRows(True, file)
         assert len(examples(path, rejects=rejects)) == 2
     assert sum(rejects.reasons.values()) == 3
     kept = [json.loads(line) for line in (tmp_path / "rejected").read_text().splitlines()]
@@ -298,7 +304,7 @@ def test_bad_lines_of_a_beir_folder(beir: Path, tmp_path: Path) -> None:
         file.write('{"_id": "d0", "text": "again"}\n')
     with pytest.raises(DataError, match="the id 'd0' stands here a second time"):
         examples(folder)
-    rejects = Rejects(True)
+    rejects = BadRows(True)
     assert len(examples(folder, rejects=rejects)) == 50
     assert sorted(rejects.reasons) == [
         "the id stands here a second time",
@@ -339,7 +345,7 @@ def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         return datasets.Dataset.from_list(rows).to_iterable_dataset()
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr("bge_cocktail.records.sources.hub_answers", lambda: True)
+    monkeypatch.setattr("bge_cocktail.data.sources.hub_answers", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert examples("sst2", split="dev") == [
         LabelledText("fine", "positive", extra={"idx": 0}),

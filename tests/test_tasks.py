@@ -16,18 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from bge_cocktail.encoding import CachedEncoder
-from bge_cocktail.errors import DataError, UsageError
-from bge_cocktail.evaluation import evaluate_models, open_tasks, read_details, read_evaluation, write_evaluation
-from bge_cocktail.options import Encoding, Evaluating
-from bge_cocktail.ranking import measure_run
-from bge_cocktail.records import Judged
-from bge_cocktail.search import top_k
-from bge_cocktail.statistics import bootstrap_interval
-from bge_cocktail.tasks import evaluate, open_task
-from bge_cocktail.tasks.classification import macro_f1
-from bge_cocktail.tasks.retrieval import judge, search_run, staged_run
-from bge_cocktail.tasks.stages import fused, reranked, run_by_words
+from bge_cocktail.core.errors import DataError, UsageError
+from bge_cocktail.data.beir import RetrievalData
+from bge_cocktail.evaluating.evaluate import evaluate, evaluate_models, open_tasks
+from bge_cocktail.evaluating.intervals import bootstrap_interval
+from bge_cocktail.evaluating.measures import measure_run
+from bge_cocktail.evaluating.store import read_details, read_evaluation, write_evaluation
+from bge_cocktail.evaluating.tasks.labelled import macro_f1
+from bge_cocktail.evaluating.tasks.retrieval import fused, judge, reranked, run_by_words, search_run, staged_run
+from bge_cocktail.evaluating.tasks.task import open_task
+from bge_cocktail.models.encoder import CachedEncoder
+from bge_cocktail.options import EncodeOptions, EvaluateOptions
+from bge_cocktail.search.exact import top_k
 
 
 class Given:
@@ -97,25 +97,25 @@ def test_equals_trec_eval_with_ties(
 def test_ties_are_ordered_by_id_descending() -> None:
     encoder = Given({"q": [1, 0], **{f"t{n}": [0.5, 0.1 * n] for n in range(4)}, "best": [1, 0]})
     corpus = {"a": "t0", "c": "t1", "b": "t2", "z": "best", "y": "t3"}
-    run = search_run(encoder, Judged(corpus, {"q": "q"}, {"q": {"a": 1}}), depth=4)
+    run = search_run(encoder, RetrievalData(corpus, {"q": "q"}, {"q": {"a": 1}}), depth=4)
     assert list(run["q"]) == ["z", "y", "c", "b"]
 
 
 def test_a_query_that_is_a_document_does_not_find_itself() -> None:
     encoder = Given({"one": [1, 0], "two": [0.9, 0.1], "ask": [1, 0.1]})
     corpus = {"1": "one", "2": "two"}
-    assert search_run(encoder, Judged(corpus, {"1": "one"}, {"1": {"2": 1}}), depth=10)["1"].keys() == {"2"}
+    assert search_run(encoder, RetrievalData(corpus, {"1": "one"}, {"1": {"2": 1}}), depth=10)["1"].keys() == {"2"}
     titled = Given({"A title one": [1, 0], "two": [0.9, 0.1], "One": [1, 0]})
-    judged = Judged({"1": "A title one", "2": "two"}, {"1": "One"}, {"1": {"2": 1}})
+    judged = RetrievalData({"1": "A title one", "2": "two"}, {"1": "One"}, {"1": {"2": 1}})
     assert search_run(titled, judged, depth=10)["1"].keys() == {"2"}
     # ids that are only numbered alike, or a judgement that says so, are something else
-    assert search_run(encoder, Judged(corpus, {"1": "ask"}, {"1": {"1": 1}}), depth=10)["1"].keys() == {"1", "2"}
-    assert search_run(encoder, Judged(corpus, {"1": "one"}, {"1": {"1": 1}}), depth=10)["1"].keys() == {"1", "2"}
+    assert search_run(encoder, RetrievalData(corpus, {"1": "ask"}, {"1": {"1": 1}}), depth=10)["1"].keys() == {"1", "2"}
+    assert search_run(encoder, RetrievalData(corpus, {"1": "one"}, {"1": {"1": 1}}), depth=10)["1"].keys() == {"1", "2"}
 
 
 def test_judgements_without_a_relevant_document() -> None:
     with pytest.raises(DataError, match="no query of this split has a relevant document"):
-        judge(Given({"q": [1, 0], "t": [1, 0]}), Judged({"d": "t"}, {"q": "q"}, {"q": {"d": 0}}))
+        judge(Given({"q": [1, 0], "t": [1, 0]}), RetrievalData({"d": "t"}, {"q": "q"}, {"q": {"d": 0}}))
 
 
 def test_queries_missing_from_a_run_count_zero() -> None:
@@ -194,7 +194,7 @@ def test_retrieval_and_classification_end_to_end(tiny: Path, beir: Path, labelle
 def test_any_measure_and_runs_that_trec_eval_reads(
     cli: Callable[..., Result], tiny: Path, beir: Path, tmp_path: Path
 ) -> None:
-    from bge_cocktail.records import read_beir
+    from bge_cocktail.data.beir import read_beir
 
     names = "Recall@1,Recall@20,R-precision,nDCG@3"
     judged = ("evaluate", tiny, "--target", beir, "-o", tmp_path / "out", "--metrics", names, "--save-runs")
@@ -214,8 +214,8 @@ def test_evaluation_round_trip(tiny: Path, beir: Path, labelled: Path, tmp_path:
     task_list = open_tasks([beir], [labelled])
     results = write_evaluation(
         tmp_path / "out",
-        lambda: evaluate_models({"tiny": tiny}, task_list, Encoding(), Evaluating()),
-        {"evaluate": Evaluating().model_dump(mode="json")},
+        lambda: evaluate_models({"tiny": tiny}, task_list, EncodeOptions(), EvaluateOptions()),
+        {"evaluate": EvaluateOptions().model_dump(mode="json")},
         {},
         task_list,
     )
@@ -269,10 +269,10 @@ def test_reciprocal_rank_fusion_by_hand() -> None:
 
 
 def test_hybrid_joins_words_and_embeddings(tiny: Path, beir: Path) -> None:
-    from bge_cocktail.records import read_beir
+    from bge_cocktail.data.beir import read_beir
 
     judged, encoder = read_beir(beir), CachedEncoder(tiny)
-    run = staged_run(encoder, judged, Evaluating(hybrid=True))
+    run = staged_run(encoder, judged, EvaluateOptions(hybrid=True))
     words = run_by_words(judged, 101)
     dense = search_run(encoder, judged, 100)
     for query, found in run.items():
@@ -284,7 +284,7 @@ def test_hybrid_joins_words_and_embeddings(tiny: Path, beir: Path) -> None:
 
 
 def test_a_reranker_orders_the_first_anew() -> None:
-    judged = Judged({name: f"text {name}" for name in "abcd"}, {"q": "ask"}, {"q": {"d": 1}})
+    judged = RetrievalData({name: f"text {name}" for name in "abcd"}, {"q": "ask"}, {"q": {"d": 1}})
     run = {"q": {"a": 0.9, "b": 0.8, "c": 0.7, "d": 0.6}}
     seen: list[tuple[str, str]] = []
 
@@ -320,7 +320,7 @@ def test_a_reranker_from_the_command_line(
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 3))
 def test_ties_are_cut_by_row_however_many(seed: int, k: int, values: int) -> None:
-    from bge_cocktail.search import top_k_and_ties
+    from bge_cocktail.search.exact import top_k_and_ties
 
     generator = np.random.default_rng(seed)
     documents = generator.integers(0, values + 1, (int(generator.integers(1, 200)), 2)).astype(np.float32)
@@ -335,7 +335,7 @@ def test_ties_are_cut_by_row_however_many(seed: int, k: int, values: int) -> Non
 
 
 def test_means_have_the_intervals_of_a_plain_bootstrap() -> None:
-    from bge_cocktail.statistics import bootstrap_interval, mean_intervals
+    from bge_cocktail.evaluating.intervals import bootstrap_interval, mean_intervals
 
     generator = np.random.default_rng(5)
     values = generator.random((300, 3)) * [1, 0.2, 3]

@@ -14,18 +14,22 @@ import pytest
 from conftest import leftovers, python
 from safetensors.numpy import load_file
 
-from bge_cocktail.devices import resolve_precision
-from bge_cocktail.encoding import CachedEncoder, load_encoder
-from bge_cocktail.errors import CocktailError, UsageError
-from bge_cocktail.options import Training
-from bge_cocktail.records import Record, read_beir, read_records
-from bge_cocktail.training import Interrupted, TrainingRows, train, training_key, watching
-from bge_cocktail.training.arguments import Setting
-from bge_cocktail.training.callbacks import CheckpointCallback
-from bge_cocktail.training.checkpoints import last_checkpoint, seal
-from bge_cocktail.training.collate import Collator
-from bge_cocktail.training.module import BatchLoss
-from bge_cocktail.training.trainer import make_trainer
+from bge_cocktail.core.devices import resolve_precision
+from bge_cocktail.core.errors import CocktailError, UsageError
+from bge_cocktail.data.beir import read_beir
+from bge_cocktail.data.record import Record
+from bge_cocktail.data.record_files import read_records
+from bge_cocktail.models.encoder import CachedEncoder, load_encoder
+from bge_cocktail.options import TrainOptions
+from bge_cocktail.training.encoder import validation as watching
+from bge_cocktail.training.encoder.batches import Collator
+from bge_cocktail.training.encoder.loss import BatchLoss
+from bge_cocktail.training.encoder.train import make_trainer, train, training_key
+from bge_cocktail.training.encoder.training_pairs import TrainingPairs
+from bge_cocktail.training.engine.callbacks import CheckpointCallback
+from bge_cocktail.training.engine.checkpoints import last_checkpoint, seal
+from bge_cocktail.training.engine.run import Interrupted
+from bge_cocktail.training.engine.trainer import DeviceSetup
 
 FAST = {
     "epochs": 2,
@@ -37,8 +41,8 @@ FAST = {
 }
 
 
-def options(**changes: object) -> Training:
-    return Training.model_validate({**FAST, **changes})
+def options(**changes: object) -> TrainOptions:
+    return TrainOptions.model_validate({**FAST, **changes})
 
 
 def weights(folder: Path) -> bytes:
@@ -58,7 +62,7 @@ def test_it_learns_and_keeps_the_best(tiny: Path, beir: Path, tmp_path: Path) ->
     assert losses[-1] < losses[0] / 2
     assert described["dev_best"] == max(point["dev_nDCG@10"] for point in points if "dev_loss" in point)
     # the folder holds the best weights: judged again they give the best dev value
-    from bge_cocktail.tasks.retrieval import judge
+    from bge_cocktail.evaluating.tasks.retrieval import judge
 
     again = judge(CachedEncoder(out), read_beir(beir, "dev"))["nDCG@10"]
     assert np.mean(list(again.values())) == pytest.approx(described["dev_best"], abs=1e-6)
@@ -211,7 +215,7 @@ def test_what_had_stopped_early_is_not_trained_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("bge_cocktail.training.tune._write", killed)
+        patch.setattr("bge_cocktail.training.encoder.train._write", killed)
         with pytest.raises(KeyboardInterrupt):
             train(tiny, read_records(beir), tmp_path / "out", patient, dev=read_beir(beir, "dev"))
     out = train(tiny, read_records(beir), tmp_path / "out", patient, dev=read_beir(beir, "dev"), resume=True)
@@ -351,7 +355,7 @@ def test_chunked_batches_give_the_plain_loss(tiny: Path, beir: Path) -> None:
     records = read_records(beir)[::2][:12]
     model = load_encoder(tiny, device="cpu").eval()
     plain = options(negatives=0, chunk_tokens=40)
-    collator = Collator(model, TrainingRows(records, plain), plain, {"query": "", "document": ""})
+    collator = Collator(model, TrainingPairs(records, plain), plain, {"query": "", "document": ""})
     batch = collator([(0, row) for row in range(12)])
     assert len(batch["chunks"]) > 3
     with torch.no_grad():
@@ -418,7 +422,7 @@ def test_the_tokenizer_is_the_bases(tiny: Path, beir: Path, tmp_path: Path) -> N
 
 
 def test_dev_and_checkpoints_follow_the_options(tiny: Path, beir: Path, tmp_path: Path) -> None:
-    rows = TrainingRows(read_records(beir), options())
+    rows = TrainingPairs(read_records(beir), options())
     model = load_encoder(tiny, device="cpu")
     for evaluations, every in ((1, 5), (2, 3), (99, 1)):
         trainer = make_trainer(
@@ -427,7 +431,7 @@ def test_dev_and_checkpoints_follow_the_options(tiny: Path, beir: Path, tmp_path
             options(evaluations=evaluations),
             {"query": "", "document": ""},
             tmp_path,
-            Setting(),
+            DeviceSetup(),
             metrics=lambda _: {"dev": 0.0},
             primary="dev",
         )
@@ -435,7 +439,7 @@ def test_dev_and_checkpoints_follow_the_options(tiny: Path, beir: Path, tmp_path
 
 
 def test_kept_memory_is_given_back_when_it_grows(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bge_cocktail.training import callbacks
+    from bge_cocktail.training.engine import callbacks
 
     sizes = [100, 110, 125, 131, 140, 133, 120]
     freed: list[int] = []
@@ -452,7 +456,7 @@ def test_kept_memory_is_given_back_when_it_grows(monkeypatch: pytest.MonkeyPatch
 
 def test_freed_memory_goes_back_to_the_system() -> None:
     code = (
-        "import torch; from bge_cocktail.training.quick import free_memory, keep_memory, resident_memory\n"
+        "import torch; from bge_cocktail.training.engine.cpu_speed import free_memory, keep_memory, resident_memory\n"
         "keep_memory(); before = resident_memory(); kept = [torch.ones(1 << 20) for _ in range(100)]\n"
         "full = resident_memory(); last = kept[-1]; del kept; held = resident_memory(); free_memory()\n"
         "print(full - before > 300e6, full - held < 100e6, resident_memory() - before < 100e6)"

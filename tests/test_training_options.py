@@ -13,16 +13,18 @@ import torch
 from safetensors.numpy import load_file
 from test_training import options, weights
 
-from bge_cocktail.encoding import load_encoder
-from bge_cocktail.errors import DataError, UsageError
-from bge_cocktail.options import Training
-from bge_cocktail.records import Record, read_records
-from bge_cocktail.training import TrainingRows, train
-from bge_cocktail.training.arguments import Setting
-from bge_cocktail.training.collate import Collator
-from bge_cocktail.training.module import BatchLoss
-from bge_cocktail.training.parameters import layer_of, learning_rates, prepare_parameters
-from bge_cocktail.training.trainer import make_trainer
+from bge_cocktail.core.errors import DataError, UsageError
+from bge_cocktail.data.record import Record
+from bge_cocktail.data.record_files import read_records
+from bge_cocktail.models.encoder import load_encoder
+from bge_cocktail.models.layers import layer_number
+from bge_cocktail.options import TrainOptions
+from bge_cocktail.training.encoder.batches import Collator
+from bge_cocktail.training.encoder.loss import BatchLoss
+from bge_cocktail.training.encoder.train import make_trainer, train
+from bge_cocktail.training.encoder.training_pairs import TrainingPairs
+from bge_cocktail.training.engine.parameters import learning_rates, prepare_parameters
+from bge_cocktail.training.engine.trainer import DeviceSetup
 
 PLAIN = {"epochs": 1, "negatives": 2}
 
@@ -135,7 +137,7 @@ def test_chunks_and_the_gradient_cache_give_the_plain_gradient(
         chosen = options(**PLAIN, dropout=0.0, loss=["info-nce", "kl"], **more, **changes)
         model = load_encoder(tiny, device="cpu")
         prepare_parameters(model, chosen)
-        rows = TrainingRows(data(beir), chosen)
+        rows = TrainingPairs(data(beir), chosen)
         loss = BatchLoss(model, chosen, rows.tasks).train()
         batch = Collator(model, rows, chosen, {"query": "", "document": ""})([(0, row) for row in range(0, 40, 2)])
         found = loss(batch["chunks"], batch["targets"])
@@ -154,7 +156,7 @@ def test_the_gradient_cache_repeats_dropout(tiny: Path, beir: Path, tmp_path: Pa
     """With dropout, the second embedding draws the same masks as the first: the gradient is the loss's own."""
     chosen = options(**PLAIN, gradient_cache=True, chunk_tokens=30)
     model = load_encoder(tiny, device="cpu")
-    rows = TrainingRows(data(beir), chosen)
+    rows = TrainingPairs(data(beir), chosen)
     loss = BatchLoss(model, chosen, rows.tasks).train()
     batch = Collator(model, rows, chosen, {"query": "", "document": ""})([(0, row) for row in range(0, 20, 2)])
     name, weight = next((name, one) for name, one in model.named_parameters() if "value.weight" in name)
@@ -187,14 +189,14 @@ def test_frozen_parameters_stay_bit_for_bit(tiny: Path, beir: Path, tmp_path: Pa
     everything = names("all")
     assert any("word_embeddings" in name for name in everything)
     assert names("a", freeze_embeddings=True) == {name for name in everything if "embeddings" not in name}
-    assert names("b", freeze_layers=1) == {name for name in everything if layer_of(name) != 0}
+    assert names("b", freeze_layers=1) == {name for name in everything if layer_number(name) != 0}
     assert names("c", fixed_positions=True) == {name for name in everything if "position_embeddings" not in name}
 
 
 def test_lora_is_merged_into_the_weights_that_it_targets(tiny: Path, beir: Path, tmp_path: Path) -> None:
     changed = moved(tiny, train(tiny, data(beir), tmp_path / "out", options(**PLAIN, lora=4)))
     assert changed
-    assert all(layer_of(name) is not None or "pooler" in name for name in changed)
+    assert all(layer_number(name) is not None or "pooler" in name for name in changed)
     assert not any("bias" in name or "LayerNorm" in name for name in changed)
     for name in changed:  # of low rank
         old, new = (load_file(folder / "model.safetensors")[name] for folder in (tiny, tmp_path / "out"))
@@ -228,17 +230,17 @@ def test_layers_learn_at_falling_rates(tiny: Path, tmp_path: Path) -> None:
         for parameter in group["params"]
     }
     for name, parameter in model.named_parameters():
-        depth = {None: 0, 0: 1, 1: 0}[layer_of(name)] if "embeddings" not in name else 2
+        depth = {None: 0, 0: 1, 1: 0}[layer_number(name)] if "embeddings" not in name else 2
         assert rate_of[id(parameter)] == pytest.approx(1e-3 * 0.5**depth), name
         plain_one = name.endswith("bias") or "LayerNorm" in name
         assert decay_of[id(parameter)] == (0 if plain_one else 0.01), name
     assert learning_rates(model, options()) == {}
 
 
-def trainer_of(model: Any, chosen: Training, folder: Path) -> Any:
+def trainer_of(model: Any, chosen: TrainOptions, folder: Path) -> Any:
     records = [Record(f"q{row}", (f"p{row}",)) for row in range(20)]
-    rows = TrainingRows(records, chosen)
-    return make_trainer(model, rows, chosen, {"query": "", "document": ""}, folder, Setting())
+    rows = TrainingPairs(records, chosen)
+    return make_trainer(model, rows, chosen, {"query": "", "document": ""}, folder, DeviceSetup())
 
 
 def test_the_anchor_holds_on_to_the_base(tiny: Path, beir: Path, tmp_path: Path) -> None:
@@ -297,7 +299,7 @@ def test_the_anchor_holds_on_to_the_base(tiny: Path, beir: Path, tmp_path: Path)
 def test_refusals_come_before_the_model_is_loaded(
     tiny: Path, beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setattr("bge_cocktail.training.tune.load_encoder", None)
+    monkeypatch.setattr("bge_cocktail.training.encoder.train.load_encoder", None)
     with pytest.raises(UsageError, match=message):
         train(tiny, data(beir), tmp_path / "out", options(**change))
     assert list(tmp_path.iterdir()) == []
@@ -357,7 +359,7 @@ def test_the_gradient_cache_scales_the_heads_gradients_too(tiny: Path, beir: Pat
         chosen = options(**PLAIN, dropout=0.0, task_heads=True, gradient_cache=cached)
         model = load_encoder(tiny, device="cpu")
         prepare_parameters(model, chosen)
-        rows = TrainingRows(data(beir), chosen)
+        rows = TrainingPairs(data(beir), chosen)
         loss = BatchLoss(model, chosen, rows.tasks).train()
         collator = Collator(model, rows, chosen, {"query": "", "document": ""})
         for first in (0, 20):  # two batches of a step, as accumulation has them
@@ -370,11 +372,11 @@ def test_the_gradient_cache_scales_the_heads_gradients_too(tiny: Path, beir: Pat
 
 
 def test_attention_under_bf16_is_computed_in_fp32(tiny: Path) -> None:
-    from bge_cocktail.training.quick import quick_attention
+    from bge_cocktail.training.engine.cpu_speed import fast_attention
 
     query, key, value = torch.randn(3, 2, 2, 6, 8, requires_grad=True)
     attend = torch.nn.functional.scaled_dot_product_attention
-    with quick_attention("cpu"), torch.autocast("cpu", torch.bfloat16):
+    with fast_attention("cpu"), torch.autocast("cpu", torch.bfloat16):
         low = [one.bfloat16() for one in (query, key, value)]
         found = attend(*low)
     assert found.dtype == torch.bfloat16
@@ -382,7 +384,7 @@ def test_attention_under_bf16_is_computed_in_fp32(tiny: Path) -> None:
 
 
 def test_one_lookup_of_all_chunks_gives_the_same_rows_and_gradients() -> None:
-    from bge_cocktail.training.quick import OneLookup
+    from bge_cocktail.training.engine.cpu_speed import OneLookup
 
     words, other = torch.nn.Embedding(9, 4, padding_idx=0), torch.nn.Embedding(9, 4)
     chunks = [torch.tensor([[1, 2, 0], [3, 2, 5]]), torch.tensor([[2], [0]])]

@@ -15,14 +15,23 @@ from conftest import ROOT, build_model, perturb
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bge_cocktail.encoding import CachedEncoder, Encoder
-from bge_cocktail.errors import UsageError
-from bge_cocktail.merging import merge, weightings
-from bge_cocktail.merging.blackbox import best_weights, best_within, pareto_front
-from bge_cocktail.merging.example_loss import chance_loss, draw_negatives, example_loss
-from bge_cocktail.merging.weights import Found, cocktail_weights, ema, greedy, relative_weights
-from bge_cocktail.options import Encoding, Merging
-from bge_cocktail.records import Record
+from bge_cocktail.core.errors import UsageError
+from bge_cocktail.data.record import Record
+from bge_cocktail.merging.merge import merge
+from bge_cocktail.merging.objective import chance_loss, draw_negatives, example_loss
+from bge_cocktail.merging.weights import (
+    WeightsResult,
+    best_weights,
+    best_within,
+    cocktail_weights,
+    ema,
+    greedy,
+    pareto_front,
+    relative_weights,
+    weightings,
+)
+from bge_cocktail.models.encoder import CachedEncoder, Encoder
+from bge_cocktail.options import EncodeOptions, MergeOptions
 
 sys.path.insert(0, str(ROOT / "scripts"))
 EXAMPLES = [
@@ -42,7 +51,7 @@ def test_cocktail_weights_are_the_papers_formula() -> None:
 
 def test_example_loss_is_lm_cocktails(tiny: Path) -> None:
     """The reference implementation's loss, written out: batches of 2, temperature 0.05, all texts as candidates."""
-    from bge_cocktail.encoding import CachedEncoder
+    from bge_cocktail.models.encoder import CachedEncoder
 
     examples = [
         Record("which dog is red", ("the red dog runs",), ("a blue cat", "the small house")),
@@ -104,17 +113,17 @@ def test_negatives_are_drawn_once_and_seeded() -> None:
 
 def test_cocktail_needs_examples(nudged: list[Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--examples"):
-        merge(nudged[:2], tmp_path / "out", Merging(weights="cocktail"))
+        merge(nudged[:2], tmp_path / "out", MergeOptions(weights="cocktail"))
     assert not (tmp_path / "out").exists()
 
 
 def test_cocktail_weighs_each_model_by_its_own_loss(nudged: list[Path], tmp_path: Path) -> None:
-    merged = merge(nudged, tmp_path / "out", Merging(weights="cocktail"), examples=EXAMPLES)
+    merged = merge(nudged, tmp_path / "out", MergeOptions(weights="cocktail"), examples=EXAMPLES)
     losses = [example_loss(CachedEncoder(path), EXAMPLES) for path in nudged]
     assert merged.losses == pytest.approx(losses, abs=1e-5)
     assert merged.weights == pytest.approx(cocktail_weights(losses), abs=1e-6)
     # with a share, the rest is divided among the others by their losses alone
-    merged = merge(nudged, tmp_path / "share", Merging(weights="cocktail", share=0.4), examples=EXAMPLES)
+    merged = merge(nudged, tmp_path / "share", MergeOptions(weights="cocktail", share=0.4), examples=EXAMPLES)
     assert merged.weights == pytest.approx([0.4, *(0.6 * weight for weight in cocktail_weights(losses[1:]))], abs=1e-6)
     described = json.loads((tmp_path / "share/run.json").read_text())
     assert [one.get("loss") for one in described["models"]] == [None, *merged.losses]
@@ -123,11 +132,11 @@ def test_cocktail_weighs_each_model_by_its_own_loss(nudged: list[Path], tmp_path
 def test_every_model_keeps_its_own_prompts(nudged: list[Path], tmp_path: Path) -> None:
     import shutil
 
-    from bge_cocktail.layout import set_prompts
+    from bge_cocktail.models.prompts import set_prompts
 
     prompted = shutil.copytree(nudged[0], tmp_path / "prompted")
     set_prompts(prompted, {"query": "who "})
-    options = Merging(weights="cocktail", prompts_from=1)
+    options = MergeOptions(weights="cocktail", prompts_from=1)
     merged = merge([prompted, nudged[0]], tmp_path / "out", options, examples=EXAMPLES)
     assert merged.losses[0] == pytest.approx(example_loss(CachedEncoder(prompted), EXAMPLES), abs=1e-5)
     assert merged.losses[1] == pytest.approx(example_loss(CachedEncoder(nudged[0]), EXAMPLES), abs=1e-5)
@@ -140,7 +149,7 @@ def test_lm_cocktails_own_numbers(tmp_path: Path) -> None:
 
     golden = json.loads(GOLDENS.read_text())
     models = models_of(tmp_path)
-    options = Merging(weights="cocktail", like_lm_cocktail=True)
+    options = MergeOptions(weights="cocktail", like_lm_cocktail=True)
     merged = merge(models, tmp_path / "out", options, examples=examples_of())
     assert merged.losses == pytest.approx(golden["losses"], abs=1e-4)
     assert merged.weights == pytest.approx(golden["weights"], abs=1e-4)
@@ -221,17 +230,15 @@ def test_gradient_is_the_derivative(good_and_bad: list[Path], tmp_path: Path) ->
     import torch
     from torch.func import functional_call
 
-    from bge_cocktail.merging.contrastive import batch_loss, names_of
-    from bge_cocktail.merging.group_weights import GroupWeights
-    from bge_cocktail.merging.opening import open_model
-    from bge_cocktail.merging.plan import Plan
-    from bge_cocktail.merging.tasting import ModelTasting
-    from bge_cocktail.records import positives_by_query
+    from bge_cocktail.data.record import positives_by_query
+    from bge_cocktail.merging.objective import EncoderObjective, batch_loss, names_of
+    from bge_cocktail.merging.plan import GroupWeights, Plan
+    from bge_cocktail.merging.resolve import open_model
 
     checkpoints = tuple(open_model(str(path), tmp_path) for path in good_and_bad)
-    plan = Plan(checkpoints, None, Merging(), GroupWeights([0.5, 0.5], {}))
-    tasting = ModelTasting(plan, EXAMPLES, Encoding(cache=False, device="cpu"), None, tmp_path)
-    from bge_cocktail.merging.descent import _stacks
+    plan = Plan(checkpoints, None, MergeOptions(), GroupWeights([0.5, 0.5], {}))
+    tasting = EncoderObjective(plan, EXAMPLES, EncodeOptions(cache=False, device="cpu"), None, tmp_path)
+    from bge_cocktail.merging.gradient import _stacks
 
     stacks, _ = _stacks(tasting, False, False)
     names = names_of(tasting)
@@ -248,7 +255,7 @@ def test_gradient_is_the_derivative(good_and_bad: list[Path], tmp_path: Path) ->
     (gradient,) = torch.autograd.grad(loss, weights)
 
     def loss_at(one: float, two: float) -> float:
-        scores = tasting.merged(Found([one, two]))
+        scores = tasting.merged(WeightsResult([one, two]))
         del scores
         with torch.no_grad():
             return float(
@@ -267,7 +274,7 @@ def test_gradient_is_the_derivative(good_and_bad: list[Path], tmp_path: Path) ->
 
 @pytest.mark.parametrize("per_layer", [False, True])
 def test_descent_lowers_the_loss(good_and_bad: list[Path], tmp_path: Path, per_layer: bool) -> None:
-    options = Merging(weights="gradient", steps=15, rate=0.3, per_layer=per_layer)
+    options = MergeOptions(weights="gradient", steps=15, rate=0.3, per_layer=per_layer)
     merged = merge(good_and_bad, tmp_path / "out", options, examples=EXAMPLES)
     before, after = map(float, re.findall(r"(\d\.\d+) with", merged.found.note))
     assert after < before
@@ -275,24 +282,24 @@ def test_descent_lowers_the_loss(good_and_bad: list[Path], tmp_path: Path, per_l
     assert len(merged.found.trials) == 15
     assert bool(merged.found.weights_for) == per_layer
     # what was found is what was merged: the recipe and the record give it again
-    from bge_cocktail.merging.verifying import verify_merge
+    from bge_cocktail.merging.merge import verify_merge
 
     assert verify_merge(tmp_path / "out")["identical"] is True
 
 
 def test_self_positioning_finds_a_length_too(tiny: Path, nudged: list[Path], tmp_path: Path) -> None:
-    options = Merging(method="task-arithmetic", base=str(tiny), weights="self-positioning", steps=10, rate=0.3)
+    options = MergeOptions(method="task-arithmetic", base=str(tiny), weights="self-positioning", steps=10, rate=0.3)
     merged = merge(nudged, tmp_path / "out", options, examples=EXAMPLES)
     assert merged.found.scale not in (None, pytest.approx(1))
     before, after = map(float, re.findall(r"(\d\.\d+) with", merged.found.note))
     assert after < before
     with pytest.raises(UsageError, match="--method task-arithmetic"):
-        merge(nudged, tmp_path / "bad", Merging(weights="self-positioning"), examples=EXAMPLES)
+        merge(nudged, tmp_path / "bad", MergeOptions(weights="self-positioning"), examples=EXAMPLES)
 
 
 @pytest.mark.parametrize("weights", ["greedy", "search"])
 def test_searches_prefer_the_good_model(good_and_bad: list[Path], tmp_path: Path, weights: str) -> None:
-    options = Merging(weights=weights, **({"trials": 6} if weights == "search" else {}))
+    options = MergeOptions(weights=weights, **({"trials": 6} if weights == "search" else {}))
 
     def score(encoder: Encoder) -> tuple[float, float | None]:
         return -example_loss(encoder, EXAMPLES), None
@@ -312,7 +319,7 @@ def test_what_is_scored_is_what_is_written(nudged: list[Path], tmp_path: Path) -
         seen.append(encoder.encode_document(["the red dog runs", "a cat"]))
         return float(len(seen)), None
 
-    merged = merge(nudged[:2], tmp_path / "out", Merging(weights="search", trials=5), score=score)
+    merged = merge(nudged[:2], tmp_path / "out", MergeOptions(weights="search", trials=5), score=score)
     found = CachedEncoder(merged.folder).encode_document(["the red dog runs", "a cat"])
     assert np.abs(found - seen[-1]).max() < 1e-6  # the last was the best
 
@@ -333,11 +340,11 @@ def test_weightings_are_listed() -> None:
 
 def test_a_large_model_and_a_small_one(tiny: Path, tmp_path: Path) -> None:
     """Weights are not sought for models that can't be merged."""
-    from bge_cocktail.errors import DataError
+    from bge_cocktail.core.errors import DataError
 
     wide = build_model(tmp_path / "wide", hidden=48)
     with pytest.raises(DataError, match="can't be merged"):
-        merge([tiny, wide], tmp_path / "out", Merging(weights="cocktail"), examples=EXAMPLES)
+        merge([tiny, wide], tmp_path / "out", MergeOptions(weights="cocktail"), examples=EXAMPLES)
 
 
 def test_scripts_are_found() -> None:

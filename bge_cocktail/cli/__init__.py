@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 # before any of the libraries is imported: no telemetry, and no bars but ours
@@ -19,42 +19,48 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import rich_click as click
 
-from bge_cocktail import __version__
-from bge_cocktail.cli.lazy import LazyGroup
-from bge_cocktail.errors import CocktailError, explain_os_error
+from bge_cocktail.cli.flags import LazyGroup
+from bge_cocktail.core.errors import CocktailError, explain_os_error
+from bge_cocktail.core.progress import Advance, Reporter
+from bge_cocktail.core.version import __version__
 
-COMMANDS = (
-    "demo",
-    "init",
-    "run",
-    "prepare",
-    "mine",
-    "train",
-    "inspect",
-    "merge",
-    "evaluate",
-    "compare",
-    "report",
-    "leaderboard",
-    "indexes",
-    "classify",
-    "list",
-)
+# the home of each command, imported when it is called
+COMMANDS = {
+    "demo": "bge_cocktail.cli.run:demo",
+    "init": "bge_cocktail.cli.run:init",
+    "run": "bge_cocktail.cli.run:command",
+    **{
+        name: f"bge_cocktail.cli.{name}:command"
+        for name in (
+            "prepare",
+            "mine",
+            "train",
+            "inspect",
+            "merge",
+            "evaluate",
+            "compare",
+            "report",
+            "leaderboard",
+            "indexes",
+            "classify",
+            "list",
+        )
+    },
+}
 
 
 class Commands(LazyGroup):
     """Errors without tracebacks; what is made notes the command."""
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **settings: Any) -> Any:
-        from bge_cocktail.provenance import started_as
+        from bge_cocktail.core.runs import started_as
 
         words = sys.argv[1:] if args is None else list(args)
         with started_as(words, os.environ):
             return super().main(words, *more, **settings)
 
     def invoke(self, ctx: click.Context) -> object:  # noqa: RET503  (ctx.exit never returns)
-        from bge_cocktail.cli.progress_bars import on_terminal
-        from bge_cocktail.progress import report_progress_to
+        from bge_cocktail.core.progress import report_progress_to
 
         _log_to_stderr()
         try:
@@ -75,7 +81,7 @@ class Commands(LazyGroup):
 
 @click.group(
     cls=Commands,
-    homes={name: f"bge_cocktail.cli.{name}_command" for name in COMMANDS},
+    homes=COMMANDS,
     context_settings={"auto_envvar_prefix": "BGE_COCKTAIL", "help_option_names": ["-h", "--help"]},
 )
 @click.version_option(__version__, prog_name="bge-cocktail")
@@ -117,3 +123,34 @@ def _log_to_stderr() -> None:
         log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+def on_terminal() -> Reporter:
+    """A reporter that draws bars if standard error is a terminal, and is quiet otherwise."""
+    if not sys.stderr.isatty():
+        return _quiet
+    shown: list[object] = []
+
+    @contextmanager
+    def report(description: str, total: int) -> Iterator[Advance]:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        # only the outermost work draws: a bar within a bar flickers
+        if shown:
+            yield lambda _steps: None
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+            shown.append(bars)
+            task = bars.add_task(description, total=total)
+            try:
+                yield lambda steps: bars.advance(task, steps)
+            finally:
+                shown.pop()
+
+    return report
+
+
+def _quiet(_description: str, _total: int) -> AbstractContextManager[Advance]:
+    return nullcontext(lambda _steps: None)

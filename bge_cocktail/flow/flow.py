@@ -1,57 +1,92 @@
-"""The whole flow from a run file: mine, train, merge, evaluate, trade-off. A finished step isn't done again."""
+"""What a run gave."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from bge_cocktail.errors import UsageError
-from bge_cocktail.evaluation import (
-    ModelScores,
-    evaluate_models,
-    evaluation_inputs,
-    open_tasks,
-    read_evaluation,
-    write_evaluation,
+from bge_cocktail.core.errors import UsageError
+from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
+from bge_cocktail.core.runs import RUN_FILE, describe_run, finished_key, hash_path, hash_value, step_key
+from bge_cocktail.data.record import Record
+from bge_cocktail.data.record_files import read_records
+from bge_cocktail.evaluating.evaluate import evaluate_models, evaluation_inputs, open_tasks
+from bge_cocktail.evaluating.scores import ModelScores
+from bge_cocktail.evaluating.store import read_evaluation, write_evaluation
+from bge_cocktail.evaluating.tasks.task import check_task, task_path
+from bge_cocktail.flow.steps import (
+    AS_TUNED,
+    COMMAND,
+    PICTURE_FILE,
+    Point,
+    RunData,
+    begin_run,
+    check_judging,
+    measure_tradeoff,
+    mine_step,
+    mining_key,
+    read_tradeoff,
+    refuse_other_folder,
 )
-from bge_cocktail.flow.checking import check_judging
-from bge_cocktail.flow.folder import COMMAND, begin_run, refuse_other_folder
-from bge_cocktail.flow.mining_step import mine_step, mining_key
-from bge_cocktail.hub import model_folder, sentence_transformers_folder
-from bge_cocktail.merging import check_alike, merge, read_checkpoint
-from bge_cocktail.mining import check_mining
-from bge_cocktail.options import RunFile, Training
-from bge_cocktail.outcome import Outcome
-from bge_cocktail.outputs import new_folder, refuse_to_replace, write_json
-from bge_cocktail.provenance import RUN_FILE, describe_run, finished_key, hash_path, hash_value, step_key
-from bge_cocktail.records import Record, read_records
-from bge_cocktail.rundata import RunData
-from bge_cocktail.runfile import read_run_file
-from bge_cocktail.tasks import check_task, task_path
-from bge_cocktail.tradeoff import AS_TUNED, PICTURE_FILE, Point, measure_tradeoff, read_tradeoff
-from bge_cocktail.training import TrainingRows, check_training, train, training_key
+from bge_cocktail.merging.checkpoints import read_checkpoint
+from bge_cocktail.merging.compatible import check_alike
+from bge_cocktail.merging.merge import merge
+from bge_cocktail.mining.miner import check_mining
+from bge_cocktail.models.folder import model_folder, sentence_transformers_folder
+from bge_cocktail.options import RunOptions, TrainOptions, read_run_file
+from bge_cocktail.training.encoder.checks import check_training
+from bge_cocktail.training.encoder.train import train, training_key
+from bge_cocktail.training.encoder.training_pairs import TrainingPairs
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run gave.
+
+    Attributes:
+        folder: The run's folder.
+        results: The scores of base, tuned and cocktails.
+        tradeoff: Share of the tuned model, mean target score, mean general score.
+        picture: The trade-off picture, if there is one.
+    """
+
+    folder: Path
+    results: list[ModelScores]
+    tradeoff: list[tuple[float, float, float]]
+    picture: Path | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {
+            "run": str(self.folder),
+            "models": [result.to_json() for result in self.results],
+            "tradeoff": [dict(zip(("share", "target", "general"), point, strict=True)) for point in self.tradeoff],
+            "picture": str(self.picture) if self.picture else None,
+        }
+
 
 log = logging.getLogger(__name__)
 
 
-def run(file: str | Path | RunFile, settings: Sequence[str] = ()) -> Outcome:
+def run(file: str | Path | RunOptions, settings: Sequence[str] = ()) -> RunResult:
     """Do a whole run; what is finished already, with the same inputs and options, is kept.
 
     Args:
         file: A run file, or its content.
         settings: Changes of the form ``section.name=value``.
     """
-    return Flow(file if isinstance(file, RunFile) else read_run_file(Path(file), settings)).run()
+    return Flow(file if isinstance(file, RunOptions) else read_run_file(Path(file), settings)).run()
 
 
 class Flow:
     """The steps of one run, each knowing whether it is done."""
 
-    def __init__(self, options: RunFile) -> None:
+    def __init__(self, options: RunOptions) -> None:
         self.options = options
         self.folder = options.output
         self.base = model_folder(options.base)
@@ -64,11 +99,11 @@ class Flow:
             )
         }
         # what the base is judged with is what the tuned model is trained with
-        self.training: Training = options.train.model_copy(update=prompts)
+        self.training: TrainOptions = options.train.model_copy(update=prompts)
         self.tasks = open_tasks(options.data.target, options.data.general)
         self.done: list[str] = []
 
-    def run(self) -> Outcome:
+    def run(self) -> RunResult:
         """All steps."""
         self.check()
         begin_run(self.folder)
@@ -104,7 +139,7 @@ class Flow:
                 steps_found_done=self.done,
             ),
         )
-        return Outcome(self.folder, results, tradeoff, picture)
+        return RunResult(self.folder, results, tradeoff, picture)
 
     def plan(self) -> list[tuple[str, str]]:
         """The steps and whether each is done, as far as that can be known before the ones that come first."""
@@ -155,7 +190,7 @@ class Flow:
             sentence_transformers_folder(name)
         slices = max(1, self.options.merge.slices)
         few = self.training.model_copy(update={"too_few_negatives": "fewer"})  # they are mined later
-        rows = min(len(TrainingRows(self.data.records[number::slices], few)) for number in range(slices))
+        rows = min(len(TrainingPairs(self.data.records[number::slices], few)) for number in range(slices))
         if rows < self.training.batch_size:
             part = f" in one of {slices} slices" if slices > 1 else ""
             raise UsageError(f"batch_size={self.training.batch_size} is larger than the data: {rows} pairs{part}")

@@ -7,18 +7,19 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bge_cocktail import __version__
-from bge_cocktail.labels import declared_labels, is_classifier
-from bge_cocktail.layout import declared_length, declared_prompts
+from bge_cocktail.core.version import __version__
 from bge_cocktail.merging.plan import Plan
 from bge_cocktail.merging.recipe import Recipe, to_toml
-from bge_cocktail.merging.weights import Found
+from bge_cocktail.merging.weights import WeightsResult
+from bge_cocktail.models.folder import declared_labels, is_classifier
+from bge_cocktail.models.layout import declared_length
+from bge_cocktail.models.prompts import declared_prompts
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 
-def model_card(name: str, recipe: Recipe, plan: Plan, found: Found, folder: Path) -> str:
+def model_card(name: str, recipe: Recipe, plan: Plan, found: WeightsResult, folder: Path) -> str:
     """README.md of a merged model: what it was made of and how it is used.
 
     Args:
@@ -72,7 +73,7 @@ def _front_matter(recipe: Recipe, plan: Plan, embeds: bool) -> list[str]:
     return [*lines, "tags:", *(f"- {tag}" for tag in tags)]
 
 
-def _table(recipe: Recipe, found: Found) -> list[str]:
+def _table(recipe: Recipe, found: WeightsResult) -> list[str]:
     losses = [None] * (len(found.weights) - len(found.losses)) + list(found.losses)
     with_losses = bool(found.losses)
     lines = ["| model | weight |" + (" loss on examples |" if with_losses else "")]

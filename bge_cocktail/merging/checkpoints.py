@@ -1,20 +1,33 @@
-"""The tensors of a model, found in whatever files it keeps them; no tensor is loaded."""
+"""The tensors of a model, found in whatever files it keeps them (safetensors, pickles, LoRA); none is loaded."""
 
 from __future__ import annotations
 
+import math
+import pickle
 import re
+import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bge_cocktail.errors import DataError
-from bge_cocktail.layout import modules_of, read_object
-from bge_cocktail.merging.safetensors_file import read_header
-from bge_cocktail.merging.tensors import FLOATS, Key, Tensor, WeightsFile, count_of
-from bge_cocktail.provenance import hash_path, hash_value
+from bge_cocktail.core.errors import DataError
+from bge_cocktail.core.outputs import read_object
+from bge_cocktail.core.runs import hash_path, hash_value
+from bge_cocktail.merging.tensors import (
+    FLOATS,
+    ArrayTensor,
+    Floats,
+    Key,
+    Tensor,
+    WeightsFile,
+    check_name,
+    count_of,
+    read_header,
+)
+from bge_cocktail.models.layout import modules_of
 
 SHARDS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 PICKLES = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
@@ -95,8 +108,6 @@ def read_checkpoint(name: str, folder: Path) -> Checkpoint:
                 if header.tensors:
                     sources.append(next(iter(header.tensors.values())).file)
             else:
-                from bge_cocktail.merging.pickles import read_pickle
-
                 here, tied = read_pickle(file)
                 notes = {}
             for tensor_name, tensor in here.items():
@@ -200,3 +211,230 @@ def close(checkpoint: Checkpoint) -> None:
         file.close()
     for part in checkpoint.parts:
         close(part)
+
+
+# whatever the unpickler meets in a damaged file
+BROKEN = (
+    *(RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError, AssertionError, ArithmeticError),
+    *(pickle.UnpicklingError, struct.error),
+)
+
+
+def read_pickle(path: Path) -> tuple[dict[str, ArrayTensor], dict[str, str]]:
+    """The tensors of a PyTorch file, mapped into memory and not loaded.
+
+    Only tensors and plain values are unpickled (``weights_only``); anything else is refused.
+
+    Returns:
+        Tensors by name in the file's order, and tied tensors: name left out by name kept, the first in the file's order
+        being kept.
+
+    Raises:
+        DataError: Not such a file, one that holds more than tensors, or of types that can't be merged.
+    """
+    import torch
+
+    dtypes = {
+        torch.float32: "F32",
+        torch.float16: "F16",
+        torch.bfloat16: "BF16",
+        torch.int64: "I64",
+        torch.int32: "I32",
+        torch.int16: "I16",
+        torch.int8: "I8",
+        torch.uint8: "U8",
+        torch.bool: "BOOL",
+    }
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except BROKEN as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise DataError(f"{path}: not a PyTorch file of tensors alone, or damaged: {reason}") from None
+    if not isinstance(state, dict) or not state:
+        raise DataError(f"{path}: expected tensors by name, found {type(state).__name__ if state else 'nothing'}")
+    tensors: dict[str, ArrayTensor] = {}
+    tied: dict[str, str] = {}
+    owners: dict[object, str] = {}
+    for name, tensor in state.items():
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise DataError(f"{path}: {error}") from None
+        plain = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not plain or tensor.dtype not in dtypes:
+            kind = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+            raise DataError(f"{path}: '{name}' is {kind}; this can be merged: {', '.join(dtypes.values())}")
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if tensor.numel() and place in owners:
+            tied[name] = owners[place]
+            continue
+        owners[place] = name
+        flat = tensor.detach().resolve_neg().contiguous().flatten()
+        values = flat.view(torch.uint16) if tensor.dtype == torch.bfloat16 else flat
+        tensors[name] = ArrayTensor(values.numpy(), dtypes[tensor.dtype], tuple(tensor.shape))
+    return tensors, tied
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether the file is of the newer kind, which alone can be mapped."""
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+PART = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?")
+
+
+@dataclass(frozen=True, slots=True)
+class LowRankTensor:
+    """A matrix plus a product of two thin ones, computed for the rows that are asked for.
+
+    Attributes:
+        base: The matrix, of the base.
+        up: Shape (rows, rank).
+        down: Shape (rank, columns), already multiplied by the adapter's scale.
+    """
+
+    base: Tensor
+    up: Floats
+    down: Floats
+
+    @property
+    def dtype(self) -> str:
+        """See `Tensor`."""
+        return self.base.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See `Tensor`."""
+        return self.base.shape
+
+    def read(self, first: int, out: Floats) -> None:
+        """See `Tensor`."""
+        self.base.read(first, out)
+        columns = self.down.shape[1]
+        top, bottom = first // columns, -(-(first + len(out)) // columns)
+        change = (self.up[top:bottom] @ self.down).reshape(-1)
+        out += change[first - top * columns :][: len(out)]
+
+    def content(self) -> bytes:
+        """See `Tensor`."""
+        return self.base.content()
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and not a whole model."""
+    return (folder / CONFIG).is_file() and not weight_files(folder)
+
+
+def base_of(folder: Path) -> str:
+    """The model that an adapter was trained on, as its configuration names it.
+
+    Raises:
+        DataError: It names none.
+    """
+    name = read_object(folder / CONFIG).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise DataError(f"{folder / CONFIG}: names no base (base_model_name_or_path)")
+    return str(name)
+
+
+def fold_adapter(name: str, folder: Path, base: Checkpoint) -> Checkpoint:
+    """An adapter and its base as one model.
+
+    Raises:
+        DataError: The adapter is of another kind than LoRA, or doesn't fit the base.
+    """
+    config = read_object(folder / CONFIG)
+    if (folder / "modules.json").is_file():
+        raise DataError(
+            f"{folder}: an adapter beside modules of its own can't be folded in; load it with sentence-transformers, "
+            "merge the adapter there (merge_and_unload) and save the model"
+        )
+    if config.get("peft_type") != "LORA" or config.get("use_dora"):
+        kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
+        raise DataError(f"{folder / CONFIG}: adapters of kind {kind} can't be folded in, only LoRA")
+    if not (folder / WEIGHTS).is_file():
+        raise DataError(f"{folder / WEIGHTS} is missing (adapters in .bin files: save them as safetensors)")
+    header = read_header(folder / WEIGHTS).tensors
+    tensors = dict(base.tensors)
+    added: list[Key] = []
+    halves: dict[str, dict[str, Floats]] = {}
+    for full, tensor in header.items():
+        if tensor.dtype not in FLOATS:
+            raise DataError(f"{folder / WEIGHTS}: '{full}' is of type {tensor.dtype}, expected {', '.join(FLOATS)}")
+        short = full.removeprefix(PREFIX).replace(".base_layer.", ".")
+        if match := PART.fullmatch(short):
+            values = np.empty(count_of(tensor), np.float32)
+            tensor.read(0, values)
+            if len(tensor.shape) != 2:
+                raise DataError(f"{folder / WEIGHTS}: '{full}' has shape {list(tensor.shape)}; only matrices fold in")
+            halves.setdefault(match[1], {})[(match[2] or "") + match[3]] = values.reshape(tensor.shape)
+        else:
+            # biases, and modules that were trained whole, stand in place of the base's
+            key = _find(short, base) or (0, short)
+            if key not in base.tensors:
+                if not any(part in short.split(".") for part in config.get("modules_to_save") or []):
+                    raise DataError(f"{folder / WEIGHTS}: the base {base.name} has no tensor '{short}'")
+                added.append(key)
+            tensors[key] = tensor
+    for target, pair in halves.items():
+        found = _find(f"{target}.weight", base)
+        if found is None:
+            raise DataError(f"{folder}: the base {base.name} has no tensor '{target}.weight' for the adapter")
+        key = found
+        up, down = _factors(folder, target, pair, config)
+        if base.tensors[key].shape != (up.shape[0], down.shape[1]):
+            wanted = list(base.tensors[key].shape)
+            raise DataError(f"{folder}: '{target}' is for shape {[up.shape[0], down.shape[1]]}, the base has {wanted}")
+        tensors[key] = LowRankTensor(base.tensors[key], up, down)
+    if not halves:
+        raise DataError(f"{folder / WEIGHTS}: holds no LoRA matrices")
+    files = dict(base.files)
+    first = next(iter(files))
+    files[first] += tuple(added)
+    return replace(
+        base,
+        name=name,
+        files=files,
+        tensors=tensors,
+        sources=(next(iter(header.values())).file,),
+        parts=(base,),
+        made={"adapter": hash_path(folder)},
+        origins=(folder,),
+    )
+
+
+def _find(name: str, base: Checkpoint) -> Key | None:
+    """The base's tensor of that name, which may stand behind a prefix of its own (``bert.``)."""
+    if (0, name) in base.tensors:
+        return (0, name)
+    behind = [key for key in base.tensors if key[0] == 0 and key[1].endswith("." + name)]
+    return behind[0] if len(behind) == 1 else None
+
+
+def _factors(folder: Path, target: str, pair: dict[str, Floats], config: dict[str, Any]) -> tuple[Floats, Floats]:
+    """The thin matrices, such that their product is what the adapter adds."""
+    embedding = "embedding_A" in pair
+    try:
+        a, b = (pair["embedding_A"], pair["embedding_B"]) if embedding else (pair["A"], pair["B"])
+    except KeyError:
+        raise DataError(f"{folder / WEIGHTS}: '{target}' has but one of its two matrices") from None
+    rank = a.shape[0]
+    if b.shape[1] != rank or not rank:
+        raise DataError(f"{folder / WEIGHTS}: the matrices of '{target}' are {list(a.shape)} and {list(b.shape)}")
+    try:
+        patterns = (config.get("alpha_pattern") or {}).items()
+        # of several patterns that match, PEFT takes the first
+        found = (value for pattern, value in patterns if re.fullmatch(rf"(.*\.)?({pattern})", target))
+        alpha = float(next(found, config.get("lora_alpha", rank)) or 0)
+    except (AttributeError, TypeError, ValueError, re.error) as error:
+        raise DataError(
+            f"{folder / CONFIG}: 'lora_alpha' or 'alpha_pattern' is not what it should be: {error}"
+        ) from None
+    scale = np.float32(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+    if embedding or config.get("fan_in_fan_out"):
+        return np.ascontiguousarray(a.T), np.ascontiguousarray(b.T) * scale
+    return b, a * scale

@@ -14,25 +14,32 @@ from pathlib import Path
 
 import numpy as np
 
-from bge_cocktail.errors import UsageError
-from bge_cocktail.hub import CLASSIFIER_FILE
-from bge_cocktail.labels import declared_labels, is_classifier, is_multi_label
-from bge_cocktail.layout import read_object, transformer_folder
+from bge_cocktail.core.errors import UsageError
+from bge_cocktail.core.outputs import read_object
 from bge_cocktail.merging.checkpoints import Checkpoint
-from bge_cocktail.merging.checks import check_alike, config_differences, module_differences, refuse
+from bge_cocktail.merging.compatible import (
+    check_alike,
+    config_differences,
+    module_differences,
+    refuse,
+    tokenizer_differences,
+)
 from bge_cocktail.merging.plan import is_excluded, tensor_of
 from bge_cocktail.merging.tensors import FLOATS, Floats, Key, Tensor, count_of
-from bge_cocktail.merging.tokenizers import tokenizer_differences
-from bge_cocktail.options import Merging
+from bge_cocktail.models.folder import declared_labels, is_classifier, is_multi_label
+from bge_cocktail.models.layout import CLASSIFIER_FILE, transformer_folder
+from bge_cocktail.options import MergeOptions
 
 log = logging.getLogger(__name__)
 # what transformers calls labels that nobody named
 _NAMELESS = "LABEL_"
+
+
 _LABELS = frozenset(("id2label", "label2id"))
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class ReorderedRows:
     """A tensor of a head with a row for each class, in another order of the classes.
 
     Attributes:
@@ -65,8 +72,8 @@ class Rows:
 
 
 def fit_heads(
-    checkpoints: tuple[Checkpoint, ...], base: Checkpoint | None, options: Merging
-) -> tuple[tuple[Checkpoint, ...], Checkpoint | None, Merging]:
+    checkpoints: tuple[Checkpoint, ...], base: Checkpoint | None, options: MergeOptions
+) -> tuple[tuple[Checkpoint, ...], Checkpoint | None, MergeOptions]:
     """Models that can be merged tensor by tensor, whatever their heads.
 
     Args:
@@ -130,7 +137,7 @@ def in_one_form(models: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list[li
     first = next((one for one in models if is_classifier(one.folder)), None)
     if first is None:
         return list(models), [[] for _ in models]
-    seen = [(one, list[str]()) if one is first else _fit(first, one, [], Merging()) for one in models]
+    seen = [(one, list[str]()) if one is first else _fit(first, one, [], MergeOptions()) for one in models]
     return [one for one, _ in seen], [lines for _, lines in seen]
 
 
@@ -146,7 +153,7 @@ def head_of(classifier: Checkpoint) -> list[Key]:
     return [key for key in classifier.tensors if key[1].split(".")[0] != body]
 
 
-def _refuse_classifiers(checkpoints: Sequence[Checkpoint], options: Merging) -> None:
+def _refuse_classifiers(checkpoints: Sequence[Checkpoint], options: MergeOptions) -> None:
     late = next((one for one in checkpoints if is_classifier(one.folder)), None)
     if late is not None:
         raise UsageError(
@@ -193,7 +200,7 @@ def _fit(
     first: Checkpoint,
     other: Checkpoint,
     head: Sequence[Key],
-    options: Merging,
+    options: MergeOptions,
     lent: Mapping[Key, Tensor] | None = None,
 ) -> tuple[Checkpoint, list[str]]:
     """A model with the tensors of a classifier, its encoder and a head; and what stands against it.
@@ -219,7 +226,7 @@ def _fit(
         if key in head:
             own = other.tensors[key]
             moved = order != sorted(order) and own.shape[0] == len(labels)
-            tensors[key] = Rows(own, tuple(order)) if moved else own
+            tensors[key] = ReorderedRows(own, tuple(order)) if moved else own
             continue
         name = key[1].partition(".")[2] if outside and key[0] == 0 and _is_prefixed(first) else key[1]
         seen = bare.get(name)

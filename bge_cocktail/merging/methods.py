@@ -1,21 +1,154 @@
-"""The merge methods that are weighted sums of whole tensors; the factors of the sum may depend on their angles."""
+"""Merge methods: what they work on, and those that are sums of whole tensors or keep a part of each task vector."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+import xxhash
+from numpy.typing import NDArray
 
-from bge_cocktail.merging.stack import NOTHING, Doubles, Stack
-from bge_cocktail.merging.tensors import Floats
-from bge_cocktail.registry import Registry
+from bge_cocktail.core.registry import Registry
+from bge_cocktail.merging.tensors import Floats, Tensor, count_of
+
+Doubles = NDArray[np.float64]
+TILE = 1 << 16
+# coefficients below this are rounding of a sum that is 0, or 1
+NOTHING = 1e-9
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One tensor of all models, read tile by tile as often as a method asks.
+
+    Attributes:
+        name: The tensor's name.
+        shape: Its shape.
+        models: The tensor of each model.
+        weights: The weight of each model, shape (models,).
+        seeds: A number for each model that doesn't depend on their order.
+        base: The base's tensor, for methods that need it.
+        statistics: The data-driven numbers of the tensor for each model, for methods that need them.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    models: Sequence[Tensor]
+    weights: Doubles
+    seeds: Sequence[int]
+    base: Tensor | None = None
+    statistics: Sequence[Tensor] = ()
+    buffers: dict[int, Floats] = field(default_factory=dict, repr=False)
+
+    @property
+    def count(self) -> int:
+        """How many numbers the tensor has."""
+        return count_of(self.models[0])
+
+    def tiles(self, *, base: bool = False, rows: Sequence[int] | None = None) -> Iterator[Floats]:
+        """Tiles of the tensor.
+
+        Args:
+            base: Whether the base comes as one more row, the last.
+            rows: The models to read; all without it.
+
+        Yields:
+            Shape (models, values), float32; may be overwritten, and is, by the next tile.
+        """
+        chosen = [self.models[row] for row in (range(len(self.models)) if rows is None else rows)]
+        yield from self.read([*chosen, self.base] if base and self.base is not None else chosen)
+
+    def read(self, tensors: Sequence[Tensor]) -> Iterator[Floats]:
+        """Tiles of any tensors of this shape; see `tiles`."""
+        count = self.count
+        if len(tensors) not in self.buffers:
+            self.buffers[len(tensors)] = np.empty((len(tensors), TILE), np.float32)
+        buffer = self.buffers[len(tensors)]
+        for first in range(0, count, TILE):
+            tile = buffer[:, : min(TILE, count - first)]
+            for row, tensor in enumerate(tensors):
+                tensor.read(first, tile[row])
+            yield tile
+
+    def whole(self, tensor: Tensor) -> Floats:
+        """All numbers of one of the tensors, in its shape; for methods that solve for a matrix as a whole."""
+        values = np.empty(count_of(tensor), np.float32)
+        tensor.read(0, values)
+        return values.reshape(tensor.shape)
+
+    def combine(self, coefficients: Sequence[float] | Doubles, base: float = 0.0) -> Iterator[Floats]:
+        """A weighted sum of the models, and of the base.
+
+        With r the model of the largest coefficient: ``x_r - sum_i c_i (x_r - x_i)``, which is the weighted sum where
+        the coefficients sum to 1. In this form equal models give themselves bit for bit (signed zeros too), a model of
+        coefficient 1 is returned bit for bit, and models that differ little lose nothing to rounding.
+
+        Args:
+            coefficients: Shape (models,).
+            base: Of the base.
+
+        Yields:
+            Tiles of shape (values,).
+        """
+        every = np.asarray([*coefficients, base], np.float64)
+        total = float(every.sum())
+        every[np.abs(every) < NOTHING] = 0
+        order = [int(row) for row in np.argsort(-np.abs(every), kind="stable") if every[row]]
+        tensors = [self.base if row == len(self.models) else self.models[row] for row in order]
+        factors = every[order].astype(np.float32)
+        present = [tensor for tensor in tensors if tensor is not None]
+        if not present:
+            for tile in self.tiles(rows=[0]):
+                yield np.zeros(tile.shape[1], np.float32)
+            return
+        for tile in self.read(present):
+            yield _weighted(tile, factors, total)
+
+    def gram(self) -> Doubles:
+        """Inner products of the task vectors (model minus base), or of the models where there is no base.
+
+        Returns:
+            Shape (models, models).
+
+        Raises:
+            FloatingPointError: A model holds NaN or infinite numbers.
+        """
+        count = len(self.models)
+        products = np.zeros((count, count), np.float64)
+        for tile in self.tiles(base=self.base is not None):
+            rows = tile[:count]
+            if self.base is not None:
+                rows -= tile[count]
+            products += rows @ rows.T
+        if not np.isfinite(products).all():
+            raise FloatingPointError(self.name)
+        return products
+
+    def random(self, model: int, seed: int, number: int) -> np.random.Generator:
+        """A generator for one tile of one model, the same whatever the order of models, tensors or threads."""
+        name = f"{seed} {self.name} {self.seeds[model]} {number}"
+        return np.random.Generator(np.random.SFC64(xxhash.xxh3_64_intdigest(name.encode())))
+
+
+def _weighted(tile: Floats, factors: Floats, total: float) -> Floats:
+    first: Floats = tile[0]
+    if len(tile) == 1:
+        if factors[0] != 1:
+            first *= factors[0]
+        return first
+    rest = tile[1:]
+    np.subtract(first, rest, out=rest)
+    moved: Floats = np.dot(factors[1:], rest)
+    if abs(total - 1) > NOTHING:
+        first *= np.float32(total)
+    merged: Floats = np.subtract(first, moved, out=moved)
+    return merged
+
 
 MergeMethod = Callable[..., Iterator[Floats]]
-"""Takes a `Stack`, and by keyword those options of `Merging` that its signature names; yields the merged values."""
-merge_methods = Registry[MergeMethod]("merge-methods")
-# traits: base (needs one), normalises (weights are scaled to sum 1 unless --no-normalise; "always"), models (so many),
-# weighted (False: takes no weights), data (which numbers it needs from examples)
-
+"""Takes a `Stack`, and by keyword those options of `MergeOptions` that its signature names; yields the merged values."""
+merge_methods = Registry[MergeMethod]("merge-methods", ("bge_cocktail.merging.data_methods",))
 KARCHER_STEPS = 100
 KARCHER_DONE = 1e-10
 
@@ -110,3 +243,141 @@ def model_stock(stack: Stack) -> Iterator[Floats]:
     cosine = max(float(above.mean()), 0.0)
     share = count * cosine / (1 + (count - 1) * cosine)
     return stack.combine([share / count] * count, base=1 - share)
+
+
+# float32 magnitudes are ordered as the integers of their bits; the upper half of those makes the first histogram
+HALF = 1 << 16
+
+
+Trim = Callable[[int, Doubles], None]
+"""Zeroes what isn't kept of the task vectors of a tile, shape (models, values), in place; gets the tile's number."""
+
+
+@merge_methods("ties", base=True)
+def ties(stack: Stack, *, density: float, scale: float, normalise: bool) -> Iterator[Floats]:
+    """Task vectors trimmed to their largest numbers, then merged where signs agree (arXiv:2306.01708).
+
+    Of each task vector the `density` largest numbers are kept, tensor by tensor. Each position takes the sign of the
+    weighted sum there; the weighted mean of the numbers of that sign (the sum with --no-normalise), times `scale`, is
+    added to the base.
+    """
+    limits = _magnitudes(stack, density)
+
+    def trim(_: int, vectors: Doubles) -> None:
+        for vector, limit in zip(vectors, limits, strict=True):
+            if limit > 0:
+                vector *= np.abs(vector.astype(np.float32)) >= limit
+
+    return _by_sign(stack, trim, scale, normalise)
+
+
+@merge_methods("dare-linear", base=True, normalises=False)
+def dare_linear(stack: Stack, *, density: float, scale: float, seed: int) -> Iterator[Floats]:
+    """Task vectors with numbers dropped at random and the rest scaled up, added to the base (arXiv:2311.03099).
+
+    Each number is kept with probability `density` and divided by it, so that the mean stays;
+    ``base + scale * sum_i w_i vector_i``. A weight of 1 each unless given.
+    """
+    trim = _random_trim(stack, density, seed)
+    for number, (base, vectors) in enumerate(_task_vectors(stack)):
+        trim(number, vectors)
+        yield _added(base, scale * (stack.weights @ vectors))
+
+
+@merge_methods("dare-ties", base=True, normalises=False)
+def dare_ties(stack: Stack, *, density: float, scale: float, normalise: bool, seed: int) -> Iterator[Floats]:
+    """Task vectors with numbers dropped at random, then merged where signs agree (arXiv:2311.03099, 2306.01708).
+
+    As dare-linear, but each position takes only the numbers that have the sign of the weighted sum there.
+    """
+    return _by_sign(stack, _random_trim(stack, density, seed), scale, normalise)
+
+
+def _task_vectors(stack: Stack) -> Iterator[tuple[Doubles, Doubles]]:
+    """Tiles of the base, shape (values,), and of the task vectors, shape (models, values).
+
+    In float64, where the difference of two float32 numbers is exact: a task vector put back gives its model.
+    """
+    for tile in stack.tiles(base=True):
+        wide = tile.astype(np.float64)
+        wide[:-1] -= wide[-1]
+        yield wide[-1], wide[:-1]
+
+
+def _by_sign(stack: Stack, trim: Trim, scale: float, normalise: bool) -> Iterator[Floats]:
+    weights = stack.weights
+    for number, (base, vectors) in enumerate(_task_vectors(stack)):
+        trim(number, vectors)
+        vectors *= weights[:, None]
+        positive = vectors.sum(axis=0) >= 0
+        agree = np.where(positive, vectors > 0, vectors < 0)
+        merged = np.einsum("kn,kn->n", vectors, agree)
+        if normalise:
+            shares = np.abs(weights) @ agree
+            merged /= np.where(shares > 0, shares, 1)
+        yield _added(base, scale * merged)
+
+
+def _added(base: Doubles, change: Doubles) -> Floats:
+    """The base with a change; where there is none it stays bit for bit, signed zeros too."""
+    return np.where(change == 0, base, base + change).astype(np.float32)
+
+
+def _random_trim(stack: Stack, density: float, seed: int) -> Trim:
+    # numbers are drawn as 16 bits, so the density is kept to 1/65536 and the mean is kept exactly
+    limit = max(1, round(density * HALF))
+
+    def trim(number: int, vectors: Doubles) -> None:
+        if limit >= HALF:
+            return
+        for model, vector in enumerate(vectors):
+            generator = stack.random(model, seed, number)
+            drawn = np.frombuffer(generator.bytes(2 * len(vector)), "<u2")
+            vector *= drawn < limit
+        vectors *= HALF / limit
+
+    return trim
+
+
+def _magnitudes(stack: Stack, density: float) -> list[np.float32]:
+    """The magnitude of each task vector that `density` of its numbers reach; exact, without sorting.
+
+    Large tensors are never held: the bits of the magnitude are found 16 at a time from two histograms.
+    """
+    # a tensor of few numbers keeps one, so that tuning isn't undone there
+    keep = max(1, int(density * stack.count))
+    models = len(stack.models)
+    if keep >= stack.count:
+        return [np.float32(0)] * models
+    if stack.count <= TILE:
+        tile = next(stack.tiles(base=True))
+        vectors = np.abs(tile[:-1] - tile[-1])
+        return list(np.partition(vectors, stack.count - keep, axis=1)[:, stack.count - keep])
+    upper = np.zeros((models, HALF), np.int64)
+    for bits in _bits(stack):
+        for model, row in enumerate(bits):
+            upper[model] += np.bincount(row >> 16, minlength=HALF)
+    bins, left = zip(*(_nth_from_above(counts, keep) for counts in upper), strict=True)
+    lower = np.zeros((models, HALF), np.int64)
+    for bits in _bits(stack):
+        for model, row in enumerate(bits):
+            inside = row[(row >> 16) == bins[model]]
+            lower[model] += np.bincount(inside & (HALF - 1), minlength=HALF)
+    found = [(bins[model] << 16) | _nth_from_above(lower[model], left[model])[0] for model in range(models)]
+    return list(np.asarray(found, np.uint32).view(np.float32))
+
+
+def _bits(stack: Stack) -> Iterator[np.ndarray]:
+    for tile in stack.tiles(base=True):
+        vectors = tile[:-1]
+        np.subtract(vectors, tile[-1], out=vectors)
+        np.abs(vectors, out=vectors)
+        yield vectors.view(np.uint32)
+
+
+def _nth_from_above(counts: np.ndarray, wanted: int) -> tuple[int, int]:
+    """The bin that holds the wanted-th largest number, and its place from above within the bin."""
+    reached = np.cumsum(counts[::-1])
+    place = int(np.searchsorted(reached, wanted))
+    before = int(reached[place - 1]) if place else 0
+    return len(counts) - 1 - place, wanted - before

@@ -3,20 +3,84 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, NoReturn
 
 import numpy as np
 
-from bge_cocktail.errors import DataError, UsageError
+from bge_cocktail.core.errors import DataError, UsageError
 from bge_cocktail.merging.checkpoints import Checkpoint, fingerprint, hash_of
-from bge_cocktail.merging.group_weights import GroupWeights
-from bge_cocktail.merging.methods import merge_methods
-from bge_cocktail.merging.stack import TILE, Stack
+from bge_cocktail.merging.methods import TILE, Stack, merge_methods
 from bge_cocktail.merging.tensors import FLOATS, Floats, Key, Tensor, count_of
-from bge_cocktail.options import Merging
+from bge_cocktail.models.layers import LAYER, layer_of
+from bge_cocktail.options import MergeOptions
+
+
+@dataclass(frozen=True, slots=True)
+class GroupWeights:
+    """The weights of each tensor.
+
+    Attributes:
+        weights: Of tensors for which nothing else is said.
+        patterns: By pattern of names; of several that match, the last counts.
+        anchors: Weights at the first and the last layer, and between; empty where all layers weigh the same.
+        layers: How many layers the models have.
+    """
+
+    weights: Sequence[float]
+    patterns: Mapping[str, Sequence[float]]
+    anchors: Sequence[Sequence[float]] = ()
+    layers: int = 0
+
+    def of(self, name: str) -> Sequence[float]:
+        """The weights of a tensor, shape (models,)."""
+        found = [weights for pattern, weights in self.patterns.items() if fnmatchcase(name, pattern)]
+        if found:
+            return found[-1]
+        if not self.anchors:
+            return self.weights
+        layer = layer_of(name, self.layers)
+        place = layer / max(self.layers - 1, 1) * (len(self.anchors) - 1)
+        columns = np.asarray(self.anchors, np.float64).T
+        return [float(np.interp(place, range(len(self.anchors)), column)) for column in columns]
+
+
+def group_weights(
+    names: Iterable[str],
+    weights: Sequence[float],
+    patterns: Mapping[str, Sequence[float]],
+    anchors: Sequence[Sequence[float]],
+) -> GroupWeights:
+    """Arrange the weights of all tensors.
+
+    Args:
+        names: Of all tensors.
+        weights: Where nothing else is said.
+        patterns: Weights by pattern of names.
+        anchors: Weights from the first layer to the last.
+
+    Raises:
+        UsageError: A pattern that no tensor matches, or anchors without layers.
+    """
+    every = list(names)
+    if not every:
+        raise UsageError("no tensor is left to merge: --exclude takes all of them from the first model")
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in every):
+            raise UsageError(f"weights for '{pattern}': no tensor has such a name; one is '{every[-1]}'")
+    layers = [int(match[1]) for match in map(LAYER.search, every) if match]
+    if not anchors:
+        return GroupWeights(weights, patterns)
+    if len(anchors) < 2 or not layers:
+        raise UsageError(
+            "layer weights need at least two lists (0.9,0.1;0.1,0.9)"
+            if layers
+            else "the models have no numbered layers"
+        )
+    return GroupWeights(weights, patterns, anchors, max(layers) + 1)
 
 
 @dataclass(frozen=True)
@@ -33,7 +97,7 @@ class Plan:
 
     checkpoints: tuple[Checkpoint, ...]
     base: Checkpoint | None
-    options: Merging
+    options: MergeOptions
     weights: GroupWeights
     statistics: tuple[Checkpoint, ...] = ()
     seeds: tuple[int, ...] = ()
@@ -139,7 +203,7 @@ def tensor_of(checkpoint: Checkpoint, key: Key) -> Tensor:
     return checkpoint.tensors[key if key in checkpoint.tensors else checkpoint.aliases[key]]
 
 
-def is_excluded(key: Key, options: Merging) -> bool:
+def is_excluded(key: Key, options: MergeOptions) -> bool:
     """Whether a tensor is taken from the first model as it is."""
     return any(fnmatchcase(key[1], pattern) for pattern in options.exclude)
 
@@ -149,14 +213,14 @@ def source_of(plan: Plan, row: int, key: Key) -> Tensor:
     return plan.tensor(0 if plan.is_excluded(key) else row, key)
 
 
-def normalises(options: Merging) -> bool:
+def normalises(options: MergeOptions) -> bool:
     """Whether weights are scaled to sum 1."""
     if options.normalise is not None:
         return options.normalise
     return bool(merge_methods.trait(options.method, "normalises", True))
 
 
-def parameters(options: Merging) -> dict[str, Any]:
+def parameters(options: MergeOptions) -> dict[str, Any]:
     """The options that the method's signature names."""
     values = {**dict(options), "normalise": normalises(options)}
     return {name: values[name] for name in takes(merge_methods[options.method]) if name in values}
@@ -168,7 +232,7 @@ def takes(function: Any) -> list[str]:
     return [one.name for one in kinds if one.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
-def check_method(options: Merging, models: Sequence[Any]) -> None:
+def check_method(options: MergeOptions, models: Sequence[Any]) -> None:
     """Refuse a method that can't merge so many models, or misses its base.
 
     Raises:
@@ -195,3 +259,84 @@ def check_method(options: Merging, models: Sequence[Any]) -> None:
 def floats_of(checkpoint: Checkpoint) -> list[Key]:
     """The tensors of floating types of a model, in its order."""
     return [key for key, tensor in checkpoint.tensors.items() if tensor.dtype in FLOATS]
+
+
+@dataclass(slots=True)
+class _Latest:
+    """The tensor that was computed last; methods that read it in several passes find it here."""
+
+    key: Key | None = None
+    values: Floats = field(default_factory=lambda: np.empty(0, np.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class MergedTensor:
+    """A tensor of a merge.
+
+    Attributes:
+        plan: The merge.
+        key: Which of its tensors.
+        dtype: Of the merge's first model; numbers are read unrounded all the same.
+        shape: Its shape.
+        latest: Shared by all tensors of the merge, so that one of them at most is held.
+    """
+
+    plan: Plan
+    key: Key
+    dtype: str
+    shape: tuple[int, ...]
+    latest: _Latest
+
+    def read(self, first: int, out: Floats) -> None:
+        """See `Tensor`."""
+        if self.latest.key != self.key:
+            self.latest.key = None
+            self.latest.values = np.empty(math.prod(self.shape), np.float32)
+            place = 0
+            for tile in self.plan.tiles(self.key):
+                self.latest.values[place : place + len(tile)] = tile
+                place += len(tile)
+            self.latest.key = self.key
+        out[:] = self.latest.values[first : first + len(out)]
+
+    def content(self) -> bytes:
+        """See `Tensor`."""
+        return self.plan.content(self.key)
+
+
+def as_checkpoint(name: str, plan: Plan, found: Any = None) -> Checkpoint:
+    """The result of a merge, as if it were a model that is read."""
+    first = plan.checkpoints[0]
+    latest = _Latest()
+    chosen = {
+        role: plan.checkpoints[number - 1] if number else first
+        for role, number in (
+            ("prompts", plan.options.prompts_from),
+            ("length", plan.options.length_from),
+            ("tokenizer", plan.options.tokenizer_from),
+        )
+    }
+    return Checkpoint(
+        name,
+        first.folder,
+        first.files,
+        {key: MergedTensor(plan, key, tensor.dtype, tensor.shape, latest) for key, tensor in first.tensors.items()},
+        first.metadata,
+        first.aliases,
+        parts=(*plan.checkpoints, *([plan.base] if plan.base else [])),
+        made={
+            # without paths: a model is what it holds, wherever it lies
+            "options": plan.options.model_dump(mode="json", exclude={"weights", "base"}),
+            # as run.json has it, so that the merge can be done again without seeking weights
+            "models": [
+                {"weight": weight, **({"recipe": one.made} if one.made and "models" in one.made else {})}
+                for weight, one in zip(plan.weights.weights, plan.checkpoints, strict=True)
+            ],
+            "weights_for": {name: list(weights) for name, weights in plan.weights.patterns.items()},
+            "scale": plan.options.scale,
+        },
+        found=found,
+        prompts_of=chosen["prompts"].prompts_of or chosen["prompts"].folder,
+        length_of=chosen["length"].length_of or chosen["length"].folder,
+        tokenizer_of=chosen["tokenizer"].tokenizer_of or chosen["tokenizer"].folder,
+    )

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bge_cocktail.errors import DataError, UsageError, nearest
-from bge_cocktail.options import Merging, checked
+from bge_cocktail.core.errors import DataError, UsageError, nearest
+from bge_cocktail.options import MergeOptions, checked
 
 CHECKPOINT = re.compile(r"checkpoint-\d+")
 
@@ -27,7 +27,7 @@ class Recipe:
     """
 
     models: tuple[str | Recipe, ...]
-    options: Merging = field(default_factory=Merging)
+    options: MergeOptions = field(default_factory=MergeOptions)
     name: str = "merge"
 
     def names(self) -> tuple[str, ...]:
@@ -53,7 +53,7 @@ def read_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
     except (UnicodeDecodeError, IsADirectoryError):
         raise UsageError(f"{path} is not a text file") from None
     if path.suffix in (".yml", ".yaml"):
-        from bge_cocktail.merging.mergekit_yaml import from_mergekit
+        from bge_cocktail.merging.mergekit import from_mergekit
 
         values = from_mergekit(text, str(path))
     else:
@@ -108,10 +108,12 @@ def recipe_from(values: Mapping[str, Any], where: str, changes: Mapping[str, Any
             )
         rest["weights"] = given
     rest |= changes or {}
-    return Recipe(tuple(models), checked(Merging, rest, dict.fromkeys(rest, where)), str(values.get("name", "merge")))
+    return Recipe(
+        tuple(models), checked(MergeOptions, rest, dict.fromkeys(rest, where)), str(values.get("name", "merge"))
+    )
 
 
-def every_options(recipe: Recipe) -> list[Merging]:
+def every_options(recipe: Recipe) -> list[MergeOptions]:
     """The options of a recipe and of those inside it."""
     return [
         recipe.options,

@@ -1,22 +1,23 @@
-"""Weights of models in a merge: given, uniform, or found from what the models do with a few examples."""
+"""Weights of models in a merge: given, uniform, found from losses on examples, or searched."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations_with_replacement
 from typing import Any, Protocol
 
 import numpy as np
 
-from bge_cocktail.errors import UsageError
+from bge_cocktail.core.errors import UsageError
+from bge_cocktail.core.registry import Registry
 from bge_cocktail.merging.methods import merge_methods
 from bge_cocktail.merging.plan import takes
-from bge_cocktail.options import Merging
-from bge_cocktail.registry import Registry
+from bge_cocktail.options import MergeOptions
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class WeightsResult:
     """Weights, and what led to them.
 
     Attributes:
@@ -36,7 +37,7 @@ class Found:
     note: str = ""
 
 
-class Tasting(Protocol):
+class Objective(Protocol):
     """What a weighting may ask about the models and their merges."""
 
     @property
@@ -56,46 +57,45 @@ class Tasting(Protocol):
         """Target and general score of a merge with such weights; without tasks, minus the loss on the examples."""
         ...
 
-    def descend(self, *, steps: int, rate: float, per_layer: bool, scaled: bool, seed: int) -> Found:
+    def descend(self, *, steps: int, rate: float, per_layer: bool, scaled: bool, seed: int) -> WeightsResult:
         """Weights by gradient descent on the loss of the merged model."""
         ...
 
 
-Weighting = Callable[..., Found]
-"""Takes a `Tasting` and the rows of the models to weigh, and by keyword the options that its signature names."""
+Weighting = Callable[..., WeightsResult]
+"""Takes a `Objective` and the rows of the models to weigh, and by keyword the options that its signature names."""
 weightings = Registry[Weighting]("weightings")
-# traits: shared (it weighs all models at once, so that --share makes no sense with it), data (what it may look at)
 
 
 @weightings("uniform")
-def uniform(_: Tasting, rows: Sequence[int]) -> Found:
+def uniform(_: Objective, rows: Sequence[int]) -> WeightsResult:
     """The same weight for every model."""
-    return Found([1 / len(rows)] * len(rows))
+    return WeightsResult([1 / len(rows)] * len(rows))
 
 
 @weightings("cocktail", data=("examples",))
-def cocktail(tasting: Tasting, rows: Sequence[int], *, temperature: float) -> Found:
+def cocktail(tasting: Objective, rows: Sequence[int], *, temperature: float) -> WeightsResult:
     """LM-Cocktail's: softmax(-loss / temperature) over the models, on a few examples (arXiv:2311.13534)."""
     losses = tasting.losses(rows)
-    return Found(cocktail_weights(losses, temperature), losses)
+    return WeightsResult(cocktail_weights(losses, temperature), losses)
 
 
 @weightings("relative", data=("examples",))
-def relative(tasting: Tasting, rows: Sequence[int], *, skill_temperature: float) -> Found:
+def relative(tasting: Objective, rows: Sequence[int], *, skill_temperature: float) -> WeightsResult:
     """From losses on a scale of their own: chance has skill 0, the best model 1; no better than chance, no weight."""
     losses = tasting.losses(rows)
-    return Found(relative_weights(losses, tasting.chance(), skill_temperature), losses)
+    return WeightsResult(relative_weights(losses, tasting.chance(), skill_temperature), losses)
 
 
 @weightings("ema")
-def ema(_: Tasting, rows: Sequence[int], *, decay: float) -> Found:
+def ema(_: Objective, rows: Sequence[int], *, decay: float) -> WeightsResult:
     """Checkpoints of one run, oldest first: each older one counts less by a factor (arXiv:1803.05407)."""
     powers = decay ** np.arange(len(rows) - 1, -1, -1, dtype=np.float64)
-    return Found([float(power) for power in powers / powers.sum()])
+    return WeightsResult([float(power) for power in powers / powers.sum()])
 
 
 @weightings("greedy", shared=True, data=("examples", "target"))
-def greedy(tasting: Tasting, rows: Sequence[int]) -> Found:
+def greedy(tasting: Objective, rows: Sequence[int]) -> WeightsResult:
     """Model by model from the best on, each kept if the merge gets no worse (greedy soup, arXiv:2203.05482)."""
     alone = [tasting.scores(_even(rows, [row]))[0] for row in rows]
     trials = [{"weights": _even(rows, [row]), "target": score} for row, score in zip(rows, alone, strict=True)]
@@ -107,35 +107,35 @@ def greedy(tasting: Tasting, rows: Sequence[int]) -> Found:
         trials.append({"weights": weights, "target": score})
         if score >= best:
             kept, best = [*kept, row], score
-    return Found(_even(rows, kept), trials=trials, note=f"kept {len(kept)} of {len(rows)} models")
+    return WeightsResult(_even(rows, kept), trials=trials, note=f"kept {len(kept)} of {len(rows)} models")
 
 
 @weightings("gradient", shared=True, data=("examples",))
-def gradient(tasting: Tasting, _: Sequence[int], *, steps: int, rate: float, per_layer: bool, seed: int) -> Found:
+def gradient(
+    tasting: Objective, _: Sequence[int], *, steps: int, rate: float, per_layer: bool, seed: int
+) -> WeightsResult:
     """Descent on the loss of the merged model itself: dL/dw_i = <dL/dtheta, theta_i>, one backward pass for all."""
     return tasting.descend(steps=steps, rate=rate, per_layer=per_layer, scaled=False, seed=seed)
 
 
 @weightings("self-positioning", shared=True, data=("examples",))
-def self_positioning(tasting: Tasting, _: Sequence[int], *, steps: int, rate: float, seed: int) -> Found:
+def self_positioning(tasting: Objective, _: Sequence[int], *, steps: int, rate: float, seed: int) -> WeightsResult:
     """Descent on the direction and the length of the merged task vector (after arXiv:2410.15035); needs --base."""
     return tasting.descend(steps=steps, rate=rate, per_layer=False, scaled=True, seed=seed)
 
 
 @weightings("search", shared=True, data=("examples", "target"))
-def search(tasting: Tasting, rows: Sequence[int], *, trials: int, seed: int) -> Found:
+def search(tasting: Objective, rows: Sequence[int], *, trials: int, seed: int) -> WeightsResult:
     """The best of many merges by the target score, proposed by CMA-ES (arXiv:1604.00772)."""
-    from bge_cocktail.merging.blackbox import best_weights
 
     return best_weights(tasting, len(rows), trials, seed)
 
 
 @weightings("pareto", shared=True, data=("target", "general"))
 def pareto(
-    tasting: Tasting, rows: Sequence[int], *, shares: Sequence[float], epsilon: float, trials: int, seed: int
-) -> Found:
+    tasting: Objective, rows: Sequence[int], *, shares: Sequence[float], epsilon: float, trials: int, seed: int
+) -> WeightsResult:
     """The best target score among merges whose general score is not below the base's minus epsilon."""
-    from bge_cocktail.merging.blackbox import best_within
 
     return best_within(tasting, len(rows), shares, epsilon, trials, seed)
 
@@ -202,7 +202,7 @@ def given_weights(weights: Sequence[float], models: int, *, normalise: bool = Tr
     return [weight / total for weight in weights]
 
 
-def find_weights(names: Sequence[str], options: Merging, tasting: Tasting, *, normalise: bool) -> Found:
+def find_weights(names: Sequence[str], options: MergeOptions, tasting: Objective, *, normalise: bool) -> WeightsResult:
     """The weight of each model.
 
     Args:
@@ -221,20 +221,20 @@ def find_weights(names: Sequence[str], options: Merging, tasting: Tasting, *, no
         weighting = weightings[options.weights]
         found = weighting(tasting, rows, **{name: getattr(options, name) for name in takes(weighting)})
         if options.weights == "uniform" and not normalise:
-            found = Found([1.0] * len(rows))
+            found = WeightsResult([1.0] * len(rows))
     else:
-        found = Found(given_weights(options.weights, len(rows), normalise=normalise))
+        found = WeightsResult(given_weights(options.weights, len(rows), normalise=normalise))
     if options.share is None:
         return found
     rest = [(1 - options.share) * weight for weight in found.weights]
-    return Found([options.share, *rest], found.losses, found.weights_for, found.scale, found.trials, found.note)
+    return WeightsResult([options.share, *rest], found.losses, found.weights_for, found.scale, found.trials, found.note)
 
 
 def _even(rows: Sequence[int], chosen: Sequence[int]) -> list[float]:
     return [1 / len(chosen) if row in chosen else 0.0 for row in rows]
 
 
-def check_weights(options: Merging) -> None:
+def check_weights(options: MergeOptions) -> None:
     """Refuse weights that are unknown, or that other options leave without effect.
 
     Raises:
@@ -252,8 +252,107 @@ def check_weights(options: Merging) -> None:
         )
 
 
-def data_of(options: Merging) -> list[str]:
+def data_of(options: MergeOptions) -> list[str]:
     """What a merge may look at: examples, target tasks, general tasks."""
     looks = weightings.trait(options.weights, "data", ()) if isinstance(options.weights, str) else ()
     known = options.method in merge_methods
     return [*looks, *(("examples",) if known and merge_methods.trait(options.method, "data") else ())]
+
+
+STEPS_OF_GRID = 4
+
+
+def best_weights(tasting: Objective, models: int, trials: int, seed: int) -> WeightsResult:
+    """Weights of the best target score, searched with CMA-ES over their logits (arXiv:1604.00772).
+
+    Each model alone and the uniform mean are tried first, so that the result is never worse than those.
+
+    Args:
+        tasting: Scores merges.
+        models: How many.
+        trials: Merges to try; at least those.
+        seed: Of the proposals.
+    """
+    from cmaes import CMA
+
+    trials = max(trials, models + 1)
+    tried: list[dict[str, Any]] = []
+
+    def score(weights: Sequence[float]) -> float:
+        target, general = tasting.scores(weights)
+        tried.append({"weights": list(weights), "target": target, "general": general})
+        return target
+
+    for weights in (*np.eye(models).tolist(), [1 / models] * models):
+        score(weights)
+    optimiser = CMA(mean=np.zeros(max(models, 2)), sigma=1.0, seed=seed)
+    while len(tried) < trials and models > 1:
+        asked = [optimiser.ask() for _ in range(min(optimiser.population_size, trials - len(tried)))]
+        told = [(logits, -score(_softmax(logits))) for logits in asked]
+        if len(told) < optimiser.population_size:
+            break
+        optimiser.tell(told)
+    best = max(tried, key=lambda trial: trial["target"])
+    return WeightsResult(best["weights"], trials=tried, note=f"the best of {len(tried)} merges by target score")
+
+
+def best_within(
+    tasting: Objective, models: int, shares: Sequence[float], epsilon: float, trials: int, seed: int
+) -> WeightsResult:
+    """Weights of the best target score among merges that keep the general score.
+
+    Two models, the tuned one and the base, are tried at all shares. Of more, the last is the base: they are tried on a
+    grid over the simplex, or at as many points of it drawn at random if the grid is larger.
+
+    Args:
+        tasting: Scores merges on target and general tasks.
+        models: How many.
+        shares: Of the first of two models.
+        epsilon: How much the general score may lie below that of the last model.
+        trials: The most merges to try of more than two models.
+        seed: Of the draw.
+
+    Raises:
+        UsageError: There are no general tasks, or one model only.
+    """
+    if models < 2:
+        raise UsageError("weights pareto need at least two models, the base being the last")
+    base = [0.0] * (models - 1) + [1.0]
+    floor = tasting.scores(base)[1]
+    if floor is None:
+        raise UsageError("weights pareto need --target and --general tasks")
+    points = [[share, 1 - share] for share in shares] if models == 2 else _simplex(models, trials, seed)
+    tried: list[dict[str, Any]] = []
+    for weights in [base, *(one for one in points if one != base)]:
+        target, general = tasting.scores(weights)
+        tried.append({"weights": weights, "target": target, "general": general})
+    front = pareto_front(tried)
+    for trial in tried:
+        trial["on_front"] = trial in front
+    kept = [trial for trial in tried if trial["general"] is not None and trial["general"] >= floor - epsilon]
+    best = max(kept, key=lambda trial: (trial["target"], trial["general"]))
+    note = f"best target score of {len(kept)} merges (of {len(tried)}) with a general score from {floor - epsilon:.4f}"
+    return WeightsResult(best["weights"], trials=tried, note=note)
+
+
+def pareto_front(trials: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The trials that no other beats in one score without losing in the other, from the best target score down."""
+    front: list[Mapping[str, Any]] = []
+    for trial in sorted(trials, key=lambda trial: (-trial["target"], -(trial["general"] or 0))):
+        if not front or (trial["general"] or 0) > (front[-1]["general"] or 0):
+            front.append(trial)
+    return front
+
+
+def _simplex(models: int, trials: int, seed: int) -> list[list[float]]:
+    grid = list(combinations_with_replacement(range(models), STEPS_OF_GRID))
+    if len(grid) <= trials:
+        return [[one.count(row) / STEPS_OF_GRID for row in range(models)] for one in grid]
+    drawn = np.random.default_rng(seed).dirichlet(np.ones(models), trials).tolist()
+    corners = np.eye(models).tolist()
+    return [*corners, [1 / models] * models, *drawn][: max(trials, models)]
+
+
+def _softmax(logits: Sequence[float]) -> list[float]:
+    powers = np.exp(np.asarray(logits) - max(logits))
+    return [float(weight) for weight in powers / powers.sum()]

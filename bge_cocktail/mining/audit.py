@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bge_cocktail.records import Judged, Record, normalise
+from bge_cocktail.data.beir import RetrievalData
+from bge_cocktail.data.record import Record, normalise
 
 
 @dataclass(frozen=True)
-class Seen:
+class CandidateDecision:
     """A candidate.
 
     Attributes:
@@ -40,7 +41,7 @@ class Audit:
 
     query: str
     positives: tuple[tuple[str, float], ...]
-    candidates: tuple[Seen, ...]
+    candidates: tuple[CandidateDecision, ...]
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -67,7 +68,7 @@ class FalseNegatives:
         return self.relevant / self.negatives if self.negatives else 0.0
 
 
-def false_negatives(records: Sequence[Record], judgements: Iterable[Judged]) -> FalseNegatives:
+def false_negatives(records: Sequence[Record], judgements: Iterable[RetrievalData]) -> FalseNegatives:
     """How many negatives the judgements call relevant.
 
     Judgements are never complete: the rate is a lower bound.

@@ -8,18 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_cocktail.cache import Embeddings
-from bge_cocktail.encoding import Encoder, encode_queries_of
-from bge_cocktail.errors import UsageError
-from bge_cocktail.options import Mining
-from bge_cocktail.records import Record
-from bge_cocktail.registry import Registry
-from bge_cocktail.search import Documents, Nearest, embedded, first_rows, search
-from bge_cocktail.wordsearch import top_by_words
+from bge_cocktail.core.errors import UsageError
+from bge_cocktail.core.registry import Registry
+from bge_cocktail.data.record import Record
+from bge_cocktail.models.cache import Embeddings
+from bge_cocktail.models.encoder import Encoder, encode_queries_of
+from bge_cocktail.options import MineOptions
+from bge_cocktail.search.approximate import search
+from bge_cocktail.search.bm25 import top_by_words
+from bge_cocktail.search.exact import Documents, Nearest, embedded, first_rows
 
 
 @dataclass(frozen=True)
-class Sought:
+class MiningInput:
     """What candidates are sought for, and among what.
 
     Attributes:
@@ -35,7 +36,7 @@ class Sought:
     embeddings: Documents
 
 
-Source = Callable[[Sought, Mining], Nearest]
+Source = Callable[[MiningInput, MineOptions], Nearest]
 candidate_sources: Registry[Source] = Registry("candidate-sources")
 
 
@@ -61,7 +62,7 @@ class Candidates:
 
 
 @candidate_sources("dense")
-def dense(sought: Sought, options: Mining) -> Nearest:
+def dense(sought: MiningInput, options: MineOptions) -> Nearest:
     """Documents whose embeddings are nearest to the query's, by the main encoder (FAISS)."""
     # further texts (positives outside the corpus) lie after the documents
     documents = first_rows(sought.embeddings, len(sought.documents))
@@ -69,7 +70,7 @@ def dense(sought: Sought, options: Mining) -> Nearest:
 
 
 @candidate_sources("bm25")
-def bm25(sought: Sought, options: Mining) -> Nearest:
+def bm25(sought: MiningInput, options: MineOptions) -> Nearest:
     """Documents that share words with the query (BM25 by bm25s; arXiv:2407.03618)."""
     # a document without any of the words is no candidate
     return top_by_words([record.query for record in sought.records], sought.documents, options.depth)
@@ -78,7 +79,7 @@ def bm25(sought: Sought, options: Mining) -> Nearest:
 def by_encoder(encoder: Encoder) -> Source:
     """A source: the nearest documents by another encoder."""
 
-    def source(sought: Sought, options: Mining) -> Nearest:
+    def source(sought: MiningInput, options: MineOptions) -> Nearest:
         queries = encode_queries_of(sought.records, encoder)
         with embedded(encoder.encode_document, sought.documents) as documents:
             return search(queries, documents, options.depth, index=options.index, min_recall=options.min_recall)
@@ -86,7 +87,7 @@ def by_encoder(encoder: Encoder) -> Source:
     return source
 
 
-def find_candidates(sought: Sought, options: Mining, also: dict[str, Encoder]) -> Candidates:
+def find_candidates(sought: MiningInput, options: MineOptions, also: dict[str, Encoder]) -> Candidates:
     """Candidates of all chosen sources: by rank in turns, each document once.
 
     Args:

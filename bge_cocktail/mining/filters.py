@@ -1,15 +1,18 @@
-"""Why a candidate is no hard negative: each reason a function over all candidates of a block of records."""
+"""Which candidates are no hard negatives and why, by a teacher too; and which of the others are chosen."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_cocktail.options import Mining
-from bge_cocktail.registry import Registry
+from bge_cocktail.core.errors import CocktailError
+from bge_cocktail.core.registry import Registry
+from bge_cocktail.data.record import Record
+from bge_cocktail.models.reranker import Reranker
+from bge_cocktail.options import MineOptions
 
 Mask = NDArray[np.bool_]
 
@@ -38,37 +41,37 @@ class Block:
     taken: Mask
 
 
-Filter = Callable[[Block, Mining], Mask | None]
+Filter = Callable[[Block, MineOptions], Mask | None]
 """A block in; what it excludes, shape (records, width), or None if the options don't ask for it."""
 negative_filters: Registry[Filter] = Registry("negative-filters")
 
 
 @negative_filters("known positive of the query", order=0)
-def known_positive(block: Block, _options: Mining) -> Mask:
+def known_positive(block: Block, _options: MineOptions) -> Mask:
     """A positive of the query in any record that asks the same, however spaced or cased."""
     return block.positive
 
 
 @negative_filters("the query itself", order=1)
-def own_query(block: Block, _options: Mining) -> Mask:
+def own_query(block: Block, _options: MineOptions) -> Mask:
     """The query's own text."""
     return block.query
 
 
 @negative_filters("negative of the record already", order=2)
-def already_negative(block: Block, _options: Mining) -> Mask:
+def already_negative(block: Block, _options: MineOptions) -> Mask:
     """A negative that the record brought along."""
     return block.taken
 
 
 @negative_filters("within the skipped ranks", order=3)
-def skipped(block: Block, options: Mining) -> Mask | None:
+def skipped(block: Block, options: MineOptions) -> Mask | None:
     """A rank of at most `skip` in any source."""
     return block.ranks <= options.skip if options.skip else None
 
 
 @negative_filters("above the relative margin", order=4)
-def relative_margin(block: Block, options: Mining) -> Mask | None:
+def relative_margin(block: Block, options: MineOptions) -> Mask | None:
     """More similar than (1 - margin) of the lowest positive (NV-Retriever's TopK-PercPos, arXiv:2407.15831)."""
     if options.relative_margin is None:
         return None
@@ -78,7 +81,7 @@ def relative_margin(block: Block, options: Mining) -> Mask | None:
 
 
 @negative_filters("above the absolute margin", order=5)
-def absolute_margin(block: Block, options: Mining) -> Mask | None:
+def absolute_margin(block: Block, options: MineOptions) -> Mask | None:
     """More similar than the lowest positive minus the margin (NV-Retriever's TopK-MarginPos)."""
     if options.absolute_margin is None:
         return None
@@ -86,19 +89,19 @@ def absolute_margin(block: Block, options: Mining) -> Mask | None:
 
 
 @negative_filters("above the highest similarity", order=6)
-def highest(block: Block, options: Mining) -> Mask | None:
+def highest(block: Block, options: MineOptions) -> Mask | None:
     """More similar than max_similarity (NV-Retriever's TopK-Abs)."""
     return None if options.max_similarity is None else block.similarities > options.max_similarity
 
 
 @negative_filters("below the lowest similarity", order=7)
-def lowest(block: Block, options: Mining) -> Mask | None:
+def lowest(block: Block, options: MineOptions) -> Mask | None:
     """Less similar than min_similarity: too easy to teach anything."""
     return None if options.min_similarity is None else block.similarities < options.min_similarity
 
 
 @negative_filters("near-duplicate of a positive", order=8)
-def near_positive(block: Block, options: Mining) -> Mask | None:
+def near_positive(block: Block, options: MineOptions) -> Mask | None:
     """As similar to a positive as duplicate_similarity, so most likely relevant too."""
     if options.duplicate_similarity is None or block.to_positive is None:
         return None
@@ -108,3 +111,98 @@ def near_positive(block: Block, options: Mining) -> Mask | None:
 def filters_in_order() -> list[tuple[str, Filter]]:
     """All filters: a candidate is counted under the first that excludes it; plugins' come last."""
     return sorted(negative_filters.items(), key=lambda item: (negative_filters.trait(item[0], "order", 99), item[0]))
+
+
+Choice = Callable[[NDArray[np.float32], int, MineOptions, np.random.Generator], NDArray[np.int64]]
+"""Similarities of the candidates left, by rank, and how many to choose; places of the chosen, in order of rank."""
+choices: Registry[Choice] = Registry("choices")
+
+
+@choices("top")
+def top(
+    similarities: NDArray[np.float32], count: int, _options: MineOptions, _generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """The hardest."""
+    return np.arange(min(count, len(similarities)))
+
+
+@choices("random")
+def random(
+    similarities: NDArray[np.float32], count: int, _options: MineOptions, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """A draw, each as likely as any other."""
+    return np.sort(generator.permutation(len(similarities))[:count])
+
+
+@choices("stratified")
+def stratified(
+    similarities: NDArray[np.float32], count: int, _options: MineOptions, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """One from each of as many stretches of ranks, so that hard and easier ones are mixed."""
+    if len(similarities) <= count:
+        return np.arange(len(similarities))
+    edges = np.linspace(0, len(similarities), count + 1).astype(np.int64)
+    return edges[:-1] + generator.integers(0, np.diff(edges))
+
+
+@choices("softmax")
+def softmax(
+    similarities: NDArray[np.float32], count: int, options: MineOptions, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """A draw without replacement, with odds exp(similarity / choice_temperature) (Gumbel-top-k, arXiv:1903.06059)."""
+    noise = generator.gumbel(size=len(similarities))
+    order = np.argsort(-(similarities / options.choice_temperature + noise), kind="stable")
+    return np.sort(order[:count])
+
+
+class TeacherScores:
+    """A teacher that judges no pair twice.
+
+    Args:
+        teacher: Judges pairs.
+    """
+
+    def __init__(self, teacher: Reranker) -> None:
+        self._teacher = teacher
+        self._known: dict[tuple[str, str], float] = {}
+
+    def __call__(self, query: str, documents: Sequence[str]) -> list[float]:
+        """The score of each document for a query."""
+        return [self._known[query, document] for document in documents]
+
+    def learn(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Judge the pairs that weren't yet."""
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
+        if not new:
+            return
+        scores = np.asarray(self._teacher(new), np.float64)
+        if not np.isfinite(scores).all():
+            bad = new[int(np.flatnonzero(~np.isfinite(scores))[0])]
+            raise CocktailError(
+                f"the teacher gives NaN or infinite scores, first for: {bad[0][:60]!r} | {bad[1][:60]!r}"
+            )
+        self._known.update(zip(new, scores.tolist(), strict=True))
+
+    def forget(self) -> None:
+        """Keep no scores: the next records have other queries."""
+        self._known.clear()
+
+
+def teacher_limit(positives: Sequence[float], options: MineOptions) -> float:
+    """The score above which a candidate is taken for relevant; infinite without a margin or limit."""
+    lowest = min(positives)
+    limit = float("inf")
+    if options.teacher_margin is not None:
+        limit = lowest - options.teacher_margin * abs(lowest)
+    if options.teacher_max is not None:
+        limit = min(limit, options.teacher_max)
+    return limit
+
+
+def with_scores(record: Record, scored: TeacherScores) -> Record:
+    """The record with the teacher's scores of all its texts."""
+    return replace(
+        record,
+        pos_scores=tuple(scored(record.query, record.pos)),
+        neg_scores=tuple(scored(record.query, record.neg)),
+    )

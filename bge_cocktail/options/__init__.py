@@ -3,34 +3,34 @@
 Command-line flags and the sections of a run file are both made from these models.
 """
 
-from bge_cocktail.options.augmenting import Augmenting
 from bge_cocktail.options.base import NAMED_PROMPTS, Options, checked, field_names, is_table
-from bge_cocktail.options.classifying import Classifying, Predicting
-from bge_cocktail.options.merging import Merging
-from bge_cocktail.options.preparing import Preparing
-from bge_cocktail.options.runfile import Cocktails, Data, RunFile
-from bge_cocktail.options.steps import Encoding, Evaluating, Mining
-from bge_cocktail.options.training import TaskTraining, Training
-from bge_cocktail.options.tuning import Tuning
+from bge_cocktail.options.classify import ClassifyOptions, PredictOptions
+from bge_cocktail.options.merge import MergeOptions
+from bge_cocktail.options.prepare import AugmentOptions, PrepareOptions
+from bge_cocktail.options.run import CocktailOptions, DataOptions, RunOptions, commented_run_file, read_run_file
+from bge_cocktail.options.steps import EncodeOptions, EvaluateOptions, MineOptions
+from bge_cocktail.options.train import CommonTrainOptions, TaskTrainOptions, TrainOptions
 
 __all__ = [
     "NAMED_PROMPTS",
-    "Augmenting",
-    "Classifying",
-    "Cocktails",
-    "Data",
-    "Encoding",
-    "Evaluating",
-    "Merging",
-    "Mining",
+    "AugmentOptions",
+    "ClassifyOptions",
+    "CocktailOptions",
+    "CommonTrainOptions",
+    "DataOptions",
+    "EncodeOptions",
+    "EvaluateOptions",
+    "MergeOptions",
+    "MineOptions",
     "Options",
-    "Predicting",
-    "Preparing",
-    "RunFile",
-    "TaskTraining",
-    "Training",
-    "Tuning",
+    "PredictOptions",
+    "PrepareOptions",
+    "RunOptions",
+    "TaskTrainOptions",
+    "TrainOptions",
     "checked",
+    "commented_run_file",
     "field_names",
     "is_table",
+    "read_run_file",
 ]

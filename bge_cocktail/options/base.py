@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from bge_cocktail.errors import UsageError, nearest
+from bge_cocktail.core.errors import UsageError, nearest
 
 NAMED_PROMPTS = {
     # the instruction that the English BGE models were trained with, for queries only
@@ -45,6 +45,8 @@ def _none_word(value: object) -> object:
 
 # a limit with a default needs a word to turn it off, for TOML and flags have no null
 Limit = Annotated[float | None, BeforeValidator(_none_word)]
+
+
 Prompt = Annotated[str | None, BeforeValidator(_prompt)]
 Shares = Annotated[list[float], BeforeValidator(_comma_separated), AfterValidator(_all_shares)]
 Integers = Annotated[list[int], BeforeValidator(_comma_separated)]

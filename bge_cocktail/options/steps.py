@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from bge_cocktail.options.base import PROMPT_HELP, Limit, Names, Options, Prompt
 
 
-class Encoding(Options):
+class EncodeOptions(Options):
     """How texts become embeddings."""
 
     panels: ClassVar[dict[str, str]] = {
@@ -36,7 +36,7 @@ class Encoding(Options):
         return self.model_dump(mode="json", include={"precision", "max_length", "query_prompt", "document_prompt"})
 
 
-class Mining(Options):
+class MineOptions(Options):
     """Which documents become hard negatives."""
 
     panels: ClassVar[dict[str, str]] = {
@@ -110,7 +110,7 @@ class Mining(Options):
     seed: int = Field(13, ge=0, description="seeds the draw")
 
 
-class Evaluating(Options):
+class EvaluateOptions(Options):
     """How models are judged."""
 
     depth: int = Field(100, ge=10, description="documents retrieved for a query")
@@ -141,7 +141,7 @@ class Evaluating(Options):
     seed: int = Field(13, ge=0, description="seeds the bootstrap")
 
     @model_validator(mode="after")
-    def _ranks_within_depth(self) -> Evaluating:
+    def _ranks_within_depth(self) -> EvaluateOptions:
         beyond = [
             name for name in self.metrics if (rank := name.partition("@")[2]).isdecimal() and int(rank) > self.depth
         ]

@@ -1,4 +1,4 @@
-"""Finding texts that are the same, nearly the same, or mean the same."""
+"""Texts that are the same, nearly the same, or mean the same; and splits that share none."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import regex
 import xxhash
+from numpy.typing import NDArray
 
-from bge_cocktail.encoding import Encoder
-from bge_cocktail.errors import UsageError
-from bge_cocktail.options import Preparing
-from bge_cocktail.progress import progress
-from bge_cocktail.records import normalise
-from bge_cocktail.registry import Registry
-from bge_cocktail.search import top_k
+from bge_cocktail.core.errors import UsageError
+from bge_cocktail.core.progress import progress
+from bge_cocktail.core.registry import Registry
+from bge_cocktail.data.record import normalise, text_key
+from bge_cocktail.models.encoder import Encoder
+from bge_cocktail.options import PrepareOptions
+from bge_cocktail.search.exact import top_k
 
 Match = tuple[int, int, float]
 """Rows of an earlier and a later text, and how alike they are."""
-Finder = Callable[[Sequence[str], Preparing, Encoder | None, int | None], Iterator[Match]]
+Finder = Callable[[Sequence[str], PrepareOptions, Encoder | None, int | None], Iterator[Match]]
 """Texts in, pairs of rows out that are alike: as many as it takes to know which texts hang together. With a number of
 known texts, the first ones: for each later text all known texts that are like it."""
 duplicate_finders: Registry[Finder] = Registry("duplicate-finders")
@@ -26,11 +27,15 @@ PERMUTATIONS = 128
 SHINGLE = 5
 # marks belong to their letters: vowel signs tell Indic words apart
 _BETWEEN = regex.compile(r"[^\p{L}\p{N}\p{M}]+")
+
+
 NEIGHBOURS = 16
 
 
 @duplicate_finders("exact")
-def exact(texts: Sequence[str], _options: Preparing, _encoder: Encoder | None, known: int | None) -> Iterator[Match]:
+def exact(
+    texts: Sequence[str], _options: PrepareOptions, _encoder: Encoder | None, known: int | None
+) -> Iterator[Match]:
     """The same but for case, white space and Unicode composition."""
     first: dict[bytes, int] = {}
     for row, text in enumerate(texts):
@@ -41,7 +46,7 @@ def exact(texts: Sequence[str], _options: Preparing, _encoder: Encoder | None, k
 
 
 @duplicate_finders("near")
-def near(texts: Sequence[str], options: Preparing, _encoder: Encoder | None, known: int | None) -> Iterator[Match]:
+def near(texts: Sequence[str], options: PrepareOptions, _encoder: Encoder | None, known: int | None) -> Iterator[Match]:
     """Jaccard similarity of 5-character shingles (MinHash by datasketch; each find is then computed exactly).
 
     MinHash: Broder, On the resemblance and containment of documents (1997).
@@ -69,7 +74,9 @@ def near(texts: Sequence[str], options: Preparing, _encoder: Encoder | None, kno
 
 
 @duplicate_finders("semantic")
-def semantic(texts: Sequence[str], options: Preparing, encoder: Encoder | None, known: int | None) -> Iterator[Match]:
+def semantic(
+    texts: Sequence[str], options: PrepareOptions, encoder: Encoder | None, known: int | None
+) -> Iterator[Match]:
     """Cosine of embeddings, among each text's 16 nearest."""
     if encoder is None:
         raise UsageError("semantic duplicates need an encoder: --model")
@@ -83,7 +90,11 @@ def semantic(texts: Sequence[str], options: Preparing, encoder: Encoder | None, 
 
 
 def find_duplicates(
-    texts: Sequence[str], names: Sequence[str], options: Preparing, encoder: Encoder | None, known: int | None = None
+    texts: Sequence[str],
+    names: Sequence[str],
+    options: PrepareOptions,
+    encoder: Encoder | None,
+    known: int | None = None,
 ) -> Iterator[tuple[str, Match]]:
     """Pairs of rows that any of the finders takes for the same, with the finder's name.
 
@@ -108,11 +119,6 @@ def find_duplicates(
         split = None if known is None else sum(row < known for row in rows)
         for one, other, similarity in finder([texts[row] for row in rows], options, encoder, split):
             yield name, (rows[one], rows[other], similarity)
-
-
-def text_key(text: str) -> bytes:
-    """16 bytes that are equal for texts that `normalise` makes equal."""
-    return xxhash.xxh3_128_digest(normalise(text).encode("utf-8", "surrogatepass"))
 
 
 def shingles(text: str) -> set[bytes]:
@@ -151,3 +157,54 @@ class Groups:
         first, second = self.find(one), self.find(other)
         if first != second:
             self._parent[max(first, second)] = min(first, second)
+
+
+def assign_splits(
+    groups: Groups, keys: Sequence[bytes], strata: Sequence[str], *, ratio: Sequence[float], stratify: bool, seed: int
+) -> NDArray[np.int8]:
+    """A split for each example; examples of one group have the same.
+
+    A group goes where the hash of its members' smallest key falls, so new data move no old group that they don't
+    join, and one that they join only if they bring a smaller key. Stratified, the groups of each
+    stratum are put in the order of that hash and cut at the ratio; then the few at the cuts may move.
+
+    Args:
+        groups: Which examples belong together.
+        keys: What each example is hashed by.
+        strata: The label or task of each example; a group has that of its first.
+        ratio: Sizes of train, dev and test to each other.
+        stratify: Cut each stratum by itself.
+        seed: Goes into the hash.
+
+    Returns:
+        0, 1 or 2 for each example, shape (examples,).
+    """
+    roots = [groups.find(row) for row in range(len(keys))]
+    smallest: dict[int, bytes] = {}
+    members: dict[int, int] = {}
+    for root, key in zip(roots, keys, strict=True):
+        smallest[root] = min(smallest.get(root, key), key)
+        members[root] = members.get(root, 0) + 1
+    # hashed once more: the smallest of many keys is small, its hash is anything
+    place = {root: xxhash.xxh3_64_intdigest(key, seed) / 2**64 for root, key in smallest.items()}
+    cuts = np.cumsum(np.asarray(ratio, np.float64)) / sum(ratio)
+    split_of: dict[int, int] = {}
+    if stratify:
+        by_stratum: dict[str, list[int]] = {}
+        for root in place:
+            by_stratum.setdefault(strata[root], []).append(root)
+        for chosen in by_stratum.values():
+            chosen.sort(key=lambda root: (place[root], root))
+            sizes = np.array([members[root] for root in chosen], np.float64)
+            middle = (np.cumsum(sizes) - sizes / 2) / sizes.sum()
+            split_of.update(zip(chosen, _part(middle, cuts), strict=True))
+    else:
+        roots_in_order = list(place)
+        fractions = np.array([place[root] for root in roots_in_order], np.float64)
+        split_of.update(zip(roots_in_order, _part(fractions, cuts), strict=True))
+    return np.array([split_of[root] for root in roots], np.int8)
+
+
+def _part(fractions: NDArray[np.float64], cuts: NDArray[np.float64]) -> list[int]:
+    found: list[int] = np.minimum(np.searchsorted(cuts, fractions, side="right"), len(cuts) - 1).tolist()
+    return found

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bge_cocktail.encoding import Encoder
-from bge_cocktail.errors import DataError
-from bge_cocktail.options import Preparing
-from bge_cocktail.preparing.duplicates import find_duplicates, text_key
-from bge_cocktail.preparing.splitting import SPLITS
-from bge_cocktail.preparing.staging import Staged
+from bge_cocktail.core.errors import DataError
+from bge_cocktail.data.record import text_key
+from bge_cocktail.data.sources import SPLITS
+from bge_cocktail.models.encoder import Encoder
+from bge_cocktail.options import PrepareOptions
+from bge_cocktail.preparing.duplicates import find_duplicates
+from bge_cocktail.preparing.store import Store
 
 SHOWN = 5
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class Leak:
 def find_leaks(
     train: Sequence[tuple[str, ...]],
     held_out: Mapping[str, Sequence[tuple[str, ...]]],
-    options: Preparing,
+    options: PrepareOptions,
     encoder: Encoder | None,
 ) -> list[Leak]:
     """Queries and documents of held-out sets that stand in train, exactly or by the chosen finders.
@@ -76,10 +77,10 @@ def find_leaks(
 
 
 def check_leaks(
-    staged: Staged,
+    staged: Store,
     splits: Sequence[int],
     held_out: dict[str, list[tuple[str, ...]]],
-    options: Preparing,
+    options: PrepareOptions,
     encoder: Encoder | None,
     report: dict[str, Any],
 ) -> set[bytes]:

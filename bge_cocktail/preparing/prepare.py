@@ -1,32 +1,88 @@
-"""Sources in; clean, split, leak-free records and a report on them out."""
+"""What is prepared, and what it is called."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bge_cocktail.encoding import CachedEncoder, Encoder
-from bge_cocktail.errors import UsageError
-from bge_cocktail.options import Encoding, Preparing
-from bge_cocktail.outputs import new_folder, refuse_to_replace, write_json
-from bge_cocktail.preparing.census import Census
-from bge_cocktail.preparing.cleaning import Cleaner
-from bge_cocktail.preparing.corpus import write_corpus
-from bge_cocktail.preparing.duplicates import text_key
+from bge_cocktail.core.errors import DataError, UsageError
+from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
+from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path
+from bge_cocktail.data.beir import is_beir
+from bge_cocktail.data.examples import Example, LabelledText, TextPair, with_task
+from bge_cocktail.data.readers import BadRows
+from bge_cocktail.data.record import text_key
+from bge_cocktail.data.sources import SPLITS, Source, files_of_split, splits_of
+from bge_cocktail.models.embed import TokenCounter
+from bge_cocktail.models.encoder import CachedEncoder, Encoder
+from bge_cocktail.options import EncodeOptions, PrepareOptions
+from bge_cocktail.preparing.clean import Cleaner
+from bge_cocktail.preparing.duplicates import assign_splits
 from bge_cocktail.preparing.leaks import check_leaks
-from bge_cocktail.preparing.source import Source, files_of, held_out_texts, opened
-from bge_cocktail.preparing.splitting import SPLITS, assign_splits
-from bge_cocktail.preparing.staging import Staged, alike, drop_near_repeats, group, remembers, stage
-from bge_cocktail.preparing.tokens import TokenCounter
-from bge_cocktail.preparing.writing import write_splits
-from bge_cocktail.provenance import RUN_FILE, describe_run, hash_path
-from bge_cocktail.records.beir import is_beir
-from bge_cocktail.records.examples import LabelledText, TextPair
-from bge_cocktail.records.opening import Rejects
+from bge_cocktail.preparing.store import (
+    SplitStatistics,
+    Store,
+    alike,
+    drop_near_repeats,
+    group,
+    remembers,
+    store_examples,
+)
+from bge_cocktail.preparing.write import write_corpus, write_splits
+
+
+def opened(
+    sources: Sequence[Source], options: PrepareOptions, rejects: BadRows
+) -> Iterator[tuple[int, Iterable[Example]]]:
+    """The examples of each source, with the split that they stay in (-1: none yet)."""
+    tasks = task_names([source.name for source in sources])
+    for source in sources:
+        task = tasks[source.name]
+        if not options.keep_splits:
+            yield -1, _named(source.examples(rejects), task)
+            continue
+        there = splits_of(source.name, source.config)
+        if not set(there) & set(SPLITS):
+            raise DataError(f"{source.name} has none of the splits {', '.join(SPLITS)}; it has {', '.join(there)}")
+        for number, split in enumerate(SPLITS):
+            if split in there:
+                yield number, _named(replace(source, split=split).examples(rejects), task)
+
+
+def task_names(names: Sequence[str]) -> dict[str, str | None]:
+    """A task for each of several sources: the end of its path that tells it from the others; None for a single one."""
+    if len(names) < 2:
+        return dict.fromkeys(names)
+    parts = {name: Path(name).with_name(Path(name).name.split(".")[0]).parts for name in names}
+    for count in range(1, max(map(len, parts.values())) + 1):
+        found: dict[str, str | None] = {name: "/".join(own[-count:]) for name, own in parts.items()}
+        if len(set(found.values())) == len(found):
+            break
+    return found
+
+
+def _named(examples: Iterator[Example], task: str | None) -> Iterator[Example]:
+    for example in examples:
+        yield with_task(example, task) if task else example
+
+
+def held_out_texts(source: Source, cleaner: Cleaner, rejects: BadRows) -> list[tuple[str, ...]]:
+    """The own texts of each example of a test set, cleaned as train is."""
+    cleaned = (example.changed(cleaner) for example in source.examples(rejects))
+    return [example.own_texts() for example in cleaned if example is not None]
+
+
+def files_of(source: Source, options: PrepareOptions) -> list[Path]:
+    """The files that a source is read from, to be hashed."""
+    if source.path.is_dir() and not is_beir(source.path) and not options.keep_splits:
+        return files_of_split(source.path, source.split)
+    return [source.path]
+
 
 log = logging.getLogger(__name__)
 REPORT_FILE = "report.json"
@@ -38,11 +94,11 @@ LARGE_GROUP = 0.2
 def prepare(
     sources: Sequence[Source],
     output: Path,
-    options: Preparing | None = None,
+    options: PrepareOptions | None = None,
     *,
     against: Sequence[Source] = (),
     model: str | None = None,
-    encoding: Encoding | None = None,
+    encoding: EncodeOptions | None = None,
     overwrite: bool = False,
     page: Callable[[dict[str, Any]], str] | None = None,
 ) -> dict[str, Any]:
@@ -68,20 +124,20 @@ def prepare(
         DataError: Bad data, or a test set that leaks into train.
         UsageError: Options that don't go together.
     """
-    options = options or Preparing()
+    options = options or PrepareOptions()
     _check(sources, options, model)
     started = time.monotonic()
     refuse_to_replace(output, overwrite, [one.path for one in (*sources, *against) if one.path.exists()])
-    encoder = CachedEncoder(model, encoding or Encoding()) if model else None
+    encoder = CachedEncoder(model, encoding or EncodeOptions()) if model else None
     counter = TokenCounter(encoder.folder) if encoder else None
     with new_folder(output, overwrite=overwrite) as new:
         with (new / REJECTED_FILE).open("w", encoding="utf-8") as rejected:
-            rejects = Rejects(options.skip_bad, rejected)
+            rejects = BadRows(options.skip_bad, rejected)
             cleaner = Cleaner(options, counter)
             # where nothing is asked for that needs another look, one pass does
             plain = not (remembers(options) or against or options.weigh or options.augment)
-            census = Census(counter, counter.limit if counter else None) if plain else None
-            staged = stage(opened(sources, options, rejects), new / "staged", cleaner, options, census)
+            census = SplitStatistics(counter, counter.limit if counter else None) if plain else None
+            staged = store_examples(opened(sources, options, rejects), new / "staged", cleaner, options, census)
             cleaned = Cleaner(options, counter)  # what it drops is none of train's
             held_out = {f"{one.name} ({one.split})": held_out_texts(one, cleaned, rejects) for one in against}
         if not (new / REJECTED_FILE).stat().st_size:
@@ -119,14 +175,14 @@ def prepare(
             "prepare": options.model_dump(mode="json"),
             "sources": [vars(source) for source in sources],
             "against": [vars(source) for source in against],
-            "encode": (encoding or Encoding()).what_counts(),
+            "encode": (encoding or EncodeOptions()).what_counts(),
         }
         seconds = time.monotonic() - started
         write_json(new / RUN_FILE, describe_run("prepare", options=chosen, inputs=inputs, seconds=seconds))
     return report
 
 
-def _check(sources: Sequence[Source], options: Preparing, model: str | None) -> None:
+def _check(sources: Sequence[Source], options: PrepareOptions, model: str | None) -> None:
     if not sources:
         raise UsageError("nothing to prepare: name a file, a folder or a data set")
     if model is None:
@@ -143,7 +199,7 @@ def _check(sources: Sequence[Source], options: Preparing, model: str | None) -> 
             raise UsageError(f"--{chosen[0]} works on records, not with --form {options.form}")
 
 
-def _check_form(staged: Staged, options: Preparing) -> None:
+def _check_form(staged: Store, options: PrepareOptions) -> None:
     """Refuse to call texts pairs, or the other way."""
     wanted = {"labelled": LabelledText, "pairs": TextPair}.get(options.form)
     first = next(staged.examples())
@@ -152,7 +208,7 @@ def _check_form(staged: Staged, options: Preparing) -> None:
         raise UsageError(f"--form {options.form}: the data are {kind}")
 
 
-def _split(staged: Staged, options: Preparing, encoder: Encoder | None, report: dict[str, Any]) -> Sequence[int]:
+def _split(staged: Store, options: PrepareOptions, encoder: Encoder | None, report: dict[str, Any]) -> Sequence[int]:
     if not staged.keys:  # nothing asked for that needs to know the texts
         return [max(0, split) for split in staged.fixed]
     pairs = alike(staged, options, encoder)

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_cocktail.options import Evaluating
-from bge_cocktail.records import read_judged
-from bge_cocktail.tasks import evaluate, open_task
+from bge_cocktail.data.retrieval import read_retrieval
+from bge_cocktail.evaluating.evaluate import evaluate
+from bge_cocktail.evaluating.tasks.task import open_task
+from bge_cocktail.options import EvaluateOptions
 
 DIMENSIONS = 384
 K = 100
@@ -50,11 +51,11 @@ class Known:
 def ours(encoder: Known, folder: Path) -> Callable[[], float]:
     """Our task, all default measures and intervals; what it keeps for reading, too."""
     task = open_task(folder, "target")
-    read = read_judged(folder, "test")
-    import bge_cocktail.tasks.retrieval as room
+    read = read_retrieval(folder, "test")
+    import bge_cocktail.evaluating.tasks.retrieval as room
 
     room.read_judged = lambda *_: read  # type: ignore[attr-defined]  # reading is left out for all
-    options = Evaluating()
+    options = EvaluateOptions()
     return lambda: evaluate(encoder, [task], options)[0].value
 
 
@@ -74,7 +75,7 @@ def sentence_transformers(encoder: Known, folder: Path) -> Callable[[], float]:
     import torch
     from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
-    judged = read_judged(folder, "test")
+    judged = read_retrieval(folder, "test")
     relevant = {query: {one for one, grade in grades.items() if grade > 0} for query, grades in judged.qrels.items()}
     way = InformationRetrievalEvaluator(
         dict(judged.queries),
@@ -111,7 +112,7 @@ def mteb(encoder: Known, folder: Path) -> Callable[[], float]:
     from mteb.models.model_meta import ModelMeta, ScoringFunction
     from mteb.similarity_functions import cos_sim
 
-    from bge_cocktail.benchmarks import as_mteb_task
+    from bge_cocktail.evaluating.mteb import as_mteb_task
 
     task = as_mteb_task(open_task(folder, "target"))
 

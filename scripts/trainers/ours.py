@@ -12,16 +12,15 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from bge_cocktail.encoding import load_encoder
-from bge_cocktail.options import Training
-from bge_cocktail.records import open_records
-from bge_cocktail.training import TrainingRows
-from bge_cocktail.training.arguments import Setting
-from bge_cocktail.training.batches import Batches
-from bge_cocktail.training.collate import Collator
-from bge_cocktail.training.parameters import prepare_parameters
-from bge_cocktail.training.quick import keep_memory
-from bge_cocktail.training.trainer import Trainer, make_trainer
+from bge_cocktail.data.record_files import open_records
+from bge_cocktail.models.encoder import load_encoder
+from bge_cocktail.options import TrainOptions
+from bge_cocktail.training.encoder.batches import Batches, Collator
+from bge_cocktail.training.encoder.train import make_trainer
+from bge_cocktail.training.encoder.training_pairs import TrainingPairs
+from bge_cocktail.training.engine.cpu_speed import keep_memory
+from bge_cocktail.training.engine.parameters import prepare_parameters
+from bge_cocktail.training.engine.trainer import DeviceSetup, Trainer
 
 
 class InOrder(Batches):
@@ -62,15 +61,15 @@ def main() -> None:
     """Train and print."""
     started = time.monotonic()
     settings = json.loads(Path(sys.argv[1]).read_text())
-    options = Training.model_validate(settings["options"])
+    options = TrainOptions.model_validate(settings["options"])
     device = options.device
     keep_memory()
     model = load_encoder(settings["model"], device=device)
     prepare_parameters(model, options)
-    rows = TrainingRows(open_records(settings["records"]), options)
+    rows = TrainingPairs(open_records(settings["records"]), options)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        setting = Setting(device, options.precision)
+        setting = DeviceSetup(device, options.precision)
         trainer: Trainer = make_trainer(
             model, rows, options, {"query": "", "document": ""}, Path(folder), setting, more_callbacks=[clock]
         )

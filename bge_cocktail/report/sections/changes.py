@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bge_cocktail.report.content import Block, Cell, Queries, Section, Table, Words
-from bge_cocktail.report.material import Evaluated, Material
+from bge_cocktail.evaluating.query_changes import QueryChange, by_bucket, likely_relevant, query_changes
+from bge_cocktail.evaluating.scores import Score
+from bge_cocktail.report.blocks import Block, Cell, Queries, Section, Table, Words
+from bge_cocktail.report.collect import ComparedEvaluations, ReportInput
 from bge_cocktail.report.sections.registry import report_sections
-from bge_cocktail.report.table import shortened
-from bge_cocktail.significance import Moved, by_bucket, likely_relevant, moved
-from bge_cocktail.tasks import Score
+from bge_cocktail.report.text import shortened
 
 # of all that gained and lost, over all models and tasks: what a page of some megabytes holds
 MOST_SHOWN = 1200
+
+
 MOST_OF_A_TASK = 60
 FOUND_SHOWN = 3
 TEXT_SHOWN = 300
@@ -21,7 +23,7 @@ DOUBTFUL_SHOWN = 10
 
 
 @report_sections("where it changed", order=30)
-def where_it_changed(material: Material) -> Section | None:
+def where_it_changed(material: ReportInput) -> Section | None:
     """Queries gained and lost with their documents, kinds of texts, judgements that are likely missing."""
     blocks: list[Block] = []
     for group in material.evaluated:
@@ -31,7 +33,7 @@ def where_it_changed(material: Material) -> Section | None:
     return Section("Where it changed", blocks) if blocks else None
 
 
-def _buckets(group: Evaluated) -> list[Block]:
+def _buckets(group: ComparedEvaluations) -> list[Block]:
     tables: list[Block] = []
     for model in group.changes:
         rows: list[list[str | Cell]] = []
@@ -57,10 +59,11 @@ def _buckets(group: Evaluated) -> list[Block]:
     return tables
 
 
-def _browser(group: Evaluated) -> list[Block]:
+def _browser(group: ComparedEvaluations) -> list[Block]:
     pairs = [(model, *pair) for model in group.changes for pair in _pairs(group, model)]
     changed = [
-        (model, moved((group.baseline.model, first), (model, second), group.details)) for model, first, second in pairs
+        (model, query_changes((group.baseline.model, first), (model, second), group.details))
+        for model, first, second in pairs
     ]
     changed = [(model, found) for model, found in changed if found]
     if not changed:
@@ -83,7 +86,7 @@ def _browser(group: Evaluated) -> list[Block]:
     return blocks
 
 
-def _row(model: str, one: Moved, documents: dict[str, str]) -> dict[str, Any]:
+def _row(model: str, one: QueryChange, documents: dict[str, str]) -> dict[str, Any]:
     """A line of the browser; documents are named by id, and their texts kept once a task."""
     wanted: Any = one.wanted
     said: list[Any] = list(one.said)
@@ -111,12 +114,12 @@ def _row(model: str, one: Moved, documents: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _key(one: Moved, document: str) -> str:
+def _key(one: QueryChange, document: str) -> str:
     """The id of a document; in reranking, each query has documents of its own."""
     return f"{one.id} {document}" if one.own_documents else document
 
 
-def _doubtful(group: Evaluated) -> list[Block]:
+def _doubtful(group: ComparedEvaluations) -> list[Block]:
     blocks: list[Block] = []
     names = [model.model for model in group.models]
     for score in group.baseline.main():
@@ -140,7 +143,7 @@ def _doubtful(group: Evaluated) -> list[Block]:
     return blocks
 
 
-def _pairs(group: Evaluated, model: str) -> list[tuple[Score, Score]]:
+def _pairs(group: ComparedEvaluations, model: str) -> list[tuple[Score, Score]]:
     """The main scores of the baseline and of a model on the same tasks, where each query has a value."""
     other: Mapping[str, Score] = {
         score.task: score for one in group.models if one.model == model for score in one.main()

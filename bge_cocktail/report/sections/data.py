@@ -1,4 +1,4 @@
-"""What models learned from and are served by: prepared and mined data, classifiers, indexes."""
+"""What models learned from and are served by, and where numbers come from."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bge_cocktail.report.content import Block, Section, Table, Words
-from bge_cocktail.report.data import data_tables, flow_of
-from bge_cocktail.report.material import Material, Step
+from bge_cocktail.report.blocks import Block, Code, Section, Table, Words
+from bge_cocktail.report.collect import ReportInput, Step
+from bge_cocktail.report.data_tables import data_tables, flow_of
 from bge_cocktail.report.sections.registry import report_sections
-from bge_cocktail.report.table import shortened
+from bge_cocktail.report.text import shortened
 
 SHOWN = 10
 
 
 @report_sections("data", order=70)
-def data(material: Material) -> Section | None:
+def data(material: ReportInput) -> Section | None:
     """Prepared data: what came in, what went and why, leaks; mined negatives."""
     blocks: list[Block] = []
     for step in material.of("prepare"):
@@ -37,7 +37,7 @@ def data(material: Material) -> Section | None:
 
 
 @report_sections("classifiers", order=54)
-def classifiers(material: Material) -> Section | None:
+def classifiers(material: ReportInput) -> Section | None:
     """Judgements of classifiers: scores, confusions, doubtful labels."""
     blocks: list[Block] = []
     for step in material.of("classify evaluate"):
@@ -75,7 +75,7 @@ def classifiers(material: Material) -> Section | None:
 
 
 @report_sections("indexes", order=56)
-def indexes(material: Material) -> Section | None:
+def indexes(material: ReportInput) -> Section | None:
     """Approximate indexes: recall, size, speed."""
     blocks: list[Block] = []
     for step in material.of("indexes"):
@@ -103,3 +103,49 @@ def _number(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@report_sections("provenance", order=90)
+def provenance(material: ReportInput) -> Section | None:
+    """Every run: its command, time, versions, and the hashes of what it read."""
+    finished = [step for step in material.steps if step.finished]
+    if not finished:
+        return None
+    rows = [
+        [
+            step.name,
+            step.command,
+            str(step.described.get("finished", "-")),
+            f"{step.described.get('seconds') or 0:.0f} s",
+        ]
+        for step in finished
+    ]
+    blocks: list[Block] = [Table(["run", "command", "finished", "time"], rows, "Runs")]
+    commands = list(
+        dict.fromkeys(str(step.described["started_as"]) for step in finished if "started_as" in step.described)
+    )
+    if commands:
+        blocks.append(Code("\n".join(commands), "The commands that repeat these numbers"))
+    if not all("started_as" in step.described for step in finished):
+        blocks.append(Words("Runs without a command were started from Python or by an older version."))
+    blocks += _versions(finished)
+    inputs = [
+        [step.name, str(name), str(value)[:16]]
+        for step in finished
+        for name, value in (step.described.get("inputs") or {}).items()
+    ]
+    if inputs:
+        blocks.append(Table(["run", "input", "hash (xxh3-128, first half)"], inputs, "What runs read", folded=True))
+    return Section("Provenance", blocks)
+
+
+def _versions(steps: Sequence[Step]) -> list[Block]:
+    names = list(dict.fromkeys(name for step in steps for name in step.described.get("versions") or {}))
+    found = {name: {step.described.get("versions", {}).get(name, "-") for step in steps} for name in names}
+    rows = [[name, ", ".join(sorted(map(str, own)))] for name, own in found.items()]
+    blocks: list[Block] = [Table(["package", "version"], rows, "Versions", folded=True)] if rows else []
+    several = [name for name, own in found.items() if len(own) > 1]
+    if several:
+        said = f"Runs were made with other versions of {', '.join(several)}: numbers may differ by that."
+        blocks.append(Words(said, warns=True))
+    return blocks

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_cocktail.errors import UsageError
-from bge_cocktail.report.content import Block, Plot, Section, Words
-from bge_cocktail.report.material import Evaluated, Material
-from bge_cocktail.report.sections.figures import COLOURS, MUTED, figure, hover, plain
+from bge_cocktail.core.errors import UsageError
+from bge_cocktail.report.blocks import COLOURS, MUTED, Block, Plot, Section, Words, figure, hover, plain
+from bge_cocktail.report.collect import ComparedEvaluations, ReportInput
 from bge_cocktail.report.sections.registry import report_sections
 
 Plane = NDArray[np.float64]
@@ -23,7 +22,7 @@ MOST_MAPS = 24
 
 
 @report_sections("maps", order=40)
-def maps(material: Material) -> Section | None:
+def maps(material: ReportInput) -> Section | None:
     """Embeddings on a plane, before and after, coloured by label or relevance."""
     blocks: list[Block] = []
     for group in material.evaluated:
@@ -86,7 +85,7 @@ def planes(points: Points, models: Sequence[str], reduce: str, seed: int) -> dic
     """The maps of models and tasks, each task's turned onto the first model's; none of a model with other texts.
 
     Args:
-        points: As `Details` has them, by model and task.
+        points: As `EvaluationDetails` has them, by model and task.
         models: In their order.
         reduce: See `project`.
         seed: See `project`.
@@ -107,7 +106,7 @@ def planes(points: Points, models: Sequence[str], reduce: str, seed: int) -> dic
 
 
 def _figures(
-    group: Evaluated, reduce: str, seed: int
+    group: ComparedEvaluations, reduce: str, seed: int
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]], list[str]]:
     names = [model.model for model in group.models]
     tasks = list(dict.fromkeys(task for _, task in group.details.points))

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bge_cocktail.report.content import Block, Plot, Section, Table, Words
-from bge_cocktail.report.material import Material, Step
-from bge_cocktail.report.sections.figures import MUTED, colour_of, figure, plain
+from bge_cocktail.report.blocks import MUTED, Block, Plot, Section, Table, Words, colour_of, figure, plain
+from bge_cocktail.report.collect import ReportInput, Step
 from bge_cocktail.report.sections.registry import report_sections
 
 
 @report_sections("merging", order=60)
-def merging(material: Material) -> Section | None:
+def merging(material: ReportInput) -> Section | None:
     """Weights of merges, what was tried to find them, and where models differ."""
     blocks: list[Block] = []
     weighed = [step for step in material.of("merge") if _models(step)]

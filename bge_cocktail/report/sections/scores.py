@@ -6,21 +6,21 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bge_cocktail.evaluation import ModelScores
-from bge_cocktail.report.content import Block, Cell, Plot, Section, Table, Tone, Words
-from bge_cocktail.report.material import Evaluated, Material, Step
-from bge_cocktail.report.sections.figures import MUTED, colour_of, figure, plain
+from bge_cocktail.evaluating.compare import TaskChange
+from bge_cocktail.evaluating.scores import ModelScores, Score
+from bge_cocktail.report.blocks import MUTED, Block, Cell, Plot, Section, Table, Tone, Words, colour_of, figure, plain
+from bge_cocktail.report.collect import ComparedEvaluations, ReportInput, Step
 from bge_cocktail.report.sections.registry import report_sections
-from bge_cocktail.significance import Change
-from bge_cocktail.tasks import Score
 
 # names of points that lie near each other go to other sides of them
 SIDES = ("top center", "bottom center", "middle left", "top center", "middle right", "bottom right")
+
+
 SIGNS: Mapping[str, str] = {"better": " ▲", "worse": " ▼"}
 
 
 @report_sections("scores", order=10)
-def scores(material: Material) -> Section | None:
+def scores(material: ReportInput) -> Section | None:
     """Every model on every task, and what changed against the baseline."""
     blocks: list[Block] = []
     for group in material.evaluated:
@@ -44,7 +44,7 @@ def scores(material: Material) -> Section | None:
 
 
 @report_sections("target and general", order=20)
-def target_and_general(material: Material) -> Section | None:
+def target_and_general(material: ReportInput) -> Section | None:
     """What each model gains on the target and loses on the general tasks; the front that none beats."""
     blocks: list[Block] = []
     for group in material.evaluated:
@@ -58,7 +58,7 @@ def target_and_general(material: Material) -> Section | None:
     return Section("Target and general", blocks) if blocks else None
 
 
-def _main_table(group: Evaluated) -> Table:
+def _main_table(group: ComparedEvaluations) -> Table:
     changes = {(model, one.task): one for model, found in group.changes.items() for one in found}
     tasks = _tasks(group.models)
     rows: list[list[str | Cell]] = []
@@ -81,7 +81,7 @@ def _main_table(group: Evaluated) -> Table:
     return Table(["task", *(model.model for model in group.models)], rows)
 
 
-def _cell(score: Score | None, change: Change | None, best: float, models: int) -> Cell:
+def _cell(score: Score | None, change: TaskChange | None, best: float, models: int) -> Cell:
     if score is None:
         return Cell("-", tone="muted")
     tone: Tone = "best" if score.value == best and models > 1 else ""
@@ -106,7 +106,7 @@ def _tasks(models: Sequence[ModelScores]) -> dict[str, tuple[str, str]]:
     return dict(sorted(found.items(), key=lambda item: item[1][0] != "target"))
 
 
-def _bars(group: Evaluated) -> Plot:
+def _bars(group: ComparedEvaluations) -> Plot:
     tasks = list(_tasks(group.models))
     traces: list[dict[str, Any]] = []
     for place, model in enumerate(group.models):
@@ -136,7 +136,7 @@ def _bars(group: Evaluated) -> Plot:
     return Plot("Each task, with intervals", figures, said=said)
 
 
-def _differences(group: Evaluated) -> dict[str, Any]:
+def _differences(group: ComparedEvaluations) -> dict[str, Any]:
     traces = []
     places = {model.model: place for place, model in enumerate(group.models)}
     for model, changes in group.changes.items():
@@ -176,7 +176,7 @@ def _error(values: Sequence[float], ends: Sequence[tuple[float, float]]) -> dict
     }
 
 
-def _all_metrics(group: Evaluated) -> Table:
+def _all_metrics(group: ComparedEvaluations) -> Table:
     rows = [
         [
             score.task,
@@ -223,7 +223,7 @@ def _models_table(step: Step) -> Table | None:
     return Table(header, rows, f"{step.name}: how models were judged", folded=True)
 
 
-def _tradeoffs(material: Material, group: Evaluated) -> list[list[tuple[str, float, float]]]:
+def _tradeoffs(material: ReportInput, group: ComparedEvaluations) -> list[list[tuple[str, float, float]]]:
     """Lines of merges by their share, of the runs that the evaluations are of: name, target, general."""
     lines = []
     beside = {step.folder.parent for step in group.steps}

@@ -7,10 +7,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bge_cocktail.provenance import BAD_BATCH_FILE
-from bge_cocktail.report.content import Block, Cell, Plot, Section, Table, Words
-from bge_cocktail.report.material import Material, Step
-from bge_cocktail.report.sections.figures import colour_of, figure, plain
+from bge_cocktail.core.runs import BAD_BATCH_FILE
+from bge_cocktail.report.blocks import Block, Cell, Plot, Section, Table, Words, colour_of, figure, plain
+from bge_cocktail.report.collect import ReportInput, Step
 from bge_cocktail.report.sections.registry import report_sections
 
 TRAININGS = ("train", "classify train")
@@ -19,7 +18,7 @@ Curve = Sequence[Mapping[str, Any]]
 
 
 @report_sections("training", order=50)
-def training(material: Material) -> Section | None:
+def training(material: ReportInput) -> Section | None:
     """Curves of losses and of what was watched, means over seeds, searches."""
     curves = {step.name: found for step in material.steps if (found := curves_of(step))}
     blocks: list[Block] = []
@@ -37,7 +36,7 @@ def training(material: Material) -> Section | None:
 
 
 @report_sections("unfinished", order=5)
-def unfinished(material: Material) -> Section | None:
+def unfinished(material: ReportInput) -> Section | None:
     """What isn't finished, and how far it came."""
     rows = []
     for step in material.steps:

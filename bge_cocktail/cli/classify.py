@@ -1,0 +1,380 @@
+"""``bge-cocktail classify``: train, predict, evaluate."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import rich_click as click
+
+from bge_cocktail.cli.flags import (
+    PATH,
+    LazyGroup,
+    flags_from,
+    format_flag,
+    numbers,
+    options_from,
+    output_flag,
+    overwrite_flag,
+    pairs_of,
+    show,
+    source_flags,
+)
+from bge_cocktail.cli.show import searched_names, show_search
+from bge_cocktail.core.errors import UsageError
+from bge_cocktail.options import ClassifyOptions, EvaluateOptions, PredictOptions
+
+_SHOWN = ("steps", "best_step", "dev_before", "dev_best", "final_loss", "precision", "device", "seconds")
+
+
+@click.command("train")
+@click.argument("data")
+@click.option("-m", "--model", required=True, help="The encoder: a folder or a hub name; a plain BERT, too.")
+@click.option("--seeds", callback=numbers, help="Train once with each of these seeds: 1,2,3.")
+@click.option("--folds", type=click.IntRange(2), help="Cross-validate over train and dev with so many folds.")
+@click.option("--search", "searched", help="Search these options by dev: learning_rate,batch_size,epochs,...")
+@click.option("--trials", type=click.IntRange(2), help="Trainings of a search.  [default: 20]")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint of a training that was cut off.")
+@source_flags
+@output_flag
+@overwrite_flag
+@format_flag
+@flags_from(ClassifyOptions)
+def train_command(
+    data: str,
+    model: str,
+    seeds: list[int] | None,
+    folds: int | None,
+    searched: str | None,
+    trials: int | None,
+    resume: bool,
+    config: str | None,
+    columns: str,
+    labels: str,
+    output: Path,
+    overwrite: bool,
+    output_format: str,
+    **flags: Any,
+) -> None:
+    """Give an encoder a classification head and tune both.
+
+    DATA is a folder with train and dev (JSON Lines, CSV, TSV or Parquet with text and label, or premise, hypothesis and
+    label), one such file, which is split 7:2:1, or a known data set (sst2, mnli, imdb, banking77, ag_news).
+    """
+    from bge_cocktail.core.outputs import refuse_to_replace
+    from bge_cocktail.core.runs import RUN_FILE
+    from bge_cocktail.data.sources import Source
+
+    options = options_from(ClassifyOptions, flags)
+    refuse_to_replace(output, overwrite, [data, model])
+
+    from bge_cocktail.training.classifier.data import read_class_data, read_test
+    from bge_cocktail.training.classifier.repeated_runs import fold_runs, search_classifier, seed_runs, train_runs
+    from bge_cocktail.training.classifier.train import train_classifier
+    from bge_cocktail.training.engine.processes import is_first_process
+    from bge_cocktail.training.engine.run import Interrupted
+
+    chosen = [flag for flag, given in (("--seeds", seeds), ("--folds", folds), ("--search", searched)) if given]
+    if len(chosen) > 1:
+        raise UsageError(f"{' or '.join(chosen)}?")
+    if trials is not None and not searched:
+        raise UsageError("--trials goes with --search")
+    source = Source(data, config=config, columns=columns, labels=pairs_of(labels))
+    read = read_class_data(source, options)
+    try:
+        if searched:
+            names = searched_names(searched)
+            again: dict[str, Any] = {"trials": trials or 20, "resume": resume, "overwrite": overwrite}
+            found = search_classifier(model, read, output, options, names, **again)
+            show_search(output, found, names, options.metric, output_format)
+            return
+        if seeds or folds:
+            runs = seed_runs(read, options, seeds) if seeds else fold_runs(read, options, folds or 0)
+            test = read_test(source, options, read)
+            found = train_runs(model, runs, output, test=test, resume=resume, overwrite=overwrite)
+            _show_runs(output, found, output_format)
+            return
+        train_classifier(model, read, output, options, resume=resume, overwrite=overwrite)
+    except Interrupted:
+        kept = f"the study is in {output}.search" if searched else f"the last step is saved in {output}.unfinished"
+        if options.few_shot and not searched:
+            kept = f"what was tuned is saved beside {output}"
+        click.echo(f"{kept}; the same command with --resume goes on", err=True)
+        raise
+    if is_first_process():
+        _show(output, json.loads((output / RUN_FILE).read_text()), options, output_format)
+
+
+def _show_runs(output: Path, described: dict[str, Any], output_format: str) -> None:
+    from bge_cocktail.report.text import text_table
+
+    lines = {**described["runs"], "mean": described["mean"], "spread (sd)": described["spread"]}
+    rows = [[name.replace("-", " "), *(f"{value:.4f}" for value in one.values())] for name, one in lines.items()]
+    content = {"output": str(output), **{key: described[key] for key in ("runs", "mean", "spread")}}
+    show(content, text_table(("", *described["mean"]), rows), output_format)
+
+
+def _show(output: Path, described: dict[str, Any], options: ClassifyOptions, output_format: str) -> None:
+    from bge_cocktail.report.text import text_table
+
+    summary = {name: described[name] for name in _SHOWN}
+    texts, labels = described["texts"], described["labels"]
+    named = {"dev_before": f"dev {options.metric} before", "dev_best": f"dev {options.metric}"}
+    rows = [
+        ("texts", f"{texts['train']} train, {texts['dev']} dev"),
+        ("labels", f"{len(labels)}: {', '.join(labels[:6])}{', ...' if len(labels) > 6 else ''}"),
+    ]
+    for name, value in summary.items():
+        shown = f"{value:.0f}" if name == "seconds" else f"{value:.4f}" if isinstance(value, float) else str(value)
+        rows.append((named.get(name, name.replace("_", " ")), shown))
+    for name, value in described.get("test", {}).items():
+        rows.append((f"test {name}", f"{value:.4f}"))
+    content = {"output": str(output), **summary, "texts": texts, "labels": labels, "test": described.get("test")}
+    show(content, text_table(("trained", ""), rows), output_format)
+
+
+@click.command("predict")
+@click.argument("model")
+@click.argument("texts", type=PATH)
+@click.option("-o", "--output", type=PATH, help="The file to write; without it, standard output.")
+@click.option(
+    "--format", "output_format", type=click.Choice(["json", "csv"]), help="[default: csv for FILE.csv, else json]"
+)
+@click.option("--overwrite", is_flag=True, help="Replace the output file.")
+@click.option("--columns", default="", help="Which column is what: text=tweet, or first=question,second=answer.")
+@flags_from(PredictOptions)
+def predict_command(
+    model: str,
+    texts: Path,
+    output: Path | None,
+    output_format: str | None,
+    overwrite: bool,
+    columns: str,
+    **flags: Any,
+) -> None:
+    """Predict the labels of texts, with the cleaning and the longest text of the training.
+
+    TEXTS is a file of any size: JSON Lines, CSV, TSV or Parquet with a column text (premise and hypothesis for
+    classifiers of pairs), or plain lines.
+    """
+    from bge_cocktail.core.errors import DataError, UsageError, near_path
+    from bge_cocktail.core.outputs import refuse_nested
+
+    options = options_from(PredictOptions, flags)
+    if texts.is_dir():
+        raise UsageError(f"{texts} is a folder; give one of its files")
+    if not texts.is_file():
+        raise DataError(f"{texts}: no such file.{near_path(str(texts))}")
+    if output_format is None:
+        output_format = "csv" if output is not None and output.suffix == ".csv" else "json"
+    if output is not None:
+        refuse_nested(output, [one for one in (texts, Path(model)) if one.exists()])
+        if output.is_dir():
+            raise UsageError(f"{output} is a folder; the output is a file")
+        if output.exists() and not overwrite:
+            raise UsageError(f"{output} exists; choose another file, or --overwrite")
+
+    from bge_cocktail.training.classifier.model import load_classifier
+    from bge_cocktail.training.classifier.predict import as_json, predict_file
+
+    classifier = load_classifier(model, device=options.device)
+    settings = classifier.settings
+    added = ["predicted", "probabilities"]
+    if output_format == "csv":
+        added = ["predicted", *(f"p_{label}" for label in settings.labels)]
+    names: list[str] = []
+    number = -1
+    with _opened(output) as file:
+        table = csv.writer(file, lineterminator="\n")
+        for number, (where, row, found) in enumerate(predict_file(classifier, texts, options, columns)):
+            if taken := [name for name in added if name in row]:
+                raise DataError(f"{where}: there is a column '{taken[0]}' already; rename it")
+            if output_format == "json":
+                file.write(as_json(row, found, settings) + "\n")
+                continue
+            if not number:
+                names = list(row)
+                table.writerow([*names, *added])
+            if more := [name for name in row if name not in names]:
+                raise DataError(
+                    f"{where}: the first row has no column '{more[0]}', so CSV has no place for it; take --format json"
+                )
+            shown = [f"{value:.6f}" for value in found.probabilities.tolist()]
+            table.writerow([*(row.get(name, "") for name in names), "|".join(found.labels), *shown])
+        if number < 0:
+            raise DataError(f"{texts} holds no texts")
+
+
+@contextmanager
+def _opened(output: Path | None) -> Iterator[IO[str]]:
+    from bge_cocktail.core.outputs import new_file
+
+    # half of a character, which a column may hold, is written as JSON writes it
+    if output is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+        yield sys.stdout
+        return
+    with (
+        new_file(output) as working,
+        working.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        yield file
+
+
+JUDGEMENT_FILE = "judgement.json"
+
+
+@click.command("evaluate")
+@click.argument("model")
+@click.argument("data")
+@click.option("--split", default="test", show_default=True, help="Split of a folder or data set.")
+@click.option("--encoder", help="Also judge a probe and nearest neighbours on this encoder's frozen embeddings.")
+@source_flags
+@output_flag
+@overwrite_flag
+@format_flag
+@flags_from(PredictOptions)
+def evaluate_command(
+    model: str,
+    data: str,
+    split: str,
+    encoder: str | None,
+    config: str | None,
+    columns: str,
+    labels: str,
+    output: Path,
+    overwrite: bool,
+    output_format: str,
+    **flags: Any,
+) -> None:
+    """Judge a classifier: scores with intervals, each class, confusions, calibration, its surest mistakes.
+
+    DATA is what `classify train` takes; its test split is judged, or a file as it is. Texts whose label is likely
+    wrong are named too (confident learning).
+    """
+    from dataclasses import replace
+
+    from bge_cocktail.core.errors import UsageError
+    from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
+    from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path
+    from bge_cocktail.data.sources import Source
+
+    options = options_from(PredictOptions, flags)
+    refuse_to_replace(output, overwrite, [data, model])
+    if encoder is not None and (Path(data).is_file() or split in ("train", "dev")):
+        raise UsageError("--encoder learns from train and chooses by dev: judge the test of a folder or data set")
+
+    from bge_cocktail.models.folder import model_folder
+    from bge_cocktail.training.classifier.data import check_form, number_labels, read_class_data, read_split
+    from bge_cocktail.training.classifier.evaluate import judge_classifier
+    from bge_cocktail.training.classifier.model import load_classifier
+
+    started = time.monotonic()
+    classifier = load_classifier(model, device=options.device)
+    settings = classifier.settings
+    if encoder is not None and settings.multi_label:
+        raise UsageError("--encoder: probe and nearest neighbours give a text one label, this classifier any number")
+    source = Source(data, split=split, config=config, columns=columns, labels=pairs_of(labels))
+    rows = read_split(source, settings.clean)
+    judged_on = number_labels(rows, settings.labels, settings.multi_label, f"{data} ({split})")
+    check_form(judged_on.texts, settings.pairs, f"{data} ({split})")
+    judged = judge_classifier(classifier, judged_on, options)
+    if encoder is not None:
+        chosen = ClassifyOptions(clean=settings.clean, multi_label=settings.multi_label)
+        known = read_class_data(replace(source, split="train"), chosen, settings.labels)
+        judged["frozen"] = _frozen(encoder, known.train, known.dev, judged_on, options)
+    inputs = {model: hash_path(model_folder(model)), data: hash_path(source.path) if source.path.exists() else ""}
+    with new_folder(output, overwrite=overwrite) as new:
+        write_json(new / JUDGEMENT_FILE, judged)
+        seconds = time.monotonic() - started
+        described = describe_run(
+            "classify evaluate", options=options.model_dump(mode="json"), inputs=inputs, seconds=seconds
+        )
+        write_json(new / RUN_FILE, described)
+    show({"output": str(output), **judged}, _text(judged), output_format)
+
+
+def _frozen(encoder: str, train: Any, dev: Any, judged_on: Any, options: PredictOptions) -> list[dict[str, Any]]:
+    import numpy as np
+
+    from bge_cocktail.evaluating.intervals import bootstrap_interval
+    from bge_cocktail.models.encoder import CachedEncoder
+    from bge_cocktail.options import EncodeOptions
+    from bge_cocktail.training.classifier.evaluate import nearest_neighbours, probe
+
+    embeds = CachedEncoder(encoder, EncodeOptions(device=options.device))
+    truth = np.array([own[0] for own in judged_on.labels])
+    found = []
+    for name, made in (
+        ("probe", probe(embeds, train, dev, judged_on.texts)),
+        ("nearest neighbours", nearest_neighbours(embeds, train, dev, judged_on.texts)),
+    ):
+        right = (made.pop("predicted") == truth).astype(float)
+        interval = bootstrap_interval(right, seed=EvaluateOptions().seed)
+        found.append({"way": name, "accuracy": float(right.mean()), "interval": interval, **made})
+    return found
+
+
+def _text(judged: dict[str, Any]) -> str:
+    from bge_cocktail.report.text import text_table
+
+    parts = [f"{judged['count']} texts"]
+    rows = [
+        [
+            f"{score['metric']} of '{score['positive']}'" if "positive" in score else score["metric"],
+            f"{score['value']:.4f}",
+            f"{score['interval'][0]:.4f} to {score['interval'][1]:.4f}",
+        ]
+        for score in judged["scores"]
+    ]
+    for one in judged.get("frozen", []):
+        chosen = ", ".join(f"{name}={value:g}" for name, value in one.items() if name in ("C", "k"))
+        interval = f"{one['interval'][0]:.4f} to {one['interval'][1]:.4f}"
+        rows.append([f"accuracy of the {one['way']} ({chosen})", f"{one['accuracy']:.4f}", interval])
+    parts.append(text_table(("score", "value", "95 %"), rows))
+    worst = sorted(judged["classes"], key=lambda one: one["F1"])[:12]
+    lines = [
+        [one["label"], *(f"{one[name]:.4f}" for name in ("precision", "recall", "F1")), str(one["count"])]
+        for one in worst
+    ]
+    parts.append(text_table(("class", "precision", "recall", "F1", "count"), lines))
+    if judged.get("confusions"):
+        taken = [
+            [one["label"], one["predicted"], str(one["count"]), f"{one['share']:.1%}"]
+            for one in judged["confusions"][:6]
+        ]
+        parts.append(text_table(("label", "taken for", "count", "of its texts"), taken))
+    lengths = [[one["words"], str(one["count"]), f"{one['accuracy']:.4f}"] for one in judged["lengths"]]
+    parts.append(text_table(("words", "count", "accuracy"), lengths))
+    for title, key, other in (
+        ("surest mistakes", "mistakes", "predicted"),
+        ("doubtful labels", "label_errors", "likely"),
+    ):
+        if judged.get(key):
+            shown = [[_short(one["text"]), _short(one["label"], 20), _short(one[other], 20)] for one in judged[key][:5]]
+            count = f" ({len(judged[key])} in all)" if key == "label_errors" else ""
+            parts.append(text_table((title + count, "label", other), shown))
+    return "\n\n".join(parts)
+
+
+def _short(value: Any, most: int = 70) -> str:
+    from bge_cocktail.report.text import shortened
+
+    text = " / ".join(value) if isinstance(value, (list, tuple)) else str(value)
+    return shortened(text, most)
+
+
+COMMANDS = {name: f"bge_cocktail.cli.classify:{name}_command" for name in ("train", "predict", "evaluate")}
+
+
+@click.group("classify", cls=LazyGroup, homes=COMMANDS)
+def command() -> None:
+    """Train classifiers on an encoder, judge them, predict with them."""

@@ -1,0 +1,41 @@
+"""``bge-cocktail list``."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import rich_click as click
+
+from bge_cocktail.cli.flags import format_flag, show
+
+# where each registry is
+KINDS = {
+    "merge-methods": ("merging.methods", "merge_methods"),
+    "weightings": ("merging.weights", "weightings"),
+    "tasks": ("evaluating.tasks.task", "tasks"),
+    "measures": ("evaluating.measures", "measures"),
+    "indexes": ("search.approximate", "indexes"),
+    "losses": ("losses.total", "losses"),
+    "cleaning-steps": ("preparing.clean", "cleaning_steps"),
+    "language-detectors": ("preparing.clean", "language_detectors"),
+    "duplicate-finders": ("preparing.duplicates", "duplicate_finders"),
+    "augmentations": ("preparing.augment", "augmentations"),
+    "thesauri": ("preparing.augment", "thesauri"),
+    "candidate-sources": ("mining.candidates", "candidate_sources"),
+    "negative-filters": ("mining.filters", "negative_filters"),
+    "choices": ("mining.filters", "choices"),
+    "record-weightings": ("preparing.record_weights", "record_weightings"),
+    "report-sections": ("report.sections.registry", "report_sections"),
+}
+
+
+@click.command("list")
+@click.argument("kind", type=click.Choice(list(KINDS)))
+@format_flag
+def command(kind: str, output_format: str) -> None:
+    """List what can be chosen by name."""
+    from bge_cocktail.report.text import text_table
+
+    room, name = KINDS[kind]
+    described = getattr(import_module(f"bge_cocktail.{room}"), name).describe()
+    show(described, text_table((kind, "what it is"), list(described.items())), output_format)

@@ -1,0 +1,63 @@
+"""``bge-cocktail report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import rich_click as click
+
+from bge_cocktail.cli.flags import PATH, comparing_flags
+
+
+@click.command("report")
+@click.argument("runs", nargs=-1, required=True, type=PATH)
+@click.option(
+    "-o",
+    "--output",
+    "outputs",
+    type=PATH,
+    multiple=True,
+    required=True,
+    help="The file to write: .html, .md, .json, .png, .pdf, or .parquet (the maps, for embedding-atlas). Repeatable.",
+)
+@click.option("--title", help="Of the page; without it, the names of the runs.")
+@comparing_flags(2000)
+@click.option(
+    "--map",
+    "reduce",
+    type=click.Choice(["pca", "umap"]),
+    default="pca",
+    show_default=True,
+    help="How embeddings come onto a plane; umap is much slower and needs the extra `umap`.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace files that are there.")
+def command(
+    runs: tuple[Path, ...],
+    outputs: tuple[Path, ...],
+    title: str | None,
+    baseline: str | None,
+    confidence: float,
+    resamples: int,
+    seed: int,
+    reduce: str,
+    overwrite: bool,
+) -> None:
+    """Show runs on one page: scores, what changed and where, curves, merges, data, and what made each number.
+
+    RUNS are folders that commands wrote (or that hold such: a whole run), also ones that are not finished.
+    """
+    from bge_cocktail.core.errors import UsageError
+    from bge_cocktail.report.build import build_report, check_output, write_report
+    from bge_cocktail.report.collect import collect
+
+    for path in outputs:
+        check_output(path)
+        if path.exists() and not overwrite:
+            raise UsageError(f"{path} exists already; choose another name or add --overwrite")
+    material = collect(runs, baseline=baseline, confidence=confidence, resamples=resamples, seed=seed, reduce=reduce)
+    report = build_report(material, title or f"Report: {', '.join(run.resolve().name for run in runs)}")
+    for sentence in report.summary:
+        click.echo(sentence)
+    for path in outputs:
+        write_report(report, material, path)
+        click.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB", err=True)

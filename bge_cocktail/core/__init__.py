@@ -1,0 +1,1 @@
+"""What every room stands on: errors, outputs, hashes of what made them, plugins, progress, devices."""

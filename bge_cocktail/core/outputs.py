@@ -1,0 +1,188 @@
+"""Outputs that are complete or absent, and replace nothing of others; JSON files."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bge_cocktail.core.errors import CocktailError, DataError, UsageError
+from bge_cocktail.core.runs import RUN_FILE, finished_key
+
+
+def refuse_to_replace(path: Path, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
+    """Raise unless `path` is free or may be replaced.
+
+    Args:
+        path: The output.
+        overwrite: Whether an older output of this tool may be replaced.
+        inputs: What the output is made from; names that are no paths are passed over.
+
+    Raises:
+        UsageError: It exists and `overwrite` is off, it holds an input or lies in one, it is a whole run, or it is
+            something that this tool did not make.
+    """
+    if path.resolve() == Path.cwd():
+        raise UsageError("the output can't be the folder that the command is started in; name another folder")
+    sources = [source for source in map(Path, inputs) if source.exists()]
+    refuse_nested(path, sources)
+    for source in sources:
+        if path.resolve() in source.resolve().parents:
+            raise UsageError(f"the output {path} holds an input ({source}); choose another output")
+    above = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not os.access(above, os.W_OK):
+        raise CocktailError(f"{above} can't be written to; choose another output")
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not path.is_dir():
+        raise UsageError(f"{path} is a file; the output is a folder, choose another name")
+    if not overwrite:
+        raise UsageError(f"{path} exists already; choose another output or add --overwrite")
+    if (path / "mined").is_dir() and (path / "tuned").is_dir():
+        raise UsageError(f"{path} is a whole run, not the output of one step; choose another output")
+    if finished_key(path) is None:
+        raise UsageError(
+            f"{path} was not made by bge-cocktail (it holds no {RUN_FILE}), so --overwrite leaves it alone"
+        )
+
+
+def refuse_nested(path: Path, sources: Iterable[Path]) -> None:
+    """Raise if an output is an input or lies in one.
+
+    Raises:
+        UsageError: It does.
+    """
+    for source in sources:
+        if source.resolve() in (path.resolve(), *path.resolve().parents):
+            raise UsageError(f"the output {path} is or lies in an input ({source}); choose another output")
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise if the disk that holds `folder` has fewer than `needed` bytes free."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise CocktailError(
+            f"{folder}: {needed / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are free; nothing was written"
+        )
+
+
+@contextmanager
+def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A folder that appears complete or not at all: written under a temporary name, synced, renamed.
+
+    Args:
+        path: The folder to make.
+        overwrite: Whether a folder that this tool made may be replaced.
+
+    Yields:
+        The temporary folder to write into, on the same disk.
+    """
+    refuse_to_replace(path, overwrite)
+    path = path.resolve()  # a link to an empty folder stays a link
+    path.parent.mkdir(parents=True, exist_ok=True)
+    working = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+    working.mkdir()
+    try:
+        yield working
+        for file in [*working.rglob("*"), working]:
+            _make_readable(file)
+            _sync(file)
+        refuse_to_replace(path, overwrite)  # again: another run may have ended in the meantime
+        _swap_in(working, path)
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A file that appears complete or not at all; replaces an older one.
+
+    Yields:
+        The temporary file to write, on the same disk.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    working = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        yield working
+        _sync(working)
+        working.replace(path)
+        _sync(path.parent)
+    finally:
+        working.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, whole or not at all."""
+    with new_file(path) as working:
+        text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
+        working.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _swap_in(working: Path, path: Path) -> None:
+    if path.exists():
+        if not _exchange(working, path):
+            old = working.with_suffix(".old")
+            path.rename(old)
+            working.rename(path)
+            working = old
+        shutil.rmtree(working)
+    else:
+        working.rename(path)
+    _sync(path.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step, so that a kill leaves either the old or the new one; False where it can't be."""
+    exchange, here = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
+def _make_readable(path: Path) -> None:
+    """Have a file's mode be the usual one: safetensors gives its files to their owner alone."""
+    if path.is_file() and stat.S_IMODE(path.stat().st_mode) == 0o600:
+        umask = os.umask(0)
+        os.umask(umask)
+        path.chmod(0o666 & ~umask)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file of a model folder.
+
+    Raises:
+        DataError: It is missing or broken.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; is {path.parent} a whole model folder?") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not valid JSON: {error}") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The content of a JSON file that holds names and values.
+
+    Raises:
+        DataError: It is missing or broken, or holds something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected an object of names and values, found {type(content).__name__}")
+    return content

@@ -1,0 +1,155 @@
+"""What made an output: hashes, versions, options (run.json)."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+RUN_FILE = "run.json"
+RECIPE_FILE = "recipe.toml"
+BAD_BATCH_FILE = "bad_batch.jsonl"
+# written for people or by us beside a model; they say nothing about how it embeds
+NOT_THE_MODEL = frozenset(
+    {
+        RUN_FILE,
+        RECIPE_FILE,
+        "README.md",
+        ".gitattributes",
+        "curves.jsonl",
+        "curves.png",
+        "search.png",
+        "data_config.json",
+    }
+)
+
+
+_PACKAGES = ("bge-cocktail", "torch", "transformers", "sentence-transformers", "faiss-cpu", "numpy")
+
+
+def hash_bytes(content: bytes) -> str:
+    """xxh3-128 of some bytes, as 32 hexadecimal digits."""
+    return xxhash.xxh3_128_hexdigest(content)
+
+
+def hash_value(value: Any) -> str:
+    """Hash of anything that JSON can hold; the order of keys doesn't matter."""
+    return hash_bytes(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode())
+
+
+def hash_file(path: Path) -> str:
+    """xxh3-128 of a file's content; as fast as reading it, so no result needs to be remembered."""
+    digest = xxhash.xxh3_128()
+    buffer = bytearray(1 << 20)
+    view = memoryview(buffer)
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(view[:count])
+    return digest.hexdigest()
+
+
+def hash_path(path: Path, known: Mapping[Path, Callable[[], str]] | None = None) -> str:
+    """Hash of a file, or of the names and contents of all files in a folder.
+
+    Files that only describe (run.json, README.md) don't count, so a model's hash is a hash of what embeds.
+
+    Args:
+        path: The file or folder.
+        known: Gives the hash of a file in the folder that has been read already.
+    """
+    known = known or {}
+    if path.is_file():
+        return hash_file(path)
+    names = sorted(
+        file.relative_to(path).as_posix()
+        for file in path.rglob("*")
+        if file.is_file() and file.name not in NOT_THE_MODEL and not file.name.endswith(".pyc")
+    )
+    return hash_value(
+        [(name, known[path / name]() if path / name in known else hash_file(path / name)) for name in names]
+    )
+
+
+# the words that the command line was started with
+_started_as: ContextVar[tuple[str, ...]] = ContextVar("started_as", default=())
+
+
+@contextmanager
+def started_as(words: Iterable[str], environment: Mapping[str, str]) -> Iterator[None]:
+    """What is made inside notes the command that made it, so that it can be repeated.
+
+    Args:
+        words: Of the command, after ``bge-cocktail``.
+        environment: Its variables; those that are options, and torchrun's numbers of processes, are part of it.
+    """
+    # where embeddings are kept changes nothing
+    names = [name for name in sorted(environment) if name.startswith("BGE_COCKTAIL_") and name != "BGE_COCKTAIL_CACHE"]
+    options = [f"{name}={environment[name]}" for name in names]
+    program = ["bge-cocktail"]
+    if int(environment.get("WORLD_SIZE", "1")) > 1:
+        here = environment.get("LOCAL_WORLD_SIZE", environment["WORLD_SIZE"])
+        program = ["torchrun", "--nproc-per-node", here, "-m", "bge_cocktail"]
+    token = _started_as.set((*options, *program, *words))
+    try:
+        yield
+    finally:
+        _started_as.reset(token)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    found = {"python": ".".join(str(part) for part in sys.version_info[:3])}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def describe_run(
+    command: str, *, options: Mapping[str, Any], inputs: Mapping[str, str], seconds: float, **more: Any
+) -> dict[str, Any]:
+    """What goes into run.json.
+
+    Args:
+        command: The step that ran.
+        options: All options, defaults too.
+        inputs: Path or name of every input, and its hash.
+        seconds: Wall time of the step.
+        more: Whatever else the step found.
+    """
+    return {
+        "command": command,
+        "key": step_key(command, options, inputs),
+        "options": dict(options),
+        "inputs": dict(inputs),
+        **more,
+        **({"started_as": shlex.join(_started_as.get())} if _started_as.get() else {}),
+        "versions": versions(),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": round(seconds, 2),
+    }
+
+
+def step_key(command: str, options: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Names a step by what it does and the content (not the place) of what it does it to, in its order."""
+    return hash_value([command, dict(options), list(inputs.values())])
+
+
+def finished_key(folder: Path) -> str | None:
+    """The key of the step that made a folder; None if none did."""
+    try:
+        key = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("key")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return key if isinstance(key, str) else None

@@ -1,0 +1,1 @@
+"""Training records, BEIR folders, labelled texts: reading, checking, writing."""

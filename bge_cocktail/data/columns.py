@@ -1,0 +1,314 @@
+"""Which column of a data set is what: said, known by the data set's name, or told from the columns' names."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bge_cocktail.core.errors import DataError, UsageError, nearest
+from bge_cocktail.data.examples import RESERVED, Example, LabelledText, RecordExample, TextPair
+from bge_cocktail.data.record import Text, is_broken, parse_record
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A data set by its short name.
+
+    Attributes:
+        name: On the hub.
+        config: Which part of it.
+        columns: As `--columns` takes them.
+        labels: Names of the numbers it gives.
+        scale: What its scores are divided by.
+        splits: Its own names for train, dev and test, where they differ.
+        unlabelled: Splits whose labels are kept back (all -1), so that nothing can be learned or judged by them.
+    """
+
+    name: str
+    config: str | None
+    columns: str
+    labels: dict[str, str] = field(default_factory=dict)
+    scale: float = 1.0
+    splits: dict[str, str] = field(default_factory=dict)
+    unlabelled: tuple[str, ...] = ()
+
+
+def _numbered(*names: str) -> dict[str, str]:
+    return {str(number): name for number, name in enumerate(names)}
+
+
+_TRIPLET = "query=anchor,pos=positive,neg=negative"
+_VALIDATION: dict[str, Any] = {"splits": {"dev": "validation"}}
+# GLUE keeps the labels of its tests back
+_GLUE: dict[str, Any] = {**_VALIDATION, "unlabelled": ("test",)}
+
+
+PRESETS = {
+    "sst2": Preset("stanfordnlp/sst2", None, "text=sentence,label=label", _numbered("negative", "positive"), **_GLUE),
+    "mnli": Preset(
+        "nyu-mll/multi_nli",
+        None,
+        "first=premise,second=hypothesis,label=label",
+        _numbered("entailment", "neutral", "contradiction"),
+        splits={"dev": "validation_matched", "test": "validation_mismatched"},
+    ),
+    "imdb": Preset("stanfordnlp/imdb", None, "text=text,label=label", _numbered("negative", "positive")),
+    "stsb": Preset("nyu-mll/glue", "stsb", "first=sentence1,second=sentence2,score=label", scale=5.0, **_GLUE),
+    "qqp": Preset("nyu-mll/glue", "qqp", "query=question1,pos=question2,rating=label", **_GLUE),
+    "quora": Preset("sentence-transformers/quora-duplicates", "triplet", _TRIPLET),
+    "msmarco": Preset("sentence-transformers/msmarco-bm25", "triplet", "query=query,pos=positive,neg=negative"),
+    "nli": Preset("sentence-transformers/all-nli", "triplet", _TRIPLET, **_VALIDATION),
+    "banking77": Preset("mteb/banking77", None, "text=text,label=label_text"),
+    "ag_news": Preset(
+        "fancyzhx/ag_news", None, "text=text,label=label", _numbered("World", "Sports", "Business", "Sci/Tech")
+    ),
+    "dureader": Preset("sentence-transformers/dureader", "triplet", _TRIPLET),
+    "t2ranking": Preset("sentence-transformers/t2ranking", "triplet", _TRIPLET),
+}
+ROLES = ("query", "pos", "neg", "rating", "text", "first", "second", "label", "score", "weight", "task", "id", "prompt")
+ABOUT = ("weight", "task", "id", "prompt")
+# the names that data sets use, by role, the usual one first
+_NAMES = {
+    "query": ("query", "anchor", "question", "search_query"),
+    "pos": ("pos", "positive", "positives", "document", "answer", "passage", "context", "response"),
+    "neg": ("neg", "negative", "negatives"),
+    "text": ("text", "sentence", "review", "content"),
+    "first": ("sentence1", "premise", "text1", "question1", "sentence_A"),
+    "second": ("sentence2", "hypothesis", "text2", "question2", "sentence_B"),
+    "label": ("label", "gold_label", "label_text", "category", "intent", "class"),
+    "score": ("score", "similarity", "similarity_score"),
+    "rating": ("rating", "relevance", "grade"),
+    "weight": ("weight",),
+    "task": ("task",),
+    "id": ("id",),
+    "prompt": ("prompt",),
+}
+
+
+# between the labels of a text that may have several
+SEPARATOR = "|"
+
+
+_NUMBERED = re.compile(r"(?:neg|negative)_?\d+")
+_FORMS = (("query", "pos"), ("first", "second", "score"), ("first", "second", "label"), ("text", "label"))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """How rows become examples.
+
+    Attributes:
+        roles: For each role, the columns that play it; only ``pos`` and ``neg`` have several.
+        labels: Names of labels that the data give as numbers, or other names for them.
+        scale: What similarity scores and ratings are divided by.
+    """
+
+    roles: Mapping[str, tuple[str, ...]]
+    labels: Mapping[str, str] = field(default_factory=dict)
+    scale: float = 1.0
+
+    def example(self, row: Any, where: str) -> Example:
+        """The example of a row.
+
+        Raises:
+            DataError: A column is missing, empty or of the wrong kind.
+        """
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: expected an object with columns, got {type(row).__name__}")
+        known = {column for columns in self.roles.values() for column in columns}
+        rest = {name: value for name, value in row.items() if name not in known}
+        extra = {f"source_{name}" if name in RESERVED else name: value for name, value in rest.items()}
+        if self.is_record:
+            return RecordExample(parse_record({**extra, **self._record(row, where)}, where))
+        about = self._about(row, where)
+        task = about.pop("task", "")
+        extra |= about
+        if "text" in self.roles:
+            return LabelledText(self.text(row, "text", where), self._label(row, where), task, extra)
+        one, other = ("query", "pos") if "rating" in self.roles else ("first", "second")
+        first, second = self.text(row, one, where), self.text(row, other, where)
+        for role in ("rating", "score"):
+            if role in self.roles:
+                return TextPair(first, second, score=self._score(row, role, where), task=task, extra=extra)
+        return TextPair(first, second, self._label(row, where), task=task, extra=extra)
+
+    @property
+    def is_record(self) -> bool:
+        """Whether a row is a query with its positives and negatives."""
+        return "query" in self.roles and "rating" not in self.roles
+
+    def _record(self, row: Mapping[str, Any], where: str) -> dict[str, Any]:
+        value: dict[str, Any] = {}
+        for role in ("query", "pos", "neg"):
+            for column in self.roles.get(role, ()):
+                # a row may lack negatives, and one of several columns
+                content = row.get(column) if role == "neg" else self._cell(row, column, where)
+                if role == "query":
+                    value[role] = content
+                else:  # a single text is a list of one; an empty cell is none
+                    texts = [content] if isinstance(content, str) else content
+                    if texts is not None and not isinstance(texts, list):
+                        raise DataError(f"{where}: '{column}' must be a text or a list of texts, got {texts!r:.60}")
+                    texts = [text for text in texts or [] if not _is_blank(text)]
+                    value[role] = [*value.get(role, []), *texts]
+        return value | self._about(row, where)
+
+    def _about(self, row: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """Weight, task, id and prompt, those that the row has."""
+        found: dict[str, Any] = {}
+        for role in ABOUT:
+            for column in self.roles.get(role, ()):
+                if row.get(column) not in (None, ""):
+                    found[role] = self._weight(row, where) if role == "weight" else str(row[column])
+        return found
+
+    def _score(self, row: Mapping[str, Any], role: str, where: str) -> float:
+        score = self._number(row, role, where) / self.scale
+        if not 0 <= score <= 1:
+            column = self.roles[role][0]
+            raise DataError(
+                f"{where}: '{column}' divided by {self.scale:g} is {score:g}, but scores lie between 0 and 1; "
+                "say what they are divided by: --scale 5"
+            )
+        return score
+
+    def _cell(self, row: Mapping[str, Any], column: str, where: str) -> Any:
+        if column not in row:
+            raise DataError(f"{where}: '{column}' is missing; found {', '.join(row) or 'nothing'}")
+        return row[column]
+
+    def text(self, row: Mapping[str, Any], role: str, where: str) -> str:
+        """The text of a role.
+
+        Raises:
+            DataError: It is missing, empty, no text or broken.
+        """
+        column = self.roles[role][0]
+        text = self._cell(row, column, where)
+        if not isinstance(text, str):
+            raise DataError(f"{where}: '{column}' must be a text, got {text!r:.60}")
+        if not text.strip():
+            raise DataError(f"{where}: '{column}' is empty")
+        if is_broken(text):
+            raise DataError(f"{where}: '{column}' holds half of a character (a lone surrogate)")
+        return text
+
+    def _label(self, row: Mapping[str, Any], where: str) -> str:
+        column = self.roles["label"][0]
+        label = self._cell(row, column, where)
+        if isinstance(label, list):  # a text may have several
+            if wrong := [one for one in label if not isinstance(one, str) or not one.strip() or SEPARATOR in one]:
+                raise DataError(f"{where}: labels of '{column}' are texts without '{SEPARATOR}', got {wrong[0]!r:.60}")
+            return SEPARATOR.join(self.labels.get(one.strip(), one.strip()) for one in label)
+        if isinstance(label, str):
+            label = label.strip()  # a space after it makes no other class
+        if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
+            raise DataError(f"{where}: '{column}' must be a text or a whole number, got {label!r:.60}")
+        if is_broken(str(label)):
+            raise DataError(f"{where}: '{column}' holds half of a character (a lone surrogate)")
+        if self.labels and str(label) not in self.labels and str(label) not in self.labels.values():
+            hint = nearest(str(label), {*self.labels, *self.labels.values()})
+            raise DataError(f"{where}: unknown label '{label}' in '{column}'.{hint}")
+        return self.labels.get(str(label), str(label))
+
+    def _weight(self, row: Mapping[str, Any], where: str) -> float:
+        weight = self._number(row, "weight", where)
+        if weight < 0:
+            raise DataError(f"{where}: '{self.roles['weight'][0]}' must be 0 or more, got {weight:g}")
+        return weight
+
+    def _number(self, row: Mapping[str, Any], role: str, where: str) -> float:
+        column = self.roles[role][0]
+        content = self._cell(row, column, where)
+        try:
+            number = math.nan if isinstance(content, bool) else float(content)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise DataError(f"{where}: '{column}' must be a number, got {content!r:.60}")
+        return number
+
+
+def _is_blank(cell: object) -> bool:
+    return cell is None or (isinstance(cell, str) and not cell.strip())
+
+
+def parse_columns(text: str) -> dict[str, tuple[str, ...]]:
+    """``query=question,pos=answer,neg=wrong1+wrong2`` by role.
+
+    Raises:
+        UsageError: A role is unknown, or the form is another.
+    """
+    roles: dict[str, tuple[str, ...]] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        role, sign, columns = part.partition("=")
+        if not sign or not columns:
+            raise UsageError(f"columns are said as role=column, with commas between (query=question), got '{part}'")
+        if role not in ROLES:
+            raise UsageError(f"unknown role '{role}' in columns.{nearest(role, ROLES)}")
+        roles[role] = tuple(columns.split("+"))
+        if len(roles[role]) > 1 and role not in ("pos", "neg"):
+            raise UsageError(f"'{role}' is one column, got {columns}")
+    return roles
+
+
+def guess_roles(names: Sequence[str], where: str) -> dict[str, tuple[str, ...]]:
+    """The roles of columns, told from their names.
+
+    Raises:
+        DataError: No known form is among them.
+    """
+    roles: dict[str, tuple[str, ...]] = {}
+    for role, known in _NAMES.items():
+        found = next((name for name in known if name in names), None)
+        if found is not None:
+            roles[role] = (found,)
+    if numbered := tuple(name for name in names if _NUMBERED.fullmatch(name)):
+        roles["neg"] = (*roles.get("neg", ()), *numbered)
+    return complete(roles, names, where)
+
+
+def text_of_row(row: Mapping[str, Any], pairs: bool | None, roles: Mapping[str, tuple[str, ...]], where: str) -> Text:
+    """The text or pair of a row that need not have a label.
+
+    Args:
+        row: Its columns.
+        pairs: Whether a pair is looked for; None: a pair where the row has one.
+        roles: Which column is what; told from the names without it.
+        where: It stands.
+
+    Raises:
+        DataError: It has none, or an empty or broken one.
+    """
+    known = roles or {role: (name,) for role, names in _NAMES.items() for name in names[::-1] if name in row}
+    if not roles and "first" not in known and {"text", "text_pair"} <= row.keys():  # as transformers' pipeline has them
+        known = {**known, "first": ("text",), "second": ("text_pair",)}
+    forms = [("first", "second"), ("text",)] if pairs is None else [("first", "second") if pairs else ("text",)]
+    form = next((form for form in forms if all(role in known for role in form)), None)
+    if form is None:
+        wanted = " or ".join(", ".join(f"{role}=..." for role in form) for form in forms)
+        found = ", ".join(row) or "nothing"
+        raise DataError(f"{where}: can't tell which column is the text; found {found}; say it: --columns {wanted}")
+    columns = Columns(known)
+    texts = [columns.text(row, role, where) for role in form]
+    return texts[0] if len(texts) == 1 else (texts[0], texts[1])
+
+
+def complete(roles: dict[str, tuple[str, ...]], names: Sequence[str], where: str) -> dict[str, tuple[str, ...]]:
+    """Only the roles that go together in one form.
+
+    Raises:
+        DataError: The roles make no form.
+    """
+    for form in _FORMS:
+        if all(role in roles for role in form):
+            allowed = {*form, *ABOUT, *(("neg", "rating") if form == ("query", "pos") else ())}
+            return {role: columns for role, columns in roles.items() if role in allowed}
+    raise DataError(
+        f"{where}: can't tell what the columns are: found {', '.join(names) or 'none'}; say which is what: "
+        "--columns query=...,pos=... (or text=...,label=... or first=...,second=...,score=... or "
+        "first=...,second=...,label=...)"
+    )

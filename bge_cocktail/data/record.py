@@ -1,0 +1,198 @@
+"""A record: one query with its positives and negatives; and the identity of a text."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import xxhash
+
+from bge_cocktail.core.errors import DataError, nearest
+
+Text = str | tuple[str, str]
+"""One text, or a pair such as premise and hypothesis."""
+FIELDS = ("query", "pos", "neg", "pos_scores", "neg_scores", "prompt", "weight", "task", "id", "in_batch_negatives")
+_FIELDS = frozenset(FIELDS)
+_PLAIN = frozenset({"query", "pos", "neg"})
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One training example, in FlagEmbedding's JSON Lines form.
+
+    Attributes:
+        query: The query's text.
+        pos: Texts of its positives, at least one.
+        neg: Texts of its negatives.
+        pos_scores: A teacher's score for each positive, or none at all.
+        neg_scores: A teacher's score for each negative, or none at all.
+        prompt: Put before the query instead of the model's own query prompt.
+        weight: Multiplies the record's loss.
+        task: The data set that it belongs to.
+        id: Its name.
+        in_batch_negatives: Whether the other documents of a training batch are negatives of the query; not so where
+            they may be of the query's own class (FlagEmbedding's ``no_in_batch_neg``).
+        extra: Keys of the source that mean nothing here (``type``, ``category``), kept as they were.
+    """
+
+    query: str
+    pos: tuple[str, ...]
+    neg: tuple[str, ...] = ()
+    pos_scores: tuple[float, ...] = ()
+    neg_scores: tuple[float, ...] = ()
+    prompt: str | None = None
+    weight: float = 1.0
+    task: str | None = None
+    id: str | None = None
+    in_batch_negatives: bool = True
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as a JSON object; what is at its default is left out, except `neg`."""
+        value: dict[str, Any] = {"query": self.query, "pos": list(self.pos), "neg": list(self.neg)}
+        if self.pos_scores:
+            value["pos_scores"] = list(self.pos_scores)
+        if self.neg_scores:
+            value["neg_scores"] = list(self.neg_scores)
+        for name in ("prompt", "task", "id"):
+            if getattr(self, name) is not None:
+                value[name] = getattr(self, name)
+        if self.weight != 1.0:
+            value["weight"] = self.weight
+        if not self.in_batch_negatives:
+            value["in_batch_negatives"] = False
+        return {**value, **self.extra}
+
+
+def normalise(text: str) -> str:
+    """The form in which two texts count as the same: NFC, single spaces, case folded."""
+    if text.isascii() and text.isprintable() and "  " not in text:  # most texts; all that is left to do to them
+        return text.strip(" ").lower()
+    return " ".join(unicodedata.normalize("NFC", text).split()).casefold()
+
+
+def is_broken(text: str) -> bool:
+    """Whether a text holds half of a character (a lone surrogate), which no file can hold."""
+    if text.isascii():
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def positives_by_query(records: Iterable[Record]) -> dict[str, set[str]]:
+    """All positives that any record gives for the same query, queries and texts in their normalised form."""
+    positives: dict[str, set[str]] = {}
+    for record in records:
+        positives.setdefault(normalise(record.query), set()).update(normalise(text) for text in record.pos)
+    return positives
+
+
+def parse_record(value: object, where: str) -> Record:
+    """Check a JSON object and make it a record.
+
+    Args:
+        value: What one line of a record file held.
+        where: ``file:line``, for the error message.
+
+    Raises:
+        DataError: Something is missing, empty, of the wrong type, or contradicts itself.
+    """
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: expected a JSON object with 'query' and 'pos', got {_show(value)}")
+    plain = value.keys() <= _PLAIN
+    extra = {} if plain else {key: content for key, content in value.items() if key not in _FIELDS}
+    for required in ("query", "pos"):
+        if required not in value:
+            suspect = next((key for key in extra if required in nearest(key, FIELDS)), None)
+            hint = f" (is it '{suspect}'?)" if suspect else ""
+            raise DataError(f"{where}: '{required}' is missing{hint}; found {', '.join(value) or 'nothing'}")
+    query = _text(value["query"], where, "query")
+    pos = _texts(value["pos"], where, "pos")
+    neg = _texts(value["neg"], where, "neg") if value.get("neg") is not None else ()
+    if not pos:
+        raise DataError(f"{where}: 'pos' is empty; every record needs a positive")
+    if neg:
+        positives = {normalise(text) for text in pos}
+        for text in neg:
+            if normalise(text) in positives:
+                raise DataError(f"{where}: a negative equals a positive: {_show(text)}")
+    if plain:
+        return Record(query, pos, neg)
+    weight = 1.0 if value.get("weight") is None else value["weight"]
+    if not _is_number(weight) or weight < 0:
+        raise DataError(f"{where}: 'weight' must be a number of at least 0, got {_show(weight)}")
+    if isinstance(value.get("id"), int) and not isinstance(value["id"], bool):
+        value = {**value, "id": str(value["id"])}
+    optional = {name: value[name] for name in ("prompt", "task", "id") if value.get(name) is not None}
+    for name, content in optional.items():
+        if not isinstance(content, str):
+            raise DataError(f"{where}: '{name}' must be a text, got {_show(content)}")
+    in_batch = value.get("in_batch_negatives", True)
+    if not isinstance(in_batch, bool):
+        raise DataError(f"{where}: 'in_batch_negatives' must be true or false, got {_show(in_batch)}")
+    return Record(
+        query=query,
+        pos=pos,
+        neg=neg,
+        pos_scores=_scores(value.get("pos_scores"), len(pos), where, "pos"),
+        neg_scores=_scores(value.get("neg_scores"), len(neg), where, "neg"),
+        weight=float(weight),
+        in_batch_negatives=in_batch,
+        extra=extra,
+        **optional,
+    )
+
+
+def _text(value: object, where: str, name: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{where}: '{name}' must be a text, got {_show(value)}")
+    if not value or value.isspace():
+        raise DataError(f"{where}: '{name}' is empty")
+    if is_broken(value):
+        raise DataError(f"{where}: '{name}' holds half of a character (a lone surrogate): {_show(value)}")
+    return value
+
+
+def _texts(value: object, where: str, name: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise DataError(f"{where}: '{name}' must be a list of texts, got {_show(value)}")
+    for index, text in enumerate(value):
+        if not isinstance(text, str) or not text or text.isspace() or is_broken(text):
+            _text(text, where, f"{name}[{index}]")
+    return tuple(value)
+
+
+def _scores(value: object, count: int, where: str, name: str) -> tuple[float, ...]:
+    if value is None or value == []:
+        return ()
+    if not isinstance(value, list) or not all(_is_number(score) for score in value):
+        raise DataError(f"{where}: '{name}_scores' must be a list of numbers, got {_show(value)}")
+    if len(value) != count:
+        raise DataError(f"{where}: '{name}_scores' has {len(value)} numbers for {count} texts in '{name}'")
+    return tuple(float(score) for score in value)
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 1e300  # neither NaN nor infinite, nor a whole number that no float can hold
+
+
+def _show(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def text_key(text: str) -> bytes:
+    """16 bytes that are equal for texts that `normalise` makes equal."""
+    return xxhash.xxh3_128_digest(normalise(text).encode("utf-8", "surrogatepass"))
+
+
+def pair_key(text: Text) -> str:
+    """What two texts, or pairs, have in common that count as the same."""
+    return normalise(text) if isinstance(text, str) else "\x1f".join(map(normalise, text))

@@ -1,0 +1,153 @@
+"""Reading and writing files of records; large ones stay on disk."""
+
+from __future__ import annotations
+
+import logging
+import mmap
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import orjson
+
+from bge_cocktail.core.errors import DataError
+from bge_cocktail.core.outputs import new_file
+from bge_cocktail.core.runs import hash_file
+from bge_cocktail.data.beir import is_beir
+from bge_cocktail.data.examples import RecordExample
+from bge_cocktail.data.readers import BadRows, load_json
+from bge_cocktail.data.record import Record, parse_record
+from bge_cocktail.data.sources import read_examples
+
+log = logging.getLogger(__name__)
+RECORDS_FILE = "records.jsonl"
+
+
+def read_records(path: str | Path, *, split: str = "train", columns: str = "") -> list[Record]:
+    """Read training records.
+
+    Args:
+        path: A file (JSON Lines, CSV, TSV, Parquet; plain, gzip or zstd), a folder that `prepare` or `mine` wrote, a
+            BEIR folder, or a data set of the hub.
+        split: Which split of a folder or data set.
+        columns: Which column is what (``query=question,pos=answer``); without it, told from the names.
+
+    Raises:
+        DataError: With file and line of the first thing that is wrong.
+    """
+    source = Path(path)
+    if source.is_dir() and not is_beir(source):
+        if (source / RECORDS_FILE).is_file():
+            source = source / RECORDS_FILE
+        elif not any(source.glob(f"{split}.*")):
+            raise DataError(
+                f"{path} holds no records: expected {RECORDS_FILE} or {split}.jsonl, or a BEIR folder "
+                "(corpus.jsonl, queries.jsonl, qrels/)"
+            )
+    records = []
+    left_out = BadRows()
+    name = str(source if source.exists() else path)
+    for example in read_examples(name, split=split, columns=columns, rejects=left_out):
+        if not isinstance(example, RecordExample):
+            raise DataError(
+                f"{path} holds {'labelled texts' if len(example.own_texts()) == 1 else 'pairs of texts'}, no records; "
+                f"make records from them: bge-cocktail prepare {path} -o FOLDER"
+            )
+        records.append(example.record)
+    for reason, count in left_out.reasons.items():
+        log.warning("%s: %d are left out: %s", path, count, reason)
+    return records
+
+
+def write_records(records: Iterable[Record], path: str | Path) -> None:
+    """Write records as JSON Lines, whole or not at all."""
+    with new_file(Path(path)) as working, working.open("wb") as file:
+        for record in records:
+            file.write(json_line(record.to_json()))
+
+
+def json_line(value: object) -> bytes:
+    """A value as one line of JSON in UTF-8, numbers of any size too."""
+    try:
+        return orjson.dumps(value, default=str, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:
+        import json
+
+        # what orjson can't: numbers beyond 64 bits, and halves of characters, which become escapes
+        return (json.dumps(value, default=str) + "\n").encode()
+
+
+LARGE = 64 << 20
+
+
+class RecordStore(Sequence[Record]):
+    """The records of a JSON Lines file, mapped into memory: 8 bytes a record stay there, whatever their texts.
+
+    Args:
+        path: A plain (not compressed) file of records.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            self._content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        starts, position, number = [], 0, 0
+        numbers = []
+        while position < len(self._content):
+            end = self._content.find(b"\n", position) + 1 or len(self._content)
+            number += 1
+            if not self._content[position:end].isspace():
+                starts.append(position)
+                numbers.append(number)
+            position = end
+        self._starts = np.array(starts, np.int64)
+        self._lines = np.array(numbers, np.int64)
+
+    @cached_property
+    def hash(self) -> str:
+        """Of the file's content."""
+        return hash_file(self.path)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        start = int(self._starts[index])
+        end = self._content.find(b"\n", start) + 1 or len(self._content)
+        where = f"{self.path}:{self._lines[index]}"
+        line = self._content[start:end]
+        return parse_record(load_json(line.removeprefix(b"\xef\xbb\xbf") if start == 0 else line, where), where)
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[index] for index in range(len(self)))
+
+    def __reduce__(self) -> tuple[type[RecordStore], tuple[Path]]:
+        """For processes that prepare batches: each maps the file itself."""
+        return RecordStore, (self.path,)
+
+
+def open_records(path: str | Path, *, split: str = "train", large: int = LARGE) -> Sequence[Record]:
+    """Records in memory, or on disk where there are many.
+
+    Args:
+        path: Whatever `read_records` takes.
+        split: Which split of a folder or data set.
+        large: Bytes from which a plain JSON Lines file of records stays on disk.
+
+    Raises:
+        DataError: With file and line of the first thing that is wrong; in a large file, when it is reached.
+    """
+    source = Path(path)
+    candidates = [source / RECORDS_FILE, source / f"{split}.jsonl"] if source.is_dir() else [source]
+    file = next((one for one in candidates if one.is_file()), None)
+    if file is None or file.suffix not in (".jsonl", ".json") or file.stat().st_size < large:
+        return read_records(path, split=split)
+    return RecordStore(file)

@@ -1,0 +1,1 @@
+"""Models judged on tasks: scores, intervals, comparisons, the folder that they are kept in."""

@@ -1,0 +1,322 @@
+"""Whether one model is better than another, or only luckier: paired tests over the same queries and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_cocktail.core.errors import DataError, UsageError
+from bge_cocktail.evaluating.intervals import bootstrap_interval
+from bge_cocktail.evaluating.scores import ModelScores, Role, Score
+from bge_cocktail.evaluating.store import EvaluationDetails
+from bge_cocktail.evaluating.tasks.pairs import average_precision, rank_correlations
+
+Verdict = Literal["better", "worse", "no measurable change"]
+# signs drawn at once: scipy holds some 50 bytes for each
+_AT_ONCE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TaskChange:
+    """The main score of one task under two models.
+
+    Attributes:
+        task: Its name.
+        role: Target or general.
+        metric: The task's main metric.
+        before: Score of the first model.
+        after: Score of the second.
+        difference: Second minus first.
+        interval: Bootstrap interval of the difference, over the same queries.
+        p: Of the paired permutation test, two-sided.
+        p_corrected: Corrected for the number of tasks (Holm).
+        effect: The mean difference in standard deviations of the single differences (Cohen's d of paired values); None
+            where the metric is no mean, such as a correlation.
+        gained: Queries or texts that are better; None as above.
+        lost: Those that are worse.
+        count: All of them.
+        verdict: Better or worse where the corrected p lies below 1 - confidence.
+    """
+
+    task: str
+    role: Role
+    metric: str
+    before: float
+    after: float
+    difference: float
+    interval: tuple[float, float]
+    p: float
+    p_corrected: float
+    effect: float | None
+    gained: int | None
+    lost: int | None
+    count: int
+    verdict: Verdict
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
+
+
+def compare_models(
+    before: ModelScores,
+    after: ModelScores,
+    details: EvaluationDetails | None = None,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 13,
+) -> list[TaskChange]:
+    """The changes from one model to another, on the main score of every task that both were judged on.
+
+    Args:
+        before: Scores of the first model.
+        after: Of the second.
+        details: What they said of pairs, without which correlations aren't compared.
+        confidence: Of the intervals; a change counts from a corrected p below 1 minus this.
+        resamples: Draws of the test and of the bootstrap.
+        seed: Of those.
+
+    Raises:
+        DataError: They share no task, or were judged on other queries.
+        UsageError: Too few resamples to find anything.
+    """
+    known = {score.task: score for score in after.main()}
+    pairs = [
+        (score, known[score.task])
+        for score in before.main()
+        if score.task in known and (score.per_query or _pairs_said(score, before, after, details))
+    ]
+    if not pairs:
+        raise DataError(f"{before.model} and {after.model} have no task in common that has a value for each query")
+    least = 2 / (resamples + 1)
+    if len(pairs) * least >= 1 - confidence:
+        raise UsageError(
+            f"with {resamples} resamples and {len(pairs)} tasks, no corrected p can lie below {1 - confidence:.4g}; "
+            f"take {int(2 * len(pairs) / (1 - confidence)) + 1} or more"
+        )
+    tested = [_test(one, other, before, after, details, confidence, resamples, seed) for one, other in pairs]
+    return [
+        _change(one, other, found, corrected, confidence)
+        for (one, other), found, corrected in zip(pairs, tested, holm([found.p for found in tested]), strict=True)
+    ]
+
+
+def untested(before: ModelScores, after: ModelScores, details: EvaluationDetails | None = None) -> list[str]:
+    """The tasks that can't be compared, each with the reason."""
+    known = {score.task: score for score in after.main()}
+    reasons = []
+    for score in before.main():
+        if score.task not in known:
+            reasons.append(f"{score.task}: {after.model} was not judged on it")
+        elif not score.per_query and not _pairs_said(score, before, after, details):
+            reasons.append(f"{score.task}: {score.metric} is no mean over queries or texts")
+    missing = {score.task for score in after.main()} - {score.task for score in before.main()}
+    return reasons + [f"{task}: {before.model} was not judged on it" for task in sorted(missing)]
+
+
+def permutation_test(differences: NDArray[np.float64], *, resamples: int = 10_000, seed: int = 13) -> float:
+    """The paired permutation test: how often the sum is as far from 0 if every sign is a coin's.
+
+    All signs are tried where there are no more of them than resamples; else so many are drawn, and the observed one
+    counts too (Phipson and Smyth 2010, doi:10.2202/1544-6115.1585), so that p is never 0.
+
+    Args:
+        differences: Of each query or text, shape (queries,).
+        resamples: Draws at most.
+        seed: Of the draws.
+
+    Returns:
+        The two-sided p.
+    """
+    from scipy.stats import permutation_test as test
+
+    moved = differences[differences != 0]  # zeros change nothing, whatever their sign
+    if len(moved) < 2:  # one alone is as far under either sign
+        return 1.0
+    drawn = test(
+        (moved,),
+        lambda values, axis: values.sum(axis=axis).round(9),  # sums that differ by rounding alone are as far
+        permutation_type="samples",
+        n_resamples=resamples,
+        batch=max(1, _AT_ONCE // len(moved)),
+        rng=np.random.default_rng(seed),
+        vectorized=True,
+    )
+    return float(drawn.pvalue)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Corrected for the number of tests, so that one false alarm among all is as rare as said (Holm 1979)."""
+    corrected = [0.0] * len(ps)
+    highest = 0.0
+    for rank, row in enumerate(sorted(range(len(ps)), key=lambda row: ps[row])):
+        highest = max(highest, min(1.0, (len(ps) - rank) * ps[row]))
+        corrected[row] = highest
+    return corrected
+
+
+def in_words(changes: Sequence[TaskChange], confidence: float = 0.95) -> str:
+    """One sentence: ``better on medquad (+6.1 nDCG@10, 95 % [4.8, 7.4]), no measurable change on 7 tasks``."""
+
+    def named(verdict: Verdict) -> list[str]:
+        return [
+            f"{one.task} ({100 * one.difference:+.1f} {one.metric}, {100 * confidence:g} % "
+            f"[{100 * one.interval[0]:+.1f}, {100 * one.interval[1]:+.1f}])"
+            for one in changes
+            if one.verdict == verdict
+        ]
+
+    better, worse = named("better"), named("worse")
+    same = [one.task for one in changes if one.verdict == "no measurable change"]
+    parts = [f"{word} on {', '.join(found)}" for word, found in (("better", better), ("worse", worse)) if found]
+    if same:
+        parts.append(f"no measurable change on {same[0] if len(same) == 1 else f'{len(same)} tasks'}")
+    return ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tested:
+    """A test of one task; without single differences where the metric is no mean."""
+
+    p: float
+    interval: tuple[float, float]
+    differences: NDArray[np.float64] | None = None
+
+
+def _test(
+    one: Score,
+    other: Score,
+    before: ModelScores,
+    after: ModelScores,
+    details: EvaluationDetails | None,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> _Tested:
+    if one.metric != other.metric:
+        raise DataError(f"{one.task}: {before.model} was judged by {one.metric}, {after.model} by {other.metric}")
+    said = None if one.per_query else _pairs_said(one, before, after, details)
+    if said is not None:
+        return _Tested(*swap_test(*said, one.metric, confidence=confidence, resamples=resamples, seed=seed))
+    if not one.per_query or one.per_query.keys() != other.per_query.keys():
+        raise DataError(
+            f"{one.task}: {before.model} and {after.model} were judged on other queries ({len(one.per_query)} and "
+            f"{len(other.per_query)}); evaluate both on the same data"
+        )
+    first, second = (np.array([score.per_query[name] for name in one.per_query], float) for score in (one, other))
+    differences = second - first
+    return _Tested(
+        permutation_test(differences, resamples=resamples, seed=seed),
+        bootstrap_interval(differences, confidence=confidence, resamples=resamples, seed=seed),
+        differences,
+    )
+
+
+def _pairs_said(
+    score: Score, before: ModelScores, after: ModelScores, details: EvaluationDetails | None
+) -> tuple[dict[str, float], dict[str, float], dict[str, float]] | None:
+    """What both models said of a task's pairs, and what was wanted; None where that isn't kept or no metric fits."""
+    if details is None or score.metric not in STATISTICS:
+        return None
+    said = [details.answers.get((one.model, score.task)) for one in (before, after)]
+    asked = details.texts.get(score.task, {}).get("asked")
+    if not asked or any(not one or one.keys() != asked.keys() for one in said):
+        return None
+    return dict(said[0] or {}), dict(said[1] or {}), {name: float(one["wanted"]) for name, one in asked.items()}
+
+
+def _change(one: Score, other: Score, tested: _Tested, corrected: float, confidence: float) -> TaskChange:
+    differences = tested.differences
+    effect = gained = lost = None
+    if differences is not None:
+        spread = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
+        effect = float(differences.mean()) / spread if spread else 0.0
+        gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
+    verdict: Verdict = "no measurable change"
+    if corrected < 1 - confidence:
+        verdict = "better" if other.value > one.value else "worse"
+    return TaskChange(
+        task=one.task,
+        role=one.role,
+        metric=one.metric,
+        before=one.value,
+        after=other.value,
+        difference=other.value - one.value,
+        interval=tested.interval,
+        p=tested.p,
+        p_corrected=corrected,
+        effect=effect,
+        gained=gained,
+        lost=lost,
+        count=one.count if differences is None else len(differences),
+        verdict=verdict,
+    )
+
+
+Floats = NDArray[np.float64]
+STATISTICS: Mapping[str, Callable[[Floats, Floats], Floats]] = {
+    "Spearman": rank_correlations,
+    "AP": average_precision,
+}
+# numbers held at once
+_NUMBERS_AT_ONCE = 1 << 21
+
+
+def swap_test(
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    wanted: Mapping[str, float],
+    metric: str,
+    *,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> tuple[float, tuple[float, float]]:
+    """How often the metric differs as much if for each pair it is a coin's which model said what; and an interval.
+
+    Similarities of two models lie in other ranges, so each one's ranks are swapped.
+
+    Args:
+        before: Similarity of each pair of texts under the first model.
+        after: Under the second.
+        wanted: Score of each pair.
+        metric: ``Spearman`` or ``AP``.
+        confidence: Of the interval.
+        resamples: Draws of the test and of the bootstrap.
+        seed: Of those.
+
+    Returns:
+        The two-sided p, and the bootstrap interval of second minus first.
+    """
+    from scipy.stats import rankdata
+
+    of = STATISTICS[metric]
+    ids = list(wanted)
+    one, other = (rankdata([said[name] for name in ids]) for said in (before, after))
+    scores = np.array([wanted[name] for name in ids], float)
+    count = len(ids)
+    observed = _difference(of, one[None], other[None], scores[None])[0]
+    generator = np.random.default_rng(seed)
+    block = max(1, _NUMBERS_AT_ONCE // count)
+    as_far = 1  # the observed one counts too, so that p is never 0
+    drawn: list[Any] = []
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        swapped = generator.random((size, count)) < 0.5
+        first, second = np.where(swapped, other, one), np.where(swapped, one, other)
+        found = _difference(of, first, second, np.broadcast_to(scores, (size, count)))
+        as_far += int((np.abs(found) >= abs(observed) - 1e-12).sum())
+        rows = generator.integers(0, count, (size, count))
+        drawn.append(_difference(of, one[rows], other[rows], scores[rows]))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail])
+    return as_far / (resamples + 1), (float(low), float(high))
+
+
+def _difference(of: Callable[[Floats, Floats], Floats], one: Floats, other: Floats, wanted: Floats) -> Floats:
+    return np.asarray(of(other, wanted) - of(one, wanted))

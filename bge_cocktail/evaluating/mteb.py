@@ -1,0 +1,525 @@
+"""MTEB's tasks, and local data as tasks of MTEB, through the mteb library; its result files as one table."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_cocktail.core.errors import CocktailError, DataError, UsageError, nearest
+from bge_cocktail.core.hub import hub_answers
+from bge_cocktail.core.runs import hash_path, hash_value
+from bge_cocktail.data.labelled import read_candidates, read_labelled, read_scored
+from bge_cocktail.data.retrieval import read_retrieval
+from bge_cocktail.evaluating.scores import Role, Score
+from bge_cocktail.evaluating.tasks.labelled import read_clustering
+from bge_cocktail.evaluating.tasks.reranking import candidate_ids
+from bge_cocktail.evaluating.tasks.task import Task, open_task
+from bge_cocktail.models.cache import default_cache_dir
+from bge_cocktail.models.encoder import CachedEncoder
+from bge_cocktail.models.layout import declared_length
+from bge_cocktail.models.prompts import declared_prompts
+
+# our kind of task: mteb's type, its main score
+TYPES = {
+    "retrieval": ("Retrieval", "ndcg_at_10"),
+    "classification": ("Classification", "accuracy"),
+    "sts": ("STS", "cosine_spearman"),
+    "pair-classification": ("PairClassification", "cosine_ap"),
+    "clustering": ("Clustering", "v_measure"),
+    "reranking": ("Reranking", "map_at_1000"),
+}
+
+
+def as_mteb_task(task: Task, split: str = "test") -> Any:
+    """A task of mteb that holds the data of one of ours.
+
+    Its revision is the hash of the data, so that results of other data are never taken for it.
+
+    Args:
+        task: From `tasks.open_task`.
+        split: Which split is judged.
+
+    Returns:
+        An mteb task whose data are loaded.
+
+    Raises:
+        UsageError: Pairs with labels, which mteb has no task for, or a kind of task that it hasn't.
+        DataError: Broken data.
+    """
+    if task.kind not in TYPES:
+        raise UsageError(f"{task.name}: mteb has no tasks like our '{task.kind}'")
+    kind, main_score = TYPES[task.kind]
+    made = _class_of(kind)(_metadata(task, kind, main_score, split))
+    made.dataset = {"default": _DATA[task.kind](task, split)}
+    made.data_loaded = True
+    if task.kind == "sts":
+        scores = read_scored(task.path, split).scores
+        made.min_score, made.max_score = min(scores), max(scores)
+    if task.kind == "clustering":
+        made.max_fraction_of_documents_to_embed = None  # all of them, not 4 %
+    return made
+
+
+def _class_of(kind: str) -> Any:
+    from mteb import abstasks
+
+    # reranking is a retrieval among what each query brings with it
+    parent = getattr(abstasks, f"AbsTask{'Retrieval' if kind == 'Reranking' else kind}")
+
+    # mteb reads a task's metadata from its class, so each gets a class of its own
+    return lambda metadata: type(f"Local{kind}", (parent,), {"metadata": metadata, "load_data": _loaded})()
+
+
+def _loaded(self: Any, **_: Any) -> None:
+    self.data_loaded = True
+
+
+def _metadata(task: Task, kind: str, main_score: str, split: str) -> Any:
+    from mteb.abstasks.task_metadata import TaskMetadata
+
+    return TaskMetadata(
+        name=re.sub(r"[^A-Za-z0-9._-]", "-", task.name),
+        dataset={"path": f"local/{task.name}", "revision": hash_path(task.path)},
+        description=f"Local data: {task.name}",
+        type=kind,
+        category="t2t",
+        eval_splits=[split],
+        eval_langs=["eng-Latn"],
+        main_score=main_score,
+    )
+
+
+def _retrieval(task: Task, split: str) -> dict[str, Any]:
+    from datasets import Dataset
+
+    judged = read_retrieval(task.path, split)
+    return {
+        split: {
+            "corpus": Dataset.from_dict({"id": list(judged.corpus), "text": list(judged.corpus.values())}),
+            "queries": Dataset.from_dict({"id": list(judged.queries), "text": list(judged.queries.values())}),
+            "relevant_docs": {query: dict(judged.qrels[query]) for query in judged.queries},
+            "top_ranked": None,
+        }
+    }
+
+
+def _classification(task: Task, split: str) -> Any:
+    from datasets import Dataset, DatasetDict
+
+    parts = {name: read_labelled(task.path, name) for name in ("train", split)}
+    if any(isinstance(text, tuple) for part in parts.values() for text in part.texts):
+        raise UsageError(f"{task.name}: mteb has no classification of pairs; evaluate it as a task of ours")
+    names = sorted(set(parts["train"].labels))
+    return DatasetDict(
+        {
+            name: Dataset.from_dict({"text": list(part.texts), "label": [names.index(label) for label in part.labels]})
+            for name, part in parts.items()
+        }
+    )
+
+
+def _sts(task: Task, split: str) -> Any:
+    from datasets import Dataset, DatasetDict
+
+    pairs = read_scored(task.path, split)
+    columns = {"sentence1": list(pairs.first), "sentence2": list(pairs.second), "score": list(pairs.scores)}
+    return DatasetDict({split: Dataset.from_dict(columns)})
+
+
+def _pairs(task: Task, split: str) -> Any:
+    from datasets import Dataset, DatasetDict
+
+    pairs = read_scored(task.path, split)
+    labels = [int(score) for score in pairs.scores]
+    # one row holds all pairs, as in the sets of the hub
+    return DatasetDict(
+        {split: Dataset.from_dict({"sentence1": list(pairs.first), "sentence2": list(pairs.second), "labels": labels})}
+    )
+
+
+def _clustering(task: Task, split: str) -> Any:
+    from datasets import Dataset, DatasetDict
+
+    data = read_clustering(task.path, split)
+    return DatasetDict({split: Dataset.from_dict({"sentences": list(data.texts), "labels": list(data.labels)})})
+
+
+def _reranking(task: Task, split: str) -> dict[str, Any]:
+    from datasets import Dataset
+
+    rows = {f"q{line}": row for line, row in enumerate(read_candidates(task.path, split), start=1)}
+    texts = {
+        query: dict(zip(candidate_ids(row), (*row.positive, *row.negative), strict=True)) for query, row in rows.items()
+    }
+    documents = {f"{query}-{one}": text for query, own in texts.items() for one, text in own.items()}
+    return {
+        split: {
+            "corpus": Dataset.from_dict({"id": list(documents), "text": list(documents.values())}),
+            "queries": Dataset.from_dict({"id": list(rows), "text": [row.query for row in rows.values()]}),
+            "relevant_docs": {
+                query: {f"{query}-{one}": int(one.startswith("p")) for one in own} for query, own in texts.items()
+            },
+            "top_ranked": {query: [f"{query}-{one}" for one in own] for query, own in texts.items()},
+        }
+    }
+
+
+_DATA = {
+    "retrieval": _retrieval,
+    "classification": _classification,
+    "sts": _sts,
+    "pair-classification": _pairs,
+    "clustering": _clustering,
+    "reranking": _reranking,
+}
+OWNER = "local"
+
+
+class MtebModel:
+    """An encoder for mteb: its `EncoderProtocol`.
+
+    A local folder has no identity in mteb, whose result cache would then give one model's scores to another; here name
+    and revision are made of the weights, the prompts and the precision.
+
+    Args:
+        name: What results call it.
+        encoder: Embeds, and caches what it embedded.
+    """
+
+    def __init__(self, name: str, encoder: CachedEncoder) -> None:
+        self._name, self._encoder = name, encoder
+
+    def encode(
+        self,
+        inputs: Iterable[dict[str, Any]],
+        *,
+        task_metadata: Any,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: Any = None,
+        **_: Any,
+    ) -> NDArray[np.float32]:
+        """Embed the texts of all batches.
+
+        Args:
+            inputs: Batches with ``text``.
+            task_metadata: Of the task, for a prompt that the model declares for it.
+            hf_split: Not looked at.
+            hf_subset: Not looked at.
+            prompt_type: Query, document, or neither.
+
+        Returns:
+            Shape (texts, dimensions).
+        """
+        texts = [text for batch in inputs for text in batch["text"]]
+        return self._encoder.encode_query(texts, self.prompt(task_metadata, prompt_type))
+
+    def prompt(self, task_metadata: Any, prompt_type: Any) -> str:
+        """The prompt of a task's texts.
+
+        What the user chose for queries and documents goes before what the model declares: for the task, for its type,
+        for the role, in mteb's order.
+        """
+        from mteb.models.abs_encoder import get_prompt_name
+
+        role = getattr(prompt_type, "value", prompt_type)
+        options = self._encoder.options
+        chosen = {"query": options.query_prompt, "document": options.document_prompt}.get(role)
+        if chosen is not None:
+            return chosen
+        declared = {name: text for name, text in declared_prompts(self._encoder.folder).items() if text}
+        special = {name: text for name, text in declared.items() if name not in ("query", "document")}
+        found = get_prompt_name(special, task_metadata, prompt_type)
+        if found is not None:
+            return special[found]
+        return self._encoder.prompt_for(role if role in ("query", "document") else "text")
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Cosines, shape (first, second)."""
+        from mteb.similarity_functions import cos_sim
+
+        return cos_sim(embeddings1, embeddings2)
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Cosines of pairs, shape (pairs,)."""
+        from mteb.similarity_functions import pairwise_cos_sim
+
+        return pairwise_cos_sim(embeddings1, embeddings2)
+
+    @cached_property
+    def mteb_model_meta(self) -> Any:
+        """Who it is: a name, and a revision for its content."""
+        from mteb.models.model_meta import ModelMeta, ScoringFunction
+
+        encoder = self._encoder
+        identity = hash_value([encoder.hash, {**encoder.options.what_counts(), "precision": encoder.precision}])
+        return ModelMeta.create_empty(
+            {
+                "name": f"{OWNER}/{re.sub(r'[^A-Za-z0-9._-]', '-', self._name)}",
+                "revision": identity,
+                "max_tokens": encoder.options.max_length or declared_length(encoder.folder),
+                "similarity_fn_name": ScoringFunction.COSINE,
+                "framework": ["Sentence Transformers", "PyTorch"],
+                "modalities": ["text"],
+            }
+        )
+
+
+log = logging.getLogger(__name__)
+
+
+def open_mteb_tasks(names: Sequence[str], split: str = "test") -> list[Any]:
+    """The tasks that names of tasks and benchmarks, and folders of local data, stand for.
+
+    Args:
+        names: Such as ``STSBenchmark``, ``MTEB(eng, v2)`` or ``data/handbook``.
+        split: Which split of local data is judged.
+
+    Raises:
+        UsageError: There is no such task or benchmark; with the nearest names.
+        DataError: Broken local data.
+    """
+    import mteb
+
+    known = {task.metadata.name for task in mteb.get_tasks(exclude_superseded=False)}
+    benchmarks = {one.name: one for one in mteb.get_benchmarks()}
+    found: dict[str, Any] = {}
+    for name in names:
+        if Path(name).is_dir():
+            task = as_mteb_task(open_task(name, "general"), split)
+            found[task.metadata.name] = task
+        elif name in benchmarks:
+            found |= {task.metadata.name: task for task in benchmarks[name].tasks}
+        elif name in known:
+            found[name] = mteb.get_task(name)
+        else:
+            raise UsageError(f"mteb has no task or benchmark '{name}'.{nearest(name, [*known, *benchmarks])}")
+    return list(found.values())
+
+
+def run_mteb(
+    name: str, encoder: CachedEncoder, tasks: Sequence[Any], role: Role, *, cache_dir: Path | None = None
+) -> list[Score]:
+    """Judge an encoder on tasks of mteb; what was judged before is read from mteb's result cache.
+
+    Args:
+        name: What results call the model.
+        encoder: The model.
+        tasks: From `open_mteb_tasks` or `as_mteb_task`.
+        role: Of the tasks.
+        cache_dir: Where results are kept; default: beside the embeddings.
+
+    Returns:
+        The main score of each task.
+
+    Raises:
+        DataError: A task's data are neither in the cache nor within reach.
+        CocktailError: A task failed.
+    """
+    import mteb
+    from mteb.cache import ResultCache
+
+    model = MtebModel(name, encoder)
+    cache = ResultCache(results_folder(cache_dir))
+    _without_network([task for task in tasks if not task.data_loaded])
+    scores = []
+    for task in tasks:
+        log.info("%s: %s", name, task.metadata.name)
+        try:
+            result = mteb.evaluate(model, task, cache=cache, show_progress_bar=False, co2_tracker=False)
+        except (ConnectionError, OSError) as error:
+            raise DataError(
+                f"mteb's task {task.metadata.name} needs its data ({task.metadata.dataset['path']}), which are neither "
+                f"in the cache nor within reach: {str(error).splitlines()[0]}"
+            ) from None
+        except (ValueError, RuntimeError, KeyError, TypeError) as error:
+            raise CocktailError(f"mteb's task {task.metadata.name} failed: {error}") from error
+        scores += [_score(one, task, role) for one in result.task_results]
+    return scores
+
+
+def results_folder(cache_dir: Path | None = None) -> Path:
+    """Where mteb's results are kept."""
+    return (cache_dir or default_cache_dir()) / "mteb"
+
+
+def copy_results(names: Sequence[tuple[str, CachedEncoder]], output: Path, cache_dir: Path | None = None) -> None:
+    """Copy the models' results, in mteb's own layout, into a folder."""
+    from mteb.cache import ResultCache
+
+    for name, encoder in names:
+        meta = MtebModel(name, encoder).mteb_model_meta
+        source = ResultCache(results_folder(cache_dir)).get_task_result_path("x", meta).parent
+        target = ResultCache(output).get_task_result_path("x", meta).parent
+        if source.is_dir():
+            shutil.copytree(source, target, dirs_exist_ok=True)
+
+
+def _score(result: Any, task: Any, role: Role) -> Score:
+    value = float(result.get_score())
+    count = sum(len(subsets) for subsets in result.scores.values())
+    return Score(
+        task=f"mteb/{result.task_name}",
+        kind="mteb",
+        role=role,
+        metric=str(task.metadata.main_score),
+        value=value,
+        interval=None,
+        count=count,  # subsets: mteb keeps no number of texts
+        main=True,
+    )
+
+
+def _without_network(tasks: Sequence[Any]) -> None:
+    """Where the hub doesn't answer, have the libraries fail at once and not after minutes."""
+    if not tasks or os.environ.get("HF_HUB_OFFLINE") or hub_answers():
+        return
+    import datasets
+    from huggingface_hub import constants
+
+    log.warning("the hub doesn't answer: mteb's tasks are taken from the cache, if they are there")
+    constants.HF_HUB_OFFLINE = True
+    datasets.config.HF_HUB_OFFLINE = True
+
+
+LOCAL = "Local"
+META_FILE = "model_meta.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Leaderboard:
+    """Results of several models.
+
+    Attributes:
+        models: Their names, each with the start of its revision where a name comes twice.
+        types: mteb's type of each task; ``Local`` for those that mteb doesn't know.
+        scores: Main score by model, then by task.
+        target: The tasks that are tuned for.
+    """
+
+    models: Sequence[str]
+    types: Mapping[str, str]
+    scores: Mapping[str, Mapping[str, float]]
+    target: Collection[str] = ()
+
+    @property
+    def shared(self) -> list[str]:
+        """The tasks that every model was judged on; averages are over these."""
+        return [task for task in self.types if all(task in self.scores[model] for model in self.models)]
+
+    def averages(self, model: str) -> dict[str, float | None]:
+        """mteb's averages of a model: over tasks, over types, of each type; and of target and general tasks."""
+        own, shared = self.scores[model], self.shared
+        by_type = {
+            kind: _mean([own[task] for task in shared if self.types[task] == kind])
+            for kind in sorted(set(self.types.values()))
+        }
+        known = [value for value in by_type.values() if value is not None]
+        found: dict[str, float | None] = {"mean (task)": _mean([own[task] for task in shared])}
+        found["mean (type)"] = _mean(known)
+        if self.target:
+            found["target"] = _mean([own[task] for task in shared if task in self.target])
+            found["general"] = _mean([own[task] for task in shared if task not in self.target])
+        return {**found, **by_type}
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {
+            "tasks": dict(self.types),
+            "shared": self.shared,
+            "models": [
+                {"model": model, "averages": self.averages(model), "scores": dict(self.scores[model])}
+                for model in self.models
+            ],
+        }
+
+
+def read_leaderboard(folders: Sequence[Path], target: Sequence[str] = ()) -> Leaderboard:
+    """The results below folders.
+
+    Args:
+        folders: mteb's result folders, or evaluations that hold some (``mteb/``).
+        target: Names of tasks that are tuned for.
+
+    Raises:
+        DataError: A folder holds no results, or a file can't be read.
+        UsageError: No result is of a target task.
+    """
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for folder in folders:
+        files = [path for path in sorted(folder.rglob("*.json")) if path.name != META_FILE and _is_result(path)]
+        if not files:
+            raise DataError(f"{folder} holds no results of mteb")
+        for file in files:
+            model = _model_of(file)
+            task, score = _score_of(file)
+            if found.setdefault(model, {}).setdefault(task, score) != score:
+                log.warning(
+                    "%s: another result of %s on %s stands in %s; the first holds", file, *model[:1], task, folder
+                )
+    tasks = list(dict.fromkeys(task for scores in found.values() for task in scores))
+    for name in target:
+        if name not in tasks:
+            raise UsageError(f"--target: no result is of a task '{name}'.{nearest(name, tasks)}")
+    names = _names(list(found))
+    return Leaderboard(
+        list(names.values()),
+        _types(tasks),
+        {names[model]: scores for model, scores in found.items()},
+        frozenset(target),
+    )
+
+
+def _is_result(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} can't be read: {error}") from None
+    return isinstance(content, dict) and {"task_name", "scores"} <= content.keys()
+
+
+def _model_of(file: Path) -> tuple[str, str]:
+    """Name and revision of the model that a result lies beside."""
+    try:
+        meta = json.loads((file.parent / META_FILE).read_text(encoding="utf-8"))
+        return str(meta["name"]), str(meta.get("revision"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return file.parent.parent.name.replace("__", "/"), file.parent.name
+
+
+def _score_of(file: Path) -> tuple[str, float]:
+    from mteb.results import TaskResult
+
+    try:
+        result = TaskResult.from_disk(file)
+        return str(result.task_name), float(result.get_score())
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file} is no result of mteb: {str(error).splitlines()[0]}") from None
+
+
+def _types(tasks: Sequence[str]) -> dict[str, str]:
+    import mteb
+
+    known = {task.metadata.name: str(task.metadata.type) for task in mteb.get_tasks(exclude_superseded=False)}
+    return {task: known.get(task, LOCAL) for task in tasks}
+
+
+def _names(models: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """What to call each; models of one name are told apart by the revision, which is that of their weights."""
+    names = [name for name, _ in models]
+    return {model: model[0] if names.count(model[0]) == 1 else f"{model[0]} @ {model[1][:8]}" for model in models}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,330 @@
+"""The folder that an evaluation is kept in: scores, answers, texts, embeddings for a map; and several read together."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_cocktail.core.errors import DataError, near_path
+from bge_cocktail.core.outputs import new_folder, read_object, write_json
+from bge_cocktail.core.runs import RUN_FILE, describe_run
+from bge_cocktail.evaluating.scores import ModelScores, Run, Score
+from bge_cocktail.evaluating.tasks.task import Task, cut, sample_texts, task_texts
+
+SCORES_FILE = "scores.json"
+PER_QUERY_FILE = "per_query.jsonl"
+RUNS = "runs"
+
+
+def write_evaluation(
+    output: Path,
+    make: Callable[[], list[ModelScores]],
+    options: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    task_list: Sequence[Task],
+    also: Callable[[Path], None] = lambda _: None,
+    *,
+    overwrite: bool = False,
+) -> list[ModelScores]:
+    """Evaluate and keep the result: scores.json, per_query.jsonl, run.json, what is kept for reading (`EvaluationDetails`), and
+    runs/ where runs were kept.
+
+    Args:
+        output: The folder to write.
+        make: Does the work.
+        options: For run.json; ``evaluate`` holds those of judging.
+        inputs: Names and hashes of models and tasks, for run.json.
+        task_list: The tasks that were judged.
+        also: Writes more into the folder.
+        overwrite: Replace an older output of this tool.
+    """
+    started = time.monotonic()
+    with new_folder(output, overwrite=overwrite) as new:
+        results = make()
+        also(new)
+        write_json(new / SCORES_FILE, {"models": [result.to_json() for result in results]})
+        with (new / PER_QUERY_FILE).open("w", encoding="utf-8") as file:
+            for result in results:
+                for score in result.scores:
+                    if score.per_query:
+                        line = {"model": result.model, **score.to_json(per_query=True)}
+                        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    if score.run:
+                        write_run(score.run, new / RUNS / result.model.replace("/", "_") / f"{score.task}.trec")
+        judging = options["evaluate"]
+        write_details(new, results, task_list, judging["split"], judging["map_texts"], judging["seed"])
+        seconds = time.monotonic() - started
+        about = {one.model: {**one.about, "retrieval": _efficiency(one)} for one in results}
+        described = describe_run("evaluate", options=options, inputs=inputs, seconds=seconds, models=about)
+        write_json(new / RUN_FILE, described)
+    return results
+
+
+def _efficiency(result: ModelScores) -> dict[str, dict[str, float]]:
+    """What the search of each retrieval cost."""
+    return {
+        score.task: {name: round(value, 3) for name, value in score.efficiency.items()}
+        for score in result.scores
+        if score.efficiency
+    }
+
+
+def write_run(run: Run, path: Path) -> None:
+    """Keep what was found for each query in TREC's format: query, Q0, document, rank, score, tag.
+
+    Raises:
+        DataError: An id holds white space, which the format has no way to say.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for query, found in run.items():
+            for rank, (document, score) in enumerate(found.items(), start=1):
+                for name in (query, document):
+                    if not name or name.split() != [name]:
+                        raise DataError(f"the id {name!r} can't stand in a TREC run, whose columns end at white space")
+                file.write(f"{query} Q0 {document} {rank} {score:.9g} bge-cocktail\n")
+
+
+def read_evaluation(folder: Path) -> list[ModelScores]:
+    """The scores that `write_evaluation` kept.
+
+    Raises:
+        DataError: The folder holds none.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder.{near_path(str(folder))}")
+    try:
+        content = json.loads((folder / SCORES_FILE).read_text(encoding="utf-8"))
+        values: dict[tuple[str, str, str], dict[str, float]] = {}
+        with (folder / PER_QUERY_FILE).open(encoding="utf-8") as file:
+            for line in map(json.loads, file):
+                values[line["model"], line["task"], line["metric"]] = line["per_query"]
+        return [
+            ModelScores(
+                one["model"],
+                one["path"],
+                [
+                    Score(
+                        **{**score, "interval": score["interval"] and tuple(score["interval"])},
+                        per_query=values.get((one["model"], score["task"], score["metric"]), {}),
+                    )
+                    for score in one["scores"]
+                ],
+            )
+            for one in content["models"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder} holds no readable evaluation: {error}") from None
+
+
+ANSWERS_FILE, TEXTS_FILE, MAP_FILE = "answers.jsonl", "texts.jsonl", "embeddings.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationDetails:
+    """What an evaluation kept for reading.
+
+    Attributes:
+        answers: What each model said, by model and task, then by query or text.
+        texts: Of each task, as `tasks.task_texts` gives them.
+        points: Of each model and task, the texts drawn for a map: their texts and groups, and their embeddings, shape
+            (texts, dimensions).
+    """
+
+    answers: Mapping[tuple[str, str], Mapping[str, Any]]
+    texts: Mapping[str, Mapping[str, Any]]
+    points: Mapping[tuple[str, str], tuple[list[str], list[str], NDArray[np.float32]]]
+
+
+def write_details(
+    folder: Path, results: Sequence[ModelScores], task_list: Sequence[Task], split: str, map_texts: int, seed: int
+) -> None:
+    """Keep them beside the scores.
+
+    Args:
+        folder: The evaluation.
+        results: Of all models.
+        task_list: The tasks of ours; mteb's keep no texts.
+        split: Which was judged.
+        map_texts: As the models were evaluated with.
+        seed: As above.
+    """
+    with (folder / ANSWERS_FILE).open("w", encoding="utf-8") as file:
+        for result in results:
+            for score in result.scores:
+                if score.answers:
+                    _write_line(file, {"model": result.model, "task": score.task, "answers": dict(score.answers)})
+    with (folder / TEXTS_FILE).open("w", encoding="utf-8") as file:
+        for task in task_list:
+            answers = [one.answers for result in results for one in result.main() if one.task == task.name]
+            _write_line(file, {"task": task.name, "kind": task.kind, **task_texts(task, split, answers)})
+    _write_map(folder / MAP_FILE, results, task_list, split, map_texts, seed)
+
+
+def read_details(folder: Path) -> EvaluationDetails:
+    """What `write_details` kept; empty where an older version kept none.
+
+    Raises:
+        DataError: It can't be read.
+    """
+    try:
+        return EvaluationDetails(
+            {(one["model"], one["task"]): one["answers"] for one in _lines(folder / ANSWERS_FILE)},
+            {one["task"]: one for one in _lines(folder / TEXTS_FILE)},
+            _read_map(folder / MAP_FILE),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder} holds answers that can't be read: {error}") from None
+
+
+def _write_map(
+    path: Path, results: Sequence[ModelScores], task_list: Sequence[Task], split: str, count: int, seed: int
+) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    tables = []
+    for task in task_list:
+        sample = sample_texts(task, split, count, seed)
+        for result in results:
+            found = result.embeddings.get(task.name)
+            if found is None or not len(sample):
+                continue
+            rows = pa.array(found.astype(np.float16).ravel(), pa.float16())
+            columns: dict[str, Any] = {
+                "model": [result.model] * len(sample),
+                "task": [task.name] * len(sample),
+                "role": [one.role for one in sample],
+                "group": [one.group for one in sample],
+                "text": [cut(one.text) for one in sample],
+                # models of a run may have other dimensions: a list of any length
+                "embedding": pa.FixedSizeListArray.from_arrays(rows, found.shape[1]).cast(pa.list_(pa.float16())),
+            }
+            tables.append(pa.table(columns))
+    if tables:
+        parquet.write_table(pa.concat_tables(tables), path, compression="zstd")
+
+
+def _read_map(path: Path) -> dict[tuple[str, str], tuple[list[str], list[str], NDArray[np.float32]]]:
+    if not path.is_file():
+        return {}
+    from pyarrow import parquet
+
+    found: dict[tuple[str, str], tuple[list[str], list[str], list[Any]]] = {}
+    table = parquet.read_table(path)
+    columns = [table.column(name).to_pylist() for name in ("model", "task", "text", "group")]
+    vectors = table.column("embedding").combine_chunks()
+    flat, offsets = vectors.values.to_numpy(), vectors.offsets.to_numpy()
+    for row, (model, task, text, group) in enumerate(zip(*columns, strict=True)):
+        texts, groups, rows = found.setdefault((model, task), ([], [], []))
+        texts.append(text)
+        groups.append(group)
+        rows.append(flat[offsets[row] : offsets[row + 1]])
+    return {key: (texts, groups, np.stack(rows).astype(np.float32)) for key, (texts, groups, rows) in found.items()}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def _write_line(file: Any, value: Mapping[str, Any]) -> None:
+    file.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+# what may differ between models that are compared: each has prompts of its own
+_ENCODING = ("precision", "max_length", "query_prompt", "document_prompt")
+
+
+# what changes no score
+_ASIDE = ("confidence", "seed", "save_runs", "map_texts")
+
+
+log = logging.getLogger(__name__)
+
+
+def load_evaluations(folders: Sequence[Path]) -> list[ModelScores]:
+    """The models of several evaluations, each with all its scores.
+
+    Raises:
+        DataError: A folder holds no evaluation; one was made with other options, or on other data of a task; two models
+            have one name.
+    """
+    models: dict[str, tuple[str, ModelScores]] = {}
+    data: dict[str, tuple[str, Path]] = {}
+    options: tuple[dict[str, Any], Path] | None = None
+    probe: tuple[str, Path] | None = None
+    for folder in folders:
+        found = read_evaluation(folder)
+        described = read_object(folder / RUN_FILE)
+        inputs = described.get("inputs", {})
+        mine = _what_scores_depend_on(described.get("options", {}))
+        way = str(mine.pop("probe", "that of an older version"))
+        if any(score.kind == "classification" for one in found for score in one.scores):
+            probe = probe or (way, folder)
+            if probe[0] != way:
+                raise DataError(
+                    f"{folder} was evaluated with other options than {probe[1]}: probe {way} against {probe[0]}"
+                )
+        options = options or (mine, folder)
+        changed = [name for name in mine.keys() | options[0].keys() if mine.get(name) != options[0].get(name)]
+        words = ", ".join(f"{name} {mine.get(name)} against {options[0].get(name)}" for name in sorted(changed))
+        if set(changed) - set(_ENCODING):
+            raise DataError(f"{folder} was evaluated with other options than {options[1]}: {words}")
+        if changed:
+            log.warning("%s was embedded otherwise than %s: %s", folder, options[1], words)
+        for name, value in inputs.items():
+            role, _, task = name.partition(" ")
+            if role not in ("target", "general"):
+                continue
+            known, where = data.setdefault(task, (value, folder))
+            if known != value:
+                raise DataError(f"task '{task}' has other data in {folder} than in {where}; evaluate on the same")
+        for one in found:
+            content = inputs.get(one.model, "")
+            if one.model not in models:
+                models[one.model] = (content, one)
+                continue
+            earlier, before = models[one.model]
+            if earlier != content:
+                raise DataError(f"two models are called '{one.model}'; evaluate them as NAME=FOLDER")
+            seen = {score.task for score in before.scores}
+            scores = [*before.scores, *(score for score in one.scores if score.task not in seen)]
+            models[one.model] = (content, replace(before, scores=scores))
+    return [one for _, one in models.values()]
+
+
+def load_details(folders: Sequence[Path]) -> EvaluationDetails:
+    """What several evaluations kept for reading, which `load_evaluations` has found to be of the same data."""
+    # as with scores, what an earlier one says holds
+    found = [read_details(folder) for folder in reversed(folders)]
+    texts: dict[str, dict[str, Any]] = {}
+    for one in found:
+        for task, more in one.texts.items():
+            known = texts.setdefault(task, {"asked": {}, "documents": {}})
+            known["asked"] |= more.get("asked", {})
+            known["documents"] |= more.get("documents", {})
+    return EvaluationDetails(
+        {key: value for one in found for key, value in one.answers.items()},
+        texts,
+        {key: value for one in found for key, value in one.points.items()},
+    )
+
+
+def _what_scores_depend_on(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an evaluation's options, those that scores depend on."""
+    judging, encoding = options.get("evaluate", {}), options.get("encode", {})
+    return {
+        **{name: value for name, value in judging.items() if name not in _ASIDE},
+        **{name: encoding[name] for name in _ENCODING if name in encoding},
+    }

@@ -1,0 +1,243 @@
+"""Retrieval in stages: embeddings joined with words, the best read again by a cross-encoder."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from bge_cocktail.core.errors import DataError
+from bge_cocktail.data.beir import RetrievalData
+from bge_cocktail.data.record import normalise
+from bge_cocktail.data.retrieval import read_retrieval
+from bge_cocktail.evaluating.intervals import mean_intervals
+from bge_cocktail.evaluating.measures import measure_run
+from bge_cocktail.evaluating.scores import FOUND_SHOWN, Role, Run, Score, tasks
+from bge_cocktail.models.encoder import Encoder
+from bge_cocktail.models.reranker import Reranker, load_reranker
+from bge_cocktail.options import EvaluateOptions
+from bge_cocktail.search.bm25 import top_by_words
+from bge_cocktail.search.exact import top_k_and_ties
+
+# of reciprocal rank fusion, as its paper has it
+RANK_OFFSET = 60
+
+
+def run_by_words(judged: RetrievalData, depth: int) -> dict[str, dict[str, float]]:
+    """The documents that share words with each query (BM25), best first."""
+    document_ids = list(judged.corpus)
+    found = top_by_words(list(judged.queries.values()), list(judged.corpus.values()), depth)
+    return {
+        query: ordered({document_ids[row]: score for row, score in zip(rows, scores, strict=True) if row >= 0}, depth)
+        for query, rows, scores in zip(judged.queries, found.rows.tolist(), found.similarities.tolist(), strict=True)
+    }
+
+
+def fused(runs: Sequence[Run], depth: int) -> dict[str, dict[str, float]]:
+    """Reciprocal rank fusion: a document's score is the sum of ``1 / (60 + rank)`` over the runs.
+
+    (Cormack, Clarke and Buettcher 2009, doi:10.1145/1571941.1572114.)
+
+    Args:
+        runs: Of the same queries.
+        depth: Documents kept of each query.
+    """
+    joined: dict[str, dict[str, float]] = {}
+    for query in runs[0]:
+        scores: dict[str, float] = {}
+        for run in runs:
+            for rank, document in enumerate(run.get(query, ()), start=1):
+                scores[document] = scores.get(document, 0.0) + 1 / (RANK_OFFSET + rank)
+        joined[query] = ordered(scores, depth)
+    return joined
+
+
+def reranked(run: Run, judged: RetrievalData, reranker: Reranker, depth: int) -> dict[str, dict[str, float]]:
+    """The first documents of each query in the order of a cross-encoder's scores; the others stay behind them.
+
+    Args:
+        run: What was found.
+        judged: The texts.
+        reranker: Scores pairs of query and document.
+        depth: Documents of each query that it reads.
+    """
+    firsts = {query: list(found)[:depth] for query, found in run.items()}
+    pairs = [(judged.queries[query], judged.corpus[one]) for query, first in firsts.items() for one in first]
+    scores = iter(np.asarray(reranker(pairs), float).tolist() if pairs else [])
+    result = {}
+    for query, found in run.items():
+        read = ordered({one: next(scores) for one in firsts[query]}, depth)
+        lowest = min(read.values(), default=0.0)
+        rest = list(found)[depth:]
+        result[query] = {**read, **{one: lowest - rank for rank, one in enumerate(rest, start=1)}}
+    return result
+
+
+def ordered(scores: Mapping[str, float], depth: int) -> dict[str, float]:
+    """Documents by score, equal ones (in float32) by id, both descending, as trec_eval does."""
+    single = {document: float(np.float32(score)) for document, score in scores.items()}
+    ranked = sorted(single, key=lambda document: (single[document], document), reverse=True)
+    return {document: single[document] for document in ranked[:depth]}
+
+
+log = logging.getLogger(__name__)
+
+
+@tasks("retrieval")
+def retrieval(encoder: Encoder, path: Path, name: str, role: Role, options: EvaluateOptions) -> list[Score]:
+    """Exact search over a corpus (a BEIR folder, or one that `prepare` wrote): nDCG, recall, MRR, MAP and others."""
+    judged = read_retrieval(path, options.split)
+    _tell(judged, name)
+    efficiency: dict[str, float] = {}
+    run = staged_run(encoder, judged, options, efficiency)
+    found = judge_run(run, judged, options.metrics)
+    values = np.stack([np.fromiter(per_query.values(), float) for per_query in found.values()], axis=1)
+    intervals = mean_intervals(values, confidence=options.confidence, seed=options.seed)
+    scores = []
+    for (metric, per_query), column, interval in zip(found.items(), values.T, intervals, strict=True):
+        main = metric == options.metrics[0]
+        scores.append(
+            Score(
+                task=name,
+                kind="retrieval",
+                role=role,
+                metric=metric,
+                value=float(column.mean()),
+                interval=interval,
+                count=len(column),
+                main=main,
+                per_query=per_query,
+                run=run if main and options.save_runs else {},
+                answers=_answers(run, judged) if main else {},
+                efficiency=efficiency if main else {},
+            )
+        )
+    return scores
+
+
+def judge(
+    encoder: Encoder, judged: RetrievalData, depth: int = 100, metrics: Sequence[str] = ("nDCG@10",)
+) -> dict[str, dict[str, float]]:
+    """Measures of each query.
+
+    Args:
+        encoder: Embeds queries and documents.
+        judged: Queries, corpus, judgements.
+        depth: Documents retrieved for a query.
+        metrics: Such as ``Recall@10``; see `ranking.measures`.
+
+    Returns:
+        For each measure the value of each query that has a relevant document.
+
+    Raises:
+        DataError: No query has one.
+    """
+    return judge_run(search_run(encoder, judged, depth), judged, metrics)
+
+
+def judge_run(run: Run, judged: RetrievalData, metrics: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Measures of a run; see `judge`."""
+    if not any(grade > 0 for grades in judged.qrels.values() for grade in grades.values()):
+        raise DataError("no query of this split has a relevant document (a score above 0)")
+    return measure_run(run, judged.qrels, metrics)
+
+
+def staged_run(
+    encoder: Encoder, judged: RetrievalData, options: EvaluateOptions, efficiency: dict[str, float] | None = None
+) -> Run:
+    """The documents retrieved for each query, in the stages that the options name; see `search_run`."""
+    run: Run = search_run(encoder, judged, options.depth, efficiency)
+    if options.hybrid:
+        by_words = run_by_words(judged, options.depth + 1)
+        others = {query: without_itself(query, found, judged, options.depth) for query, found in by_words.items()}
+        run = fused([run, others], options.depth)
+    if options.reranker is not None:
+        # encoders in tests and of other libraries may not say where they compute
+        reranker = _reranker(options.reranker, getattr(encoder, "device", "auto"))
+        run = reranked(run, judged, reranker, options.rerank_depth)
+    return run
+
+
+@lru_cache(maxsize=1)
+def _reranker(name: str, device: str) -> Reranker:
+    """Loaded once for all models and tasks."""
+    return load_reranker(name, device=device, logits=True)
+
+
+def search_run(
+    encoder: Encoder, judged: RetrievalData, depth: int, efficiency: dict[str, float] | None = None
+) -> dict[str, dict[str, float]]:
+    """The documents retrieved for each query, best first, with their similarities.
+
+    Equal similarities (in float32) are ordered by document id, descending, as trec_eval does. Where queries are
+    documents themselves, a query doesn't find itself: a document with its id and its text (perhaps after a title) is
+    left out, unless it is judged relevant.
+
+    Args:
+        encoder: Embeds queries and documents.
+        judged: Queries, corpus, judgements.
+        depth: Documents retrieved for a query.
+        efficiency: Takes what `Scorer.efficiency` holds.
+    """
+    document_ids = sorted(judged.corpus, reverse=True)  # so that of equal ones the lowest row has the highest id
+    documents = encoder.encode_document([judged.corpus[name] for name in document_ids])
+    queries = encoder.encode_query(list(judged.queries.values()))
+    started = time.perf_counter()
+    similarities, rows = top_k_and_ties(queries, documents, min(depth + 1, len(document_ids)))
+    if efficiency is not None:
+        milliseconds = 1000 * (time.perf_counter() - started) / len(queries)
+        efficiency |= {
+            "documents": len(documents),
+            "index_megabytes": documents.nbytes / 1e6,
+            "search_ms": milliseconds,
+        }
+    found = {}
+    for query, line, values in zip(judged.queries, rows.tolist(), similarities.tolist(), strict=True):
+        named = dict(zip(map(document_ids.__getitem__, line), values, strict=True))
+        if query in judged.corpus:
+            named = without_itself(query, named, judged, depth)
+        elif len(named) > depth:
+            named.popitem()
+        found[query] = named
+    return found
+
+
+def without_itself(query: str, found: Mapping[str, float], judged: RetrievalData, depth: int) -> dict[str, float]:
+    """What was found for a query but the query itself; at most `depth` documents."""
+    text = normalise(judged.corpus.get(query, "")) if query in found else ""
+    same = bool(text) and text.endswith(normalise(judged.queries[query])) and judged.qrels[query].get(query, 0) <= 0
+    kept = [document for document in found if not (same and document == query)]
+    return {document: found[document] for document in kept[:depth]}
+
+
+def _answers(run: Run, judged: RetrievalData) -> dict[str, dict[str, dict[str, float | int | None]]]:
+    """The first documents of each query, and the ranks of the relevant ones."""
+    answers: dict[str, dict[str, dict[str, float | int | None]]] = {}
+    for query, found in run.items():
+        ranks: dict[str, float | int | None] = {
+            document: None for document, grade in judged.qrels[query].items() if grade > 0
+        }
+        if not ranks:
+            continue
+        if any(document in found for document in ranks):
+            order = list(found)
+            ranks |= {document: order.index(document) + 1 for document in ranks if document in found}
+        shown = {document: round(value, 4) for document, value in islice(found.items(), FOUND_SHOWN)}
+        answers[query] = {"found": {**shown}, "ranks": ranks}
+    return answers
+
+
+def _tell(judged: RetrievalData, name: str) -> None:
+    """Say what the reader of a score should know of the data."""
+    without = sum(not any(grade > 0 for grade in grades.values()) for grades in judged.qrels.values())
+    if without:
+        log.warning("%s: %d queries have no relevant document and are left out, as in trec_eval", name, without)
+    twice = sum(count - 1 for count in Counter(judged.corpus.values()).values())
+    if twice:
+        log.info("%s: %d documents repeat the text of another; such ties are ordered by id", name, twice)

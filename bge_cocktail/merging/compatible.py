@@ -1,0 +1,358 @@
+"""What must be the same in models that are merged: form, configuration, tokenizers, a common base."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bge_cocktail.core.errors import DataError, UsageError
+from bge_cocktail.core.outputs import read_object
+from bge_cocktail.core.runs import hash_file, hash_value
+from bge_cocktail.merging.checkpoints import Checkpoint
+from bge_cocktail.merging.plan import is_excluded, tensor_of
+from bge_cocktail.merging.tensors import FLOATS, count_of
+from bge_cocktail.models.layout import declared_length, modules_of, portable_pooling, transformer_folder
+from bge_cocktail.models.prompts import declared_prompts
+from bge_cocktail.options import MergeOptions
+
+log = logging.getLogger(__name__)
+MANY = 12
+# what a configuration says that doesn't change how texts are embedded
+WITHOUT_EFFECT = frozenset(
+    (
+        *("architectures", "auto_map", "chunk_size_feed_forward", "dtype", "finetuning_task", "gradient_checkpointing"),
+        *("initializer_factor", "initializer_range", "max_position_embeddings", "output_attentions"),
+        *("output_hidden_states", "problem_type", "return_dict", "tie_word_embeddings", "torch_dtype", "use_cache"),
+        *("transformers_version", "vocab_size"),
+    )
+)
+
+
+def check_alike(
+    checkpoints: Sequence[Checkpoint], options: MergeOptions | None = None, base: Checkpoint | None = None
+) -> None:
+    """Refuse models that are not of the same form, or that read or embed texts in different ways.
+
+    Args:
+        checkpoints: The models.
+        options: What the user chose to leave out, or to take from one of the models.
+        base: The base that task vectors are taken from; it must fit too, but its prompts and length don't matter.
+
+    Raises:
+        DataError: With the differences, and the options that settle them.
+    """
+    options = options or MergeOptions()
+    first = checkpoints[0]
+    for other in checkpoints[1:]:
+        refuse(first, other, differences(first, other, options))
+    if base is not None:
+        settled = options.model_copy(update={"prompts_from": 1, "length_from": 1})
+        refuse(first, base, differences(first, base, settled))
+
+
+def differences(first: Checkpoint, other: Checkpoint, options: MergeOptions) -> list[str]:
+    """Everything that stands against a merge of two models, a line each."""
+    configs = (transformer_folder(first.folder), transformer_folder(other.folder))
+    lines = [*module_differences(first, other), *config_differences(configs[0], configs[1])]
+    lines += tensor_differences(first, other, options)
+    if options.prompts_from is None:
+        one, two = (prompts_of(model) for model in (first, other))
+        if one != two:
+            lines.append(f"prompts: {one or 'none'} against {two or 'none'}; choose with --prompts-from N")
+    if options.length_from is None:
+        lengths = [declared_length(model.length_of or model.folder) for model in (first, other)]
+        if lengths[0] != lengths[1]:
+            lines.append(f"longest text: {lengths[0]} against {lengths[1]} tokens; choose with --length-from N")
+    if options.tokenizer_from is None:
+        folders = [transformer_folder(model.tokenizer_of or model.folder) for model in (first, other)]
+        lines += [f"{line}; to take one all the same: --tokenizer-from N" for line in tokenizer_differences(*folders)]
+    return lines
+
+
+def refuse(first: Checkpoint, other: Checkpoint, lines: Sequence[str]) -> None:
+    """Refuse a merge for such reasons, if there are any.
+
+    Raises:
+        DataError: With all of them.
+    """
+    if lines:
+        shown = list(lines[:MANY])
+        if len(lines) > MANY:
+            shown.append(f"and {len(lines) - MANY} more")
+        raise DataError(f"{first.name} and {other.name} can't be merged:\n" + "\n".join(f"  {line}" for line in shown))
+
+
+def check_numbers(options: MergeOptions, models: int) -> None:
+    """Refuse ``--prompts-from 5`` of three models.
+
+    Raises:
+        UsageError: A number beyond the models.
+    """
+    for name in ("prompts_from", "length_from", "tokenizer_from"):
+        number = getattr(options, name)
+        if number is not None and number > models:
+            raise UsageError(f"--{name.replace('_', '-')} {number}: there are {models} models")
+
+
+def prompts_of(model: Checkpoint) -> dict[str, str]:
+    """The prompts that a model declares and that aren't empty, by name."""
+    return {name: text for name, text in declared_prompts(model.prompts_of or model.folder).items() if text}
+
+
+def module_differences(first: Checkpoint, other: Checkpoint) -> Iterator[str]:
+    """In what the modules of two sentence-transformers folders differ, weights apart."""
+    with_modules = [(model.folder / "modules.json").is_file() for model in (first, other)]
+    if with_modules == [False, False]:
+        return
+    if not all(with_modules):
+        plain = (first, other)[with_modules.index(False)]
+        yield f"modules: {plain.name} is a plain transformers folder (no modules.json), so its pooling is unknown"
+        return
+    mine, theirs = modules_of(first.folder), modules_of(other.folder)
+    kinds = [[kind for kind, _ in modules] for modules in (mine, theirs)]
+    if kinds[0] != kinds[1]:
+        yield f"modules: {', '.join(kinds[0])} against {', '.join(kinds[1])}"
+        return
+    for (kind, one), (_, two) in zip(mine, theirs, strict=True):
+        if kind == "Pooling":
+            poolings = [pooling_of(path) for path in (one, two)]
+            if poolings[0] != poolings[1]:
+                yield f"pooling: {poolings[0]} against {poolings[1]}"
+        elif kind != "Transformer":
+            yield from _value_differences(f"{kind} module", _config(one), _config(two))
+    names = [_similarity(model.folder) for model in (first, other)]
+    if names[0] != names[1]:
+        yield f"similarity: {names[0]} against {names[1]}"
+
+
+def config_differences(one: Path, other: Path, besides: frozenset[str] = frozenset()) -> Iterator[str]:
+    """What the same tensors would do differently: other attention heads, another activation.
+
+    Args:
+        one: The folder of a transformer.
+        other: Another one.
+        besides: Names that may differ.
+    """
+    yield from _value_differences("config", _config(one), _config(other), besides)
+
+
+def _value_differences(
+    where: str, one: dict[str, Any], other: dict[str, Any], besides: frozenset[str] = frozenset()
+) -> Iterator[str]:
+    for name in sorted((one.keys() & other.keys()) - besides):
+        idle = name.startswith("_") or name in WITHOUT_EFFECT or "dropout" in name
+        if not idle and not alike(one[name], other[name]):
+            yield f"{where}: {name} {one[name]} against {other[name]}"
+
+
+def tensor_differences(first: Checkpoint, other: Checkpoint, options: MergeOptions) -> list[str]:
+    """Tensors that only one model has, or that differ in shape or kind of number."""
+    lines = []
+    for key in sorted(first.tensors.keys() | other.tensors.keys()):
+        # the same two tensors may be tied with either name kept
+        if key not in first.tensors and other.aliases.get(first.aliases.get(key, key)) == key:
+            continue
+        one = first.tensors.get(key)
+        # a tensor that is tied to another one is that one; one that is tied in the first isn't written
+        two = other.tensors.get(key) or other.tensors.get(other.aliases.get(key, key))
+        present = one or two
+        if present is None or is_excluded(key, options):
+            continue
+        # newer versions of transformers no longer store position numbers and the like
+        if one is None or two is None:
+            if present.dtype in FLOATS:
+                lacking = first if one is None else other
+                tied = " (it is tied there)" if key in lacking.aliases else ""
+                lines.append(f"tensor '{key[1]}' is missing in {lacking.name}{tied}")
+        elif one.shape != two.shape:
+            lines.append(f"tensor '{key[1]}': shape {list(one.shape)} against {list(two.shape)}")
+        elif (one.dtype in FLOATS) != (two.dtype in FLOATS):
+            lines.append(f"tensor '{key[1]}': type {one.dtype} against {two.dtype}")
+    return lines
+
+
+def pooling_of(path: Path) -> str:
+    """How a Pooling module pools, in words."""
+    config = portable_pooling(read_object(path / "config.json"), str(path / "config.json"))
+    modes = [key.removeprefix("pooling_mode_") for key, on in config.items() if key.startswith("pooling_mode") and on]
+    return " and ".join(sorted(modes)) + ("" if config.get("include_prompt", True) else " without the prompt")
+
+
+def _similarity(folder: Path) -> str:
+    return str(_config(folder, "config_sentence_transformers.json").get("similarity_fn_name") or "cosine")
+
+
+def _config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    path = folder / name
+    return read_object(path) if path.is_file() else {}
+
+
+# of tokenizer.json, what decides which numbers a text becomes; padding and truncation are set anew by whoever loads it
+PARTS = ("normalizer", "pre_tokenizer", "post_processor", "model", "added_tokens")
+
+
+VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
+SETTINGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_bos_token", "add_eos_token")
+
+
+def tokenizer_differences(one: Path, other: Path) -> list[str]:
+    """In what the tokenizers of two model folders differ.
+
+    Args:
+        one: A folder with tokenizer files.
+        other: Another one.
+
+    Returns:
+        A line for each difference; none if every text becomes the same numbers.
+    """
+    fast = [folder / "tokenizer.json" for folder in (one, other)]
+    if all(path.is_file() for path in fast):
+        if hash_file(fast[0]) == hash_file(fast[1]):
+            return []
+        first, second = (_parts(path) for path in fast)
+        lines = [f"tokenizer: its {part} differs" for part in PARTS if not alike(first.get(part), second.get(part))]
+        words = _vocabulary_differences(vocabulary(one), vocabulary(other))
+        # a vocabulary is told in a better way
+        return [line for line in lines if not words or ("model" not in line and "added" not in line)] + words
+    with_files = [
+        any((folder / name).is_file() for name in ("tokenizer.json", *VOCABULARIES)) for folder in (one, other)
+    ]
+    if with_files[0] != with_files[1]:
+        return [f"tokenizer: {(one, other)[with_files.index(False)]} has none"]
+    lines = []
+    if any(path.is_file() for path in fast):
+        known = [vocabulary(folder) for folder in (one, other)]
+        lower = [_lowers(folder) for folder in (one, other)]
+        if None not in lower and lower[0] != lower[1]:
+            lines.append(f"tokenizer: lowercase {lower[0]} against {lower[1]}")
+        return lines + (_vocabulary_differences(*known) if all(known) else [])
+    for name in VOCABULARIES:
+        files = [folder / name for folder in (one, other)]
+        if all(file.is_file() for file in files) and hash_file(files[0]) != hash_file(files[1]):
+            lines.append(f"tokenizer: {name} differs")
+    settings = [_settings(folder) for folder in (one, other)]
+    lines += [
+        f"tokenizer: {name} {settings[0][name]} against {settings[1][name]}"
+        for name in SETTINGS
+        if name in settings[0] and name in settings[1] and settings[0][name] != settings[1][name]
+    ]
+    return lines
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two JSON values say the same; names that only one of them has are defaults that the other leaves out."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return all(alike(one[name], other[name]) for name in one.keys() & other.keys())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(alike(*pair) for pair in zip(one, other, strict=True))
+    # merges of byte pairs are written "a b" by older versions, ["a", "b"] by newer
+    if isinstance(one, str) and isinstance(other, list):
+        one, other = other, one
+    return bool(one == other or (isinstance(other, str) and isinstance(one, list) and one == other.split(" ")))
+
+
+def vocabulary(folder: Path) -> dict[str, int]:
+    """The number of each token, added tokens too; empty where no file tells it in plain."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        words = folder / "vocab.txt"
+        if words.is_file():
+            return {word.rstrip("\n"): row for row, word in enumerate(words.open(encoding="utf-8"))}
+        return (
+            {str(word): int(row) for word, row in read_object(folder / "vocab.json").items()}
+            if (folder / "vocab.json").is_file()
+            else {}
+        )
+    parts = _parts(path)
+    try:
+        content = parts["model"].get("vocab") or {}
+        # unigram models list pairs of token and score, in order
+        words_by = {word: row for row, (word, _) in enumerate(content)} if isinstance(content, list) else dict(content)
+        return {**words_by, **{token["content"]: token["id"] for token in parts.get("added_tokens") or []}}
+    except (TypeError, KeyError, ValueError):
+        raise DataError(f"{path}: not a tokenizer as the library writes it") from None
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """A hash of the vocabulary alone, for people to compare."""
+    return hash_value(sorted(vocabulary(folder).items()))[:12]
+
+
+def _vocabulary_differences(one: dict[str, int], other: dict[str, int]) -> list[str]:
+    if one == other:
+        return []
+    moved = [word for word in one if word in other and one[word] != other[word]]
+    missing = [word for word in one if word not in other] + [word for word in other if word not in one]
+    example = next(iter(moved or missing))
+    return [
+        f"tokenizer: vocabularies differ ({len(one)} and {len(other)} tokens, {len(moved)} with another number, "
+        f"{len(missing)} in only one; such as {json.dumps(example, ensure_ascii=False)})"
+    ]
+
+
+def _lowers(folder: Path) -> bool | None:
+    """Whether texts are lowercased first; None where nothing says it."""
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        normaliser = _parts(path).get("normalizer")
+        return bool(normaliser.get("lowercase")) if isinstance(normaliser, dict) and "lowercase" in normaliser else None
+    lower = _settings(folder).get("do_lower_case")
+    return None if lower is None else bool(lower)
+
+
+def _parts(path: Path) -> dict[str, Any]:
+    content = read_object(path)
+    if not isinstance(content.get("model"), dict):
+        raise DataError(f"{path}: not a tokenizer as the library writes it")
+    return {part: content.get(part) for part in PARTS}
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    return read_object(path) if path.is_file() else {}
+
+
+SAMPLE = 4096
+# tuning moves weights by a few per cent (cosine above 0.95); two trainings from different starts give about 0
+LEAST_COSINE = 0.5
+
+
+def sampled_cosine(one: Checkpoint, other: Checkpoint, options: MergeOptions | None = None) -> float | None:
+    """The cosine between the matrices of two models, from some numbers of each.
+
+    Vectors (biases, norms) are left out: they are alike in all models. None where there are no matrices.
+    """
+    products = np.zeros(3)
+    for key, tensor in one.tensors.items():
+        if tensor.dtype not in FLOATS or len(tensor.shape) < 2 or (options and is_excluded(key, options)):
+            continue
+        if key not in other.tensors and key not in other.aliases:
+            continue
+        count = count_of(tensor)
+        sample = np.empty((2, min(SAMPLE, count)), np.float32)
+        first = (count - sample.shape[1]) // 2
+        tensor.read(first, sample[0])
+        tensor_of(other, key).read(first, sample[1])
+        a, b = sample.astype(np.float64)
+        products += [float(a @ b), float(a @ a), float(b @ b)]
+    size = np.sqrt(products[1] * products[2])
+    return float(products[0] / size) if size > 0 else None
+
+
+def warn_of_other_bases(checkpoints: Sequence[Checkpoint], options: MergeOptions) -> None:
+    """Warn of models that can't have been tuned from one base, with the figure."""
+    for other in checkpoints[1:]:
+        cosine = sampled_cosine(checkpoints[0], other, options)
+        if cosine is not None and cosine < LEAST_COSINE:
+            log.warning(
+                "%s and %s don't seem to be tuned from one base: the cosine between their weights is %.2f, where "
+                "tuning leaves more than 0.9; a merge of such models is mostly noise",
+                checkpoints[0].name,
+                other.name,
+                cosine,
+            )

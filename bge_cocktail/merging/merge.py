@@ -1,0 +1,349 @@
+"""Merge models into a new folder, or check what a merge would do, or whether one was done as its folder says."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bge_cocktail.core.errors import CocktailError, DataError, UsageError
+from bge_cocktail.core.outputs import new_folder, read_object, refuse_to_replace, require_space, write_json
+from bge_cocktail.core.progress import progress
+from bge_cocktail.core.runs import RECIPE_FILE, RUN_FILE, describe_run
+from bge_cocktail.data.record import Record
+from bge_cocktail.merging.card import model_card
+from bge_cocktail.merging.checkpoints import Checkpoint, close, hash_of
+from bge_cocktail.merging.compatible import sampled_cosine
+from bge_cocktail.merging.methods import TILE
+from bge_cocktail.merging.objective import Scorer
+from bge_cocktail.merging.plan import Plan
+from bge_cocktail.merging.recipe import Recipe, expand, read_recipe, to_toml
+from bge_cocktail.merging.resolve import MergeContext, resolve
+from bge_cocktail.merging.tensors import ITEM_BYTES, WeightsFile, count_of
+from bge_cocktail.merging.weights import Objective, WeightsResult
+from bge_cocktail.merging.write import contents, output_bytes, write_model, write_settings
+from bge_cocktail.options import EncodeOptions, MergeOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What a merge gave.
+
+    Attributes:
+        folder: The merged model.
+        models: The models, as they were named.
+        weights: The weight of each; of sum 1, but for methods that add up task vectors.
+        losses: The loss of each on the examples, where weights came from losses.
+        found: All that the search for weights saw.
+    """
+
+    folder: Path
+    models: tuple[str, ...]
+    weights: tuple[float, ...]
+    losses: tuple[float, ...] = ()
+    found: WeightsResult = field(default_factory=lambda: WeightsResult(()))
+
+
+def merge(
+    models: Sequence[str | Path] | Recipe,
+    output: Path,
+    options: MergeOptions | None = None,
+    *,
+    examples: Sequence[Record] = (),
+    encoding: EncodeOptions | None = None,
+    score: Scorer | None = None,
+    taste: Callable[[Plan, Path], Objective] | None = None,
+    more_inputs: Mapping[str, str] | None = None,
+    draw: Callable[[WeightsResult, Path], None] | None = None,
+    overwrite: bool = False,
+) -> Merged:
+    """Merge models of the same form.
+
+    Weights are streamed in tiles: memory doesn't grow with the size or number of models, and torch is imported only if
+    something must be embedded. What is no weight (tokenizer, prompts, configuration) is the first model's.
+
+    Args:
+        models: Folders or hub names, or a recipe, which holds them and the options.
+        output: The folder to write, in the portable layout.
+        options: Method and weights.
+        examples: Records with negatives, for weights or methods that look at data.
+        encoding: How texts are embedded for that.
+        score: Judges a merge on tasks, for weights that are searched; without it, the loss on the examples does.
+        taste: Makes what answers weightings from the merge and a folder for scratch files, where the models are no
+            encoders; see `classifying.merge_classifiers`.
+        more_inputs: What else the result depends on, by name and hash, for run.json.
+        draw: Writes pictures of what the search saw into the new folder.
+        overwrite: Replace an older output of this tool.
+
+    Raises:
+        UsageError: Options that don't fit each other, an output that exists or is an input.
+        DataError: Models that don't fit together; the message lists what differs.
+    """
+    started = time.monotonic()
+    recipe = as_recipe(models, options)
+    with open_context(examples, encoding, score, taste) as kitchen:
+        plan, found = resolve(recipe, kitchen, lambda plan: _check_output(plan, output, overwrite))
+        size = output_bytes(plan.checkpoints[0], plan.options)
+        with new_folder(output, overwrite=overwrite) as new:
+            with one_thread(), progress(f"merging {len(plan.checkpoints)} models", size) as advance:
+                write_model(plan, new, advance)
+            if draw is not None:
+                draw(found, new)
+            (new / RECIPE_FILE).write_text(to_toml(recipe), encoding="utf-8")
+            description = _describe(recipe, plan, found, more_inputs or {}, time.monotonic() - started)
+            (new / "README.md").write_text(model_card(output.name, recipe, plan, found, new), encoding="utf-8")
+            write_json(new / RUN_FILE, description)
+    return Merged(output, recipe.names(), tuple(found.weights), tuple(found.losses), found)
+
+
+def plan_merge(recipe: Recipe, output: Path, *, overwrite: bool = False) -> dict[str, Any]:
+    """What a merge would read and write; everything is checked but the numbers, and nothing is written.
+
+    Raises:
+        UsageError, DataError: As `merge` would.
+    """
+    with open_context((), None, None) as kitchen:
+        plan, found = resolve(recipe, kitchen, lambda plan: _check_output(plan, output, overwrite), find=False)
+        every = [*plan.checkpoints, *([plan.base] if plan.base else [])]
+        read = sum(count_of(tensor) * ITEM_BYTES[tensor.dtype] for one in every for tensor in one.tensors.values())
+        size = output_bytes(plan.checkpoints[0], plan.options)
+        rows = len(plan.checkpoints) + (plan.base is not None)
+        return {
+            "models": ", ".join(recipe.names()),
+            **({"base": recipe.options.base} if recipe.options.base is not None else {}),
+            "method": plan.options.method,
+            "weights": list(found.weights) if found.weights else f"'{plan.options.weights}', found when merging",
+            "checks": _checks(plan),
+            "tensors": len(plan.checkpoints[0].tensors),
+            "megabytes_read": round(read / 1e6, 1),
+            "megabytes_written": round(size / 1e6, 1),
+            "buffer_megabytes": round(4 * TILE * (rows + 2) / 1e6, 1),
+            "seconds_about": round(_seconds(plan, read, size), 1),
+            **({} if found.weights else {"seconds_more": "to find weights; that depends on examples and tasks"}),
+            "output": str(output),
+        }
+
+
+def as_recipe(models: Sequence[str | Path] | Recipe, options: MergeOptions | None) -> Recipe:
+    """Models and options as a recipe."""
+    if isinstance(models, Recipe):
+        if options is not None:
+            raise UsageError("a recipe holds its options; give no others beside it")
+        return models
+    return Recipe(tuple(expand(models)), options or MergeOptions())
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let numpy compute on one thread: sums come out the same on any machine, and small products are quicker."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, "blas"):
+        yield
+
+
+@contextmanager
+def open_context(
+    examples: Sequence[Record],
+    encoding: EncodeOptions | None,
+    score: Scorer | None,
+    taste: Callable[[Plan, Path], Objective] | None = None,
+) -> Iterator[MergeContext]:
+    """What merges are made with; its files are closed, and what it wrote is removed, at the end."""
+    with tempfile.TemporaryDirectory(prefix="bge-cocktail-") as scratch:
+        kitchen = MergeContext(Path(scratch), tuple(examples), encoding or EncodeOptions(), score, taste)
+        try:
+            yield kitchen
+        finally:
+            for checkpoint in kitchen.opened:
+                close(checkpoint)
+
+
+def _check_output(plan: Plan, output: Path, overwrite: bool) -> None:
+    refuse_to_replace(output, overwrite, [folder.resolve() for one in _every(plan) for folder in one.origins])
+    require_space(output.parent, output_bytes(plan.checkpoints[0], plan.options))
+
+
+def _checks(plan: Plan) -> str:
+    first = plan.checkpoints[0]
+    cosines = [sampled_cosine(first, other, plan.options) for other in plan.checkpoints[1:]]
+    found = ", ".join(f"{cosine:.3f}" for cosine in cosines if cosine is not None)
+    return "same form, tokenizer, modules, prompts, length" + (f"; cosine to the first: {found}" if found else "")
+
+
+def _every(plan: Plan) -> list[Any]:
+    """All models that are read, those of inner merges too."""
+    found, todo = [], [*plan.checkpoints, *([plan.base] if plan.base else [])]
+    while todo:
+        one = todo.pop()
+        found.append(one)
+        todo += one.parts
+    return found
+
+
+def _describe(
+    recipe: Recipe, plan: Plan, found: WeightsResult, more_inputs: Mapping[str, str], seconds: float
+) -> dict[str, Any]:
+    described: list[dict[str, Any]] = [
+        {"model": name, "weight": weight, **({"recipe": one.made, **_seen(one)} if isinstance(model, Recipe) else {})}
+        for name, model, weight, one in zip(recipe.names(), recipe.models, found.weights, plan.checkpoints, strict=True)
+    ]
+    for one, value in zip(described[len(described) - len(found.losses) :], found.losses, strict=True):
+        one["loss"] = value
+    inputs = input_hashes(recipe, plan)
+    more = {"weights_for": dict(found.weights_for)} if found.weights_for else {}
+    return describe_run(
+        "merge",
+        options=recipe.options.model_dump(mode="json"),
+        inputs={**inputs, **more_inputs},
+        seconds=seconds,
+        models=described,
+        **more,
+        **({"scale": found.scale} if found.scale is not None else {}),
+        **({"trials": list(found.trials)} if found.trials else {}),
+        **({"note": found.note} if found.note else {}),
+    )
+
+
+def _seen(inner: Checkpoint) -> dict[str, Any]:
+    """What the search for an inner merge's weights saw."""
+    found: WeightsResult | None = inner.found
+    if found is None:
+        return {}
+    more = {"losses": list(found.losses), "trials": list(found.trials), "note": found.note}
+    return {name: value for name, value in more.items() if value}
+
+
+def input_hashes(recipe: Recipe, plan: Plan) -> dict[str, str]:
+    """What the models of a merge hold, by name."""
+    inputs: dict[str, str] = {}
+    for name, one in zip(recipe.names(), plan.checkpoints, strict=True):
+        _put(inputs, name, hash_of(one))
+    if plan.base is not None:
+        _put(inputs, f"base {plan.base.name}", hash_of(plan.base))
+    for one in _every(plan):  # what inner merges are made of
+        if not any(one is other for other in (*plan.checkpoints, plan.base)):
+            _put(inputs, one.name, hash_of(one))
+    return inputs
+
+
+def _put(inputs: dict[str, str], name: str, value: str) -> None:
+    """Add an input; others of the same name and another content get a number."""
+    number, known = 1, name
+    while inputs.get(known, value) != value:
+        number += 1
+        known = f"{name} ({number})"
+    inputs[known] = value
+
+
+def _seconds(plan: Plan, read: int, written: int) -> float:
+    """An estimate from what this machine reads in a moment."""
+    source = next((file for one in plan.checkpoints for file in one.sources), None)
+    if source is None:
+        return 0.0
+    view = memoryview(bytearray(min(1 << 24, source.path.stat().st_size)))
+    started = time.monotonic()
+    source.peek(0, view)
+    speed = len(view) / max(time.monotonic() - started, 1e-6)
+    passes = {"linear": 1, "task-arithmetic": 1, "ties": 4}.get(plan.options.method, 2)
+    return (passes * read + 2 * written) / speed + 0.3
+
+
+def verify_merge(
+    folder: Path, *, examples: Sequence[Record] = (), encoding: EncodeOptions | None = None
+) -> dict[str, Any]:
+    """Merge again by the recipe and the weights that a folder records, and compare every byte; nothing is written.
+
+    Args:
+        folder: An output of `merge`.
+        examples: For methods that look at data; weights that were found are not sought again.
+        encoding: How examples are embedded for that.
+
+    Returns:
+        What was compared.
+
+    Raises:
+        DataError: The folder was not made by a merge, or an input is no longer what it was.
+        CocktailError: The weights are others.
+    """
+    try:
+        recipe = read_recipe(folder / RECIPE_FILE)
+        recorded = _recorded(folder, recipe)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError) as error:
+        raise DataError(f"{folder} was not made by bge-cocktail merge: {error}") from None
+    with open_context(examples, encoding, None) as kitchen, one_thread():
+        plan, _ = resolve(recipe, kitchen, recorded=recorded)
+        for name, now in input_hashes(recipe, plan).items():
+            if recorded["inputs"].get(name) != now:
+                raise DataError(f"{name} is no longer what it was when {folder} was merged")
+        weights = [_compare(plan, folder, file) for file in plan.checkpoints[0].files]
+        others = _compare_settings(plan, folder, kitchen.scratch / "settings")
+    return {
+        "output": str(folder),
+        "inputs": "unchanged",
+        "files_compared": len(weights) + len(others),
+        "bytes_compared": sum(weights) + sum(others),
+        "identical": True,
+    }
+
+
+def _recorded(folder: Path, recipe: Recipe) -> dict[str, Any]:
+    """What run.json says of a merge, as far as it is needed to do it again.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: It isn't what a merge writes.
+    """
+    content = read_object(folder / RUN_FILE)
+    if content["command"] != "merge":
+        raise ValueError(f"it was made by '{content['command']}'")
+    _check_record(content, recipe)
+    return {**content, "inputs": {str(name): str(value) for name, value in content["inputs"].items()}}
+
+
+def _check_record(record: dict[str, Any], recipe: Recipe) -> None:
+    if len(record["models"]) != len(recipe.models):
+        raise ValueError(f"{RUN_FILE} and {RECIPE_FILE} hold different numbers of models")
+    for weights in ([one["weight"] for one in record["models"]], *record.get("weights_for", {}).values()):
+        if not all(isinstance(weight, int | float) for weight in weights):
+            raise ValueError(f"{RUN_FILE}: weights that are no numbers")
+    if not isinstance(record.get("scale", 1.0), int | float):
+        raise ValueError(f"{RUN_FILE}: a scale that is no number")
+    for one, model in zip(record["models"], recipe.models, strict=True):
+        if isinstance(model, Recipe):
+            _check_record(one["recipe"], model)
+
+
+def _compare_settings(plan: Plan, folder: Path, scratch: Path) -> list[int]:
+    """All that is no weight: written again and compared."""
+    scratch.mkdir()
+    write_settings(plan, scratch)
+    sizes = []
+    for path in sorted(path for path in scratch.rglob("*") if path.is_file()):
+        there = folder / path.relative_to(scratch)
+        if not there.is_file() or there.read_bytes() != path.read_bytes():
+            raise CocktailError(f"{there} is not what its recipe gives")
+        sizes.append(path.stat().st_size)
+    return sizes
+
+
+def _compare(plan: Plan, folder: Path, file: str) -> int:
+    path = folder / file
+    if not path.is_file():
+        raise CocktailError(f"{path} is missing")
+    there, place = WeightsFile(path), 0
+    try:
+        for content in contents(plan, file):
+            seen = bytearray(len(content))
+            there.peek(place, memoryview(seen))
+            if seen != bytearray(content):
+                raise CocktailError(f"{path} is not what its recipe gives: it differs after {place:,} bytes")
+            place += len(content)
+    finally:
+        there.close()
+    if path.stat().st_size != place:
+        raise CocktailError(f"{path} has {path.stat().st_size:,} bytes, its recipe gives {place:,}")
+    return place

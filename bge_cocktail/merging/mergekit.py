@@ -1,0 +1,321 @@
+"""mergekit: its recipes, for the methods that both have; and its program, for those that only it has."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bge_cocktail.core.errors import CocktailError, DataError, MissingExtra, UsageError, nearest
+from bge_cocktail.core.outputs import read_object
+from bge_cocktail.merging.checkpoints import Checkpoint, read_checkpoint
+from bge_cocktail.merging.tensors import FLOATS, AsType
+from bge_cocktail.models.folder import model_folder
+from bge_cocktail.models.layout import transformer_folder
+from bge_cocktail.options import MergeOptions
+
+METHODS = {
+    "linear": "linear",
+    "slerp": "slerp",
+    "karcher": "karcher",
+    "task_arithmetic": "task-arithmetic",
+    "ties": "ties",
+    "dare_linear": "dare-linear",
+    "dare_ties": "dare-ties",
+    "model_stock": "model-stock",
+}
+KNOWN = (
+    "merge_method",
+    "models",
+    "slices",
+    "base_model",
+    "parameters",
+    "dtype",
+    "out_dtype",
+    "tokenizer_source",
+    "name",
+)
+# parameters of ours that go by another name there; mergekit's own defaults where they differ from ours
+PARAMETER_NAMES = {"lambda": "scale", "normalize": "normalise", "density": "density", "t": "t", "weight": "weight"}
+
+
+def from_mergekit(text: str, where: str) -> dict[str, Any]:
+    """Plain values of a recipe from mergekit's YAML.
+
+    Args:
+        text: The YAML.
+        where: Its place, for messages.
+
+    Returns:
+        What `recipe_from` takes.
+
+    Raises:
+        UsageError: Not such a file, or something in it that has no counterpart here.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{where}: broken YAML: {error}") from None
+    if not isinstance(content, dict) or "merge_method" not in content:
+        raise UsageError(f"{where}: not a recipe of mergekit: it has no 'merge_method'")
+    try:
+        return _translate(content, where)
+    except (TypeError, AttributeError, KeyError, ValueError, IndexError) as error:
+        raise UsageError(f"{where}: not in the form that mergekit takes: {error}") from None
+
+
+def _translate(content: dict[str, Any], where: str) -> dict[str, Any]:
+    for name in content:
+        if name not in KNOWN:
+            raise UsageError(f"{where}: '{name}' has no counterpart here.{nearest(str(name), KNOWN)}")
+    method = content["merge_method"]
+    if not isinstance(method, str) or method not in METHODS:
+        raise UsageError(
+            f"{where}: method '{method}' is not built in; with mergekit installed: --method mergekit:{method}"
+            f" (built in: {', '.join(METHODS)})"
+        )
+    values: dict[str, Any] = {"method": METHODS[method]}
+    values |= _parameters(content.get("parameters") or {}, method, where)
+    base = _name(content["base_model"], where) if content.get("base_model") is not None else None
+    models, weights, densities = _models(content, where)
+    if method in ("linear", "karcher"):
+        base = None
+    elif method == "slerp":
+        models, weights = _slerp(models, base, values.pop("t", None), where)
+        base = None
+    else:
+        # the base is often listed among the models, without a weight of its own
+        listed = [row for row, model in enumerate(models) if model == base]
+        models = [model for row, model in enumerate(models) if row not in listed]
+        weights = [weight for row, weight in enumerate(weights) if row not in listed]
+        densities = [density for row, density in enumerate(densities) if row not in listed]
+    if base is not None:
+        values["base"] = base
+    _put_densities(values, densities, method, where)
+    shared = values.pop("weight", None)
+    if method != "model_stock":
+        given = [weight if weight is not None else shared if shared is not None else 1.0 for weight in weights]
+        lists = [weight for weight in given if isinstance(weight, list)]
+        if len(lists) == len(given) and method == "linear":
+            values["layer_weights"] = [list(column) for column in zip(*_same_length(lists), strict=True)]
+        else:
+            values["weights"] = [_number(weight, "weight", where) for weight in given]
+    values["models"] = [{"model": model} for model in models]
+    dtype = content.get("out_dtype") or content.get("dtype")
+    if dtype is not None:
+        values["dtype"] = dtype
+    _tokenizer(content.get("tokenizer_source"), where)
+    return values
+
+
+def _parameters(given: Mapping[str, Any], method: str, where: str) -> dict[str, Any]:
+    values = {}
+    for name, value in given.items():
+        if name == "int8_mask" or (name == "rescale" and value is method.startswith("dare")):
+            continue  # what is done here anyway
+        if name == "t" and method != "slerp":
+            raise UsageError(f"{where}: parameter 't' goes with slerp")
+        if name not in PARAMETER_NAMES:
+            raise UsageError(f"{where}: parameter '{name}' has no counterpart here.{nearest(name, PARAMETER_NAMES)}")
+        as_it_is = (name == "normalize" and isinstance(value, bool)) or isinstance(value, list)
+        values[PARAMETER_NAMES[name]] = value if as_it_is else _number(value, name, where)
+    return values
+
+
+def _models(content: Mapping[str, Any], where: str) -> tuple[list[str], list[Any], list[Any]]:
+    entries = content.get("models")
+    if entries is None:
+        entries = _whole_slices(content.get("slices"), where)
+    models, weights, densities = [], [], []
+    for entry in entries:
+        if not isinstance(entry, dict) or "model" not in entry:
+            raise UsageError(f"{where}: each of 'models' needs a 'model'")
+        own = entry.get("parameters") or {}
+        for name in dict(own):
+            if name not in ("weight", "density"):
+                raise UsageError(f"{where}: parameter '{name}' of a single model has no counterpart here")
+        models.append(_name(entry["model"], where))
+        weights.append(own.get("weight"))
+        densities.append(own.get("density"))
+    return models, weights, densities
+
+
+def _whole_slices(slices: Any, where: str) -> list[Any]:
+    """The models of a merge that is cut into one slice; models put together of layers are another thing."""
+    if (
+        not isinstance(slices, list)
+        or len(slices) != 1
+        or not isinstance(slices[0], dict)
+        or set(slices[0]) != {"sources"}
+    ):
+        raise UsageError(
+            f"{where}: models made of several slices (layers of different models stacked) aren't merged here"
+        )
+    sources = list(slices[0]["sources"])
+    for source in sources:
+        for name in set(source) - {"model", "layer_range", "parameters"}:
+            raise UsageError(f"{where}: '{name}' of a slice has no counterpart here")
+        if source.get("layer_range") is not None and source["layer_range"] != [0, _layers(source["model"], where)]:
+            raise UsageError(
+                f"{where}: layer_range {source['layer_range']} is a part of the model; only whole ones merge here"
+            )
+    return sources
+
+
+def _layers(model: Any, where: str) -> int | None:
+    """How many layers a model has, by its configuration."""
+    config = read_object(transformer_folder(model_folder(_name(model, where))) / "config.json")
+    return config.get("num_hidden_layers")
+
+
+def _slerp(models: list[str], base: str | None, t: Any, where: str) -> tuple[list[str], list[Any]]:
+    if base is None or t is None:
+        raise UsageError(f"{where}: slerp needs 'base_model' and the parameter 't'")
+    other = [model for model in models if model != base]
+    if len(other) != 1:
+        raise UsageError(f"{where}: slerp merges two models, the base among them")
+    if isinstance(t, list):
+        raise UsageError(f"{where}: 't' as a list has no counterpart here; use layer_weights in a TOML recipe")
+    share = _number(t, "t", where)
+    return [base, other[0]], [1 - share, share]
+
+
+def _put_densities(values: dict[str, Any], densities: list[Any], method: str, where: str) -> None:
+    if method not in ("ties", "dare_linear", "dare_ties"):
+        return
+    # mergekit keeps everything of a model for which no density is said
+    shared = values.pop("density", 1.0)
+    found = {_number(shared if one is None else one, "density", where) for one in densities}
+    if len(found) > 1:
+        raise UsageError(f"{where}: densities that differ between models have no counterpart here: {sorted(found)}")
+    values["density"] = found.pop() if found else shared
+
+
+def _same_length(lists: list[list[Any]]) -> list[list[Any]]:
+    longest = max(len(one) for one in lists)
+    if longest < 2 or any(len(one) != longest for one in lists):
+        raise UsageError("lists of weights of different length have no counterpart here")
+    return lists
+
+
+def _tokenizer(source: Any, where: str) -> None:
+    if source not in (None, "base"):
+        raise UsageError(f"{where}: tokenizer_source '{source}' has no counterpart here: tokenizers must be the same")
+
+
+def _name(value: Any, where: str) -> str:
+    name = value.get("model") if isinstance(value, dict) else value
+    name = name.get("path") if isinstance(name, dict) else name
+    if not isinstance(name, str) or "+" in name:
+        raise UsageError(f"{where}: {value!r} is not the name of a model")
+    return name
+
+
+def _number(value: Any, name: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"{where}: '{name}' is {value!r}; only plain numbers have a counterpart here")
+    return float(value)
+
+
+PREFIX = "mergekit:"
+COMMAND = "BGE_COCKTAIL_MERGEKIT"
+# our options that mergekit knows under another name
+PROGRAM_NAMES = {"scale": "lambda", "density": "density", "normalise": "normalize"}
+
+
+def is_bridged(method: str) -> bool:
+    """Whether a method is mergekit's: ``mergekit:sce``."""
+    return method.startswith(PREFIX)
+
+
+def bridged_method(method: str) -> str:
+    """mergekit's name of a method.
+
+    Raises:
+        UsageError: It is one that is built in here.
+    """
+    name = method.removeprefix(PREFIX)
+    if name in METHODS:
+        raise UsageError(f"{method}: this method is built in, and faster: --method {METHODS[name]}")
+    return name
+
+
+def mergekit_command() -> str:
+    """The program mergekit-yaml.
+
+    Raises:
+        MissingExtra: It is not installed.
+    """
+    beside = str(Path(sys.executable).parent / "mergekit-yaml")
+    found = os.environ.get(COMMAND) or shutil.which("mergekit-yaml") or shutil.which(beside)
+    if not found or not shutil.which(found):
+        raise MissingExtra(f"mergekit (or name its mergekit-yaml in ${COMMAND})", "mergekit")
+    return found
+
+
+def merge_by_mergekit(
+    checkpoints: Sequence[Checkpoint],
+    base: Checkpoint | None,
+    weights: Sequence[float],
+    options: MergeOptions,
+    scratch: Path,
+) -> Checkpoint:
+    """The first model with the weights that mergekit merged.
+
+    Args:
+        checkpoints: The models.
+        base: The base, for methods that need one.
+        weights: One for each model.
+        options: Of the merge; those that mergekit has too and that the user gave are handed on.
+        scratch: Where mergekit writes; it lives as long as the result is read.
+
+    Raises:
+        DataError: A model that mergekit can't read: an adapter, an inner merge, one with more modules of weights.
+        CocktailError: mergekit failed; its last words are in the message.
+    """
+    first = checkpoints[0]
+    for one in (*checkpoints, *([base] if base else [])):
+        if one.made is not None or len({key[0] for key, tensor in one.tensors.items() if tensor.dtype in FLOATS}) > 1:
+            raise DataError(
+                f"{one.name}: mergekit reads plain transformers only, no adapters, inner merges, Dense modules"
+            )
+    method = bridged_method(options.method)
+    given = {PROGRAM_NAMES[name]: getattr(options, name) for name in PROGRAM_NAMES if name in options.model_fields_set}
+    content: dict[str, Any] = {
+        "merge_method": method,
+        "dtype": "float32",
+        "models": [
+            {"model": str(transformer_folder(one.folder).resolve()), "parameters": {"weight": weight}}
+            for one, weight in zip(checkpoints, weights, strict=True)
+        ],
+        **({"base_model": str(transformer_folder(base.folder).resolve())} if base else {}),
+        **({"parameters": given} if given else {}),
+    }
+    folder = Path(tempfile.mkdtemp(dir=scratch))
+    recipe, output = folder / "mergekit.yml", folder / "merged"
+    recipe.write_text(json.dumps(content))  # JSON is YAML
+    command = [mergekit_command(), str(recipe), str(output), "--no-copy-tokenizer", "--random-seed", str(options.seed)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
+    if done.returncode:
+        words = [line for line in done.stderr.strip().splitlines() if line.strip()] or ["it said nothing"]
+        raise CocktailError(f"mergekit could not merge by {method}: {words[-1].strip()}")
+    merged = read_checkpoint(f"mergekit's {method}", output)
+    tensors = {**first.tensors}
+    for key in first.tensors:
+        if key in merged.tensors:
+            # rounded to the type of the first model where it is written
+            tensors[key] = AsType(merged.tensors[key], first.tensors[key].dtype)
+        elif first.tensors[key].dtype in FLOATS:
+            raise CocktailError(f"mergekit left out tensor '{key[1]}'")
+    return replace(first, tensors=tensors, sources=(*first.sources, *merged.sources))

@@ -1,0 +1,406 @@
+"""What weights are judged by: models and merges tried on data, and their contrastive loss on examples."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bge_cocktail.core.errors import DataError, UsageError
+from bge_cocktail.data.record import Record, positives_by_query
+from bge_cocktail.losses.contrastive import info_nce
+from bge_cocktail.losses.total import batch_relevance
+from bge_cocktail.merging.checkpoints import Checkpoint, hash_of
+from bge_cocktail.merging.methods import TILE
+from bge_cocktail.merging.plan import GroupWeights, Plan, source_of, with_weights
+from bge_cocktail.merging.tensors import FLOATS, Floats, Key, Tensor, count_of
+from bge_cocktail.merging.weights import WeightsResult
+from bge_cocktail.models.embed import batches_by_tokens, embed, token_counts
+from bge_cocktail.models.encoder import CachedEncoder, Encoder, LoadedEncoder, encode_queries_of, load_encoder
+from bge_cocktail.models.layout import declared_length
+from bge_cocktail.models.prompts import prompt_for
+from bge_cocktail.options import EncodeOptions, MergeOptions
+
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from torch.nn import Module
+
+
+def loadable_folder(checkpoint: Checkpoint, scratch: Path) -> Path:
+    """A folder that a library can load: the model's own, or a new one in `scratch` of what is computed or pickled."""
+    folder = checkpoint.folder
+    if checkpoint.made is None and all((folder / file).is_file() for file in checkpoint.files):
+        return folder
+    from bge_cocktail.merging.write import write_model
+
+    folder = Path(tempfile.mkdtemp(dir=scratch))
+    write_model(Plan((checkpoint,), None, MergeOptions(), GroupWeights([1.0], {})), folder)
+    return folder
+
+
+def parameters_by_key(model: Iterable[Module], checkpoint: Checkpoint) -> dict[Key, torch.Tensor]:
+    """Which tensor of a checkpoint each parameter of a loaded model, module by module, is.
+
+    The names differ by what classes put before them (``auto_model.`` on one side, ``bert.`` on the other). A parameter
+    that the checkpoint doesn't have stays as it was loaded: such are the poolers that no embedding uses.
+    """
+    found: dict[Key, torch.Tensor] = {}
+    for number, module in enumerate(model):
+        endings: dict[str, list[str]] = {}
+        for key, tensor in checkpoint.tensors.items():
+            if key[0] == number and tensor.dtype in FLOATS:
+                for start in _starts(key[1]):
+                    endings.setdefault(key[1][start:], []).append(key[1])
+        for name, parameter in module.state_dict(keep_vars=True).items():
+            match = next((endings[name[s:]] for s in _starts(name) if len(endings.get(name[s:], [])) == 1), None)
+            if match and parameter.is_floating_point():
+                found[number, match[0]] = parameter.detach()
+    return found
+
+
+def put_tensors(parameters: Mapping[Key, torch.Tensor], tensors: Iterable[tuple[Key, Iterable[Floats]]]) -> None:
+    """Overwrite parameters of a loaded model, tile by tile."""
+    import torch
+
+    with torch.no_grad():
+        for key, tiles in tensors:
+            place = 0
+            target = parameters[key].view(-1)
+            for tile in tiles:
+                target[place : place + len(tile)] = torch.from_numpy(tile)
+                place += len(tile)
+
+
+def tiles_of(tensor: Tensor) -> Iterator[Floats]:
+    """A tensor's numbers, flattened, part by part."""
+    count = count_of(tensor)
+    for first in range(0, count, TILE):
+        values = np.empty(min(TILE, count - first), np.float32)
+        tensor.read(first, values)
+        yield values
+
+
+def _starts(name: str) -> list[int]:
+    """Where a dotted name may be cut at its front, from the whole name on; two parts at least are left."""
+    dots = [place + 1 for place, sign in enumerate(name) if sign == "."]
+    return [0, *dots[:-1]]
+
+
+# LM-Cocktail's reference implementation takes in-batch negatives from batches of two examples
+EXAMPLES_A_BATCH = 2
+
+
+LM_COCKTAIL_LENGTH = 2048
+
+
+def draw_negatives(examples: Sequence[Record], negatives: int, seed: int) -> list[Record]:
+    """Examples with at most so many negatives each, drawn where there are more; the same for every model.
+
+    Raises:
+        DataError: No examples.
+    """
+    if not examples:
+        raise DataError("no examples to find weights on")
+    drawn = []
+    for row, example in enumerate(examples):
+        chosen = np.arange(len(example.neg))
+        if len(chosen) > negatives:
+            chosen = np.sort(np.random.default_rng([seed, row]).permutation(chosen)[:negatives])
+        drawn.append(
+            Record(
+                example.query,
+                example.pos,
+                tuple(example.neg[number] for number in chosen),
+                prompt=example.prompt,
+                weight=1.0,  # every example counts the same here
+            )
+        )
+    return drawn
+
+
+def example_loss(encoder: Encoder, examples: Sequence[Record], *, temperature: float = 0.05) -> float:
+    """The loss of a model with its own pooling, prompts and normalisation, as LM-Cocktail weighs models by it.
+
+    Args:
+        encoder: The model.
+        examples: Records with positives and, to tell models apart well, hard negatives.
+        temperature: Divides similarities (LM-Cocktail: 0.05).
+
+    Returns:
+        InfoNCE, the mean over batches of two examples.
+
+    Raises:
+        DataError: No examples.
+    """
+    import torch
+
+    batches = _batches(examples)
+    queries = torch.from_numpy(encode_queries_of(examples, encoder))
+    texts = list(dict.fromkeys(text for documents, _ in batches for text in documents))
+    rows = {text: row for row, text in enumerate(texts)}
+    embeddings = torch.from_numpy(encoder.encode_document(texts))
+    losses = [
+        info_nce(
+            queries[number * EXAMPLES_A_BATCH : (number + 1) * EXAMPLES_A_BATCH],
+            embeddings[[rows[text] for text in documents]],
+            torch.from_numpy(relevance),
+            temperature,
+        )
+        for number, (documents, relevance) in enumerate(batches)
+    ]
+    return float(torch.stack(losses).mean())
+
+
+def chance_loss(examples: Sequence[Record]) -> float:
+    """The loss of a model for which all texts are alike: the mean logarithm of the number of candidates."""
+    batches = _batches(examples)
+    return float(np.mean([np.log((relevance >= 0).sum(axis=1)).mean() for _, relevance in batches]))
+
+
+def lm_cocktail_loss(model: SentenceTransformer, examples: Sequence[Record], *, temperature: float = 0.05) -> float:
+    """The loss as LM_Cocktail 0.0.4 computes it, for comparison with its numbers.
+
+    CLS pooling whatever the model uses, no prompts, all texts of a batch as candidates, also those that are positives
+    of the query or stand there twice.
+
+    Args:
+        model: A loaded model.
+        examples: With their negatives drawn.
+        temperature: Divides similarities.
+    """
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Normalize, Pooling
+
+    cls = Pooling(model[0].get_embedding_dimension(), pooling_mode="cls")
+    like_it = SentenceTransformer(modules=[model[0], cls, Normalize()], device=str(model.device))
+    kept, like_it.max_seq_length = model.max_seq_length, min(LM_COCKTAIL_LENGTH, model.tokenizer.model_max_length)
+    documents = [[example.pos[0], *example.neg] for example in examples]
+    texts = list(dict.fromkeys([example.query for example in examples] + [text for one in documents for text in one]))
+    rows = {text: row for row, text in enumerate(texts)}
+    embeddings = embed(like_it, texts, label="examples").astype(np.float64)
+    model.max_seq_length = kept
+    losses = []
+    for first in range(0, len(examples), EXAMPLES_A_BATCH):
+        batch = documents[first : first + EXAMPLES_A_BATCH]
+        queries = embeddings[[rows[example.query] for example in examples[first : first + EXAMPLES_A_BATCH]]]
+        similarities = queries @ embeddings[[rows[text] for one in batch for text in one]].T / temperature
+        places = np.cumsum([0, *(len(one) for one in batch)])[:-1]
+        largest = similarities.max(axis=1)
+        total = largest + np.log(np.exp(similarities - largest[:, None]).sum(axis=1))
+        losses.append(float(np.mean(total - similarities[range(len(batch)), places])))
+    return float(np.mean(losses))
+
+
+def _batches(examples: Sequence[Record]) -> list[tuple[list[str], np.ndarray]]:
+    if not examples:
+        raise DataError("no examples to find weights on")
+    known = positives_by_query(examples)
+    most = max(len(example.neg) for example in examples)
+    return [
+        batch_relevance(examples[first : first + EXAMPLES_A_BATCH], negatives=most, known_positives=known)
+        for first in range(0, len(examples), EXAMPLES_A_BATCH)
+    ]
+
+
+CHUNK_TOKENS = 4096
+Features = dict[str, Any]
+
+
+def batch_loss(
+    tasting: EncoderObjective,
+    batch: Sequence[Record],
+    known: Mapping[str, set[str]],
+    forward: Callable[[Features], torch.Tensor],
+) -> torch.Tensor:
+    """InfoNCE of a batch of examples, with a graph to its parameters.
+
+    Args:
+        tasting: Holds the loaded model, its tokenizer and its prompts.
+        batch: The examples.
+        known: Positives by query, so that none counts as a negative.
+        forward: Gives embeddings, shape (texts, dimensions), from tokenised texts.
+
+    Returns:
+        A scalar.
+    """
+    import torch
+
+    model, encoder = tasting.model, tasting.encoder(0)
+    most = max(len(record.neg) for record in batch)
+    documents, relevance = batch_relevance(batch, negatives=most, known_positives=known)
+    queries = [(encoder.prompt_for("query") if one.prompt is None else one.prompt) + one.query for one in batch]
+    texts = queries + [encoder.prompt_for("document") + text for text in documents]
+    # chunks of nearly equal length, so that little is computed for padding
+    chunks = batches_by_tokens(token_counts(model, texts), tasting.encoding.batch_tokens or CHUNK_TOKENS)
+    parts = []
+    for chunk in chunks:
+        features = model.preprocess([texts[row] for row in chunk])
+        features = {name: v.to(model.device) if hasattr(v, "to") else v for name, v in features.items()}
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=encoder.precision == "bf16"):
+            parts.append(forward(features).float())
+    back = torch.from_numpy(np.argsort(np.concatenate(chunks)))
+    embeddings = torch.nn.functional.normalize(torch.cat(parts), dim=1)[back.to(model.device)]
+    relevant = torch.from_numpy(relevance).to(model.device)
+    temperature = tasting.plan.options.loss_temperature
+    return info_nce(embeddings[: len(batch)], embeddings[len(batch) :], relevant, temperature)
+
+
+def names_of(tasting: EncoderObjective) -> dict[Key, str]:
+    """The name that each tensor has in the loaded model."""
+    by_place = {value.data_ptr(): name for name, value in tasting.model.state_dict().items()}
+    return {key: by_place[parameter.data_ptr()] for key, parameter in tasting.parameters.items()}
+
+
+Scorer = Callable[[Encoder], tuple[float, float | None]]
+"""Target and general score of an encoder; None without general tasks."""
+
+
+@dataclass
+class EncoderObjective:
+    """Answers what weightings ask; see `Objective`.
+
+    Attributes:
+        plan: The merge, with whatever weights.
+        examples: Records, their negatives drawn.
+        encoding: Prompts, precision, cache.
+        score: Judges an encoder on tasks; without it, the examples do.
+        scratch: A folder for what must be written to be loaded.
+    """
+
+    plan: Plan
+    examples: Sequence[Record]
+    encoding: EncodeOptions
+    score: Scorer | None
+    scratch: Path
+
+    @property
+    def names(self) -> Sequence[str]:
+        """See `Objective`."""
+        return [checkpoint.name for checkpoint in self.plan.checkpoints]
+
+    def losses(self, rows: Sequence[int]) -> list[float]:
+        """See `Objective`."""
+        return [self._loss(row) for row in rows]
+
+    def chance(self) -> float:
+        """See `Objective`."""
+
+        return chance_loss(self.needed_examples)
+
+    def scores(self, weights: Sequence[float]) -> tuple[float, float | None]:
+        """See `Objective`."""
+        encoder = self.merged(WeightsResult(weights))
+        if self.score is not None:
+            return self.score(encoder)
+
+        return -example_loss(encoder, self.needed_examples, temperature=self.plan.options.loss_temperature), None
+
+    def weights_by_gradient(
+        self, *, steps: int, rate: float, per_layer: bool, scaled: bool, seed: int
+    ) -> WeightsResult:
+        """See `Objective`."""
+        from bge_cocktail.merging.gradient import weights_by_gradient
+
+        return weights_by_gradient(self, steps=steps, rate=rate, per_layer=per_layer, scaled=scaled, seed=seed)
+
+    @property
+    def needed_examples(self) -> Sequence[Record]:
+        """The examples.
+
+        Raises:
+            UsageError: None were given.
+        """
+        if not self.examples:
+            options = self.plan.options
+            what = f"method {options.method}" if isinstance(options.weights, list) else f"weights '{options.weights}'"
+            what = f"method {options.method}" if options.weights == "uniform" else what
+            raise UsageError(f"{what} needs examples: a file of records with --examples")
+        return self.examples
+
+    @cached_property
+    def model(self) -> SentenceTransformer:
+        """One loaded model of the form of all."""
+        first = self.plan.checkpoints[0]
+        folder = loadable_folder(first, self.scratch)
+        model = load_encoder(folder, device=self.encoding.device, max_length=self.encoding.max_length)
+        if folder != first.folder:
+            shutil.rmtree(folder)
+        return model
+
+    def encoder(self, row: int) -> CachedEncoder:
+        """One of the models; it is loaded only if a text isn't in the cache of embeddings."""
+        checkpoint = self.plan.checkpoints[row]
+
+        known = CachedEncoder(checkpoint.prompts_of or checkpoint.folder, self.encoding, load=lambda: self.place(row))
+        known.hash = hash_of(checkpoint)
+        return known
+
+    def merged(self, found: WeightsResult) -> Encoder:
+        """The merge with such weights; one of the models where all the weight is its."""
+        weights = list(found.weights)
+        # its embeddings may be in the cache
+        if self._is_plain(found) and sorted(weights)[-1] == 1 == sum(weights):
+            return self.encoder(weights.index(1))
+        return self.placed(found)
+
+    def placed(self, found: WeightsResult) -> LoadedEncoder:
+        """The merge with such weights in the loaded model, with the prompts and length that would be written."""
+        plan = with_weights(self.plan, found.weights, found.weights_for, found.scale)
+        model = self._with((key, plan.tiles(key)) for key in self.parameters)
+        self._set_length(self.plan.checkpoints[(self.plan.options.length_from or 1) - 1])
+        first = self.plan.checkpoints[(self.plan.options.prompts_from or 1) - 1]
+        prompts = [
+            prompt_for(first.prompts_of or first.folder, role) if chosen is None else chosen
+            for role, chosen in (
+                ("query", self.encoding.query_prompt),
+                ("document", self.encoding.document_prompt),
+                ("text", None),
+            )
+        ]
+        return LoadedEncoder(
+            model,
+            query_prompt=prompts[0],
+            document_prompt=prompts[1],
+            text_prompt=prompts[2],
+            precision=CachedEncoder(first.folder, self.encoding).precision,
+        )
+
+    @cached_property
+    def parameters(self) -> dict[Key, torch.Tensor]:
+        """The loaded model's parameters and buffers of floating types, by tensor."""
+        return parameters_by_key(self.model, self.plan.checkpoints[0])
+
+    def place(self, row: int) -> SentenceTransformer:
+        """Put the weights of one of the models into the loaded one."""
+        self._set_length(self.plan.checkpoints[row])
+        return self._with((key, tiles_of(source_of(self.plan, row, key))) for key in self.parameters)
+
+    def _is_plain(self, found: WeightsResult) -> bool:
+        """Whether a merge with all the weight on one model is that model, in everything."""
+        plan, options = self.plan, self.plan.options
+        chosen = (options.prompts_from, options.length_from, options.tokenizer_from)
+        weights = not found.weights_for and not plan.weights.patterns and not plan.weights.anchors
+        return plan.base is None and weights and not options.exclude and chosen == (None, None, None)
+
+    def _set_length(self, checkpoint: Checkpoint) -> None:
+        length = declared_length(checkpoint.length_of or checkpoint.folder)
+        if self.encoding.max_length is None and length is not None:
+            self.model.max_seq_length = length
+
+    def _with(self, tensors: Iterable[tuple[Key, Iterable[Floats]]]) -> SentenceTransformer:
+        put_tensors(self.parameters, tensors)
+        return self.model
+
+    def _loss(self, row: int) -> float:
+
+        encoder, temperature = self.encoder(row), self.plan.options.loss_temperature
+        if self.plan.options.like_lm_cocktail:
+            return lm_cocktail_loss(encoder.model, self.needed_examples, temperature=temperature)
+        return example_loss(encoder, self.needed_examples, temperature=temperature)

@@ -1,0 +1,277 @@
+"""A merged model as a folder: weights tile by tile past the page cache, and all that stands beside them."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import mmap
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from bge_cocktail.core.errors import DataError
+from bge_cocktail.core.outputs import read_object, write_json
+from bge_cocktail.core.runs import NOT_THE_MODEL
+from bge_cocktail.merging.checkpoints import Checkpoint, is_unused
+from bge_cocktail.merging.plan import Plan
+from bge_cocktail.merging.tensors import FLOATS, ITEM_BYTES, Key, Tensor, count_of, header_bytes, to_bytes
+from bge_cocktail.models.folder import is_classifier
+from bge_cocktail.models.layout import (
+    CLASSIFIER_FILE,
+    TOKENIZER_FILES,
+    declared_length,
+    make_portable,
+    tokenizer_length,
+    transformer_folder,
+)
+from bge_cocktail.options import MergeOptions
+
+BLOCK = 4 << 20
+# what disks want writes to be a multiple of
+SECTOR = 4096
+
+
+class BlockWriter:
+    """Writes a new file in large aligned blocks, directly to the disk where the file system can.
+
+    Args:
+        path: The file; it must not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._buffer = mmap.mmap(-1, BLOCK)
+        self._view = memoryview(self._buffer)
+        self._filled = 0
+        self._size = 0
+        self._file = _open(path)
+
+    def write(self, content: bytes | memoryview) -> None:
+        """Append some bytes."""
+        rest = memoryview(content)
+        self._size += len(rest)
+        while rest:
+            part = rest[: BLOCK - self._filled]
+            self._view[self._filled : self._filled + len(part)] = part
+            self._filled += len(part)
+            rest = rest[len(part) :]
+            if self._filled == BLOCK:
+                self._flush(BLOCK)
+
+    def close(self) -> None:
+        """Write what is left and close the file."""
+        try:
+            if self._filled:
+                # a last block of whole sectors, and then cut to what was asked for
+                self._flush(-(-self._filled // SECTOR) * SECTOR)
+                os.ftruncate(self._file, self._size)
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close the file as it is."""
+        os.close(self._file)
+        self._view.release()
+        self._buffer.close()
+
+    def _flush(self, count: int) -> None:
+        done = 0
+        while done < count:
+            try:
+                done += os.write(self._file, self._view[done:count])
+            except OSError as error:
+                flags = fcntl.fcntl(self._file, fcntl.F_GETFL)
+                if error.errno != errno.EINVAL or not flags & _DIRECT:
+                    raise
+                # a file system that opens such files and can't write them
+                fcntl.fcntl(self._file, fcntl.F_SETFL, flags & ~_DIRECT)
+        self._filled = 0
+
+
+_DIRECT: int = getattr(os, "O_DIRECT", 0)
+
+
+def _open(path: Path) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    try:
+        return os.open(path, flags | _DIRECT, 0o666)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not _DIRECT:
+            raise
+        path.unlink(missing_ok=True)
+        return os.open(path, flags, 0o666)
+
+
+log = logging.getLogger(__name__)
+SETTINGS = "config_sentence_transformers.json"
+LENGTH = "sentence_bert_config.json"
+
+
+def take_prompts(folder: Path, source: Path) -> None:
+    """Give a model the prompts of another, and which of them is the default."""
+    theirs = read_object(source / SETTINGS) if (source / SETTINGS).is_file() else {}
+    mine = read_object(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    prompts = {name: theirs.get(name) for name in ("prompts", "default_prompt_name")}
+    write_json(folder / SETTINGS, {**mine, **prompts, "prompts": prompts["prompts"] or {}})
+
+
+def take_length(folder: Path, source: Path, classifier: bool) -> None:
+    """Give a model the longest text length of another; classifiers keep it elsewhere."""
+    if classifier:
+        _take_classifiers_length(folder, source)
+        return
+    path = transformer_folder(folder) / LENGTH
+    mine = read_object(path) if path.is_file() else {}
+    write_json(path, {**mine, "max_seq_length": declared_length(source)})
+
+
+def take_tokenizer(folder: Path, source: Path) -> None:
+    """Give a model the tokenizer files of another, in place of its own."""
+    for name in TOKENIZER_FILES:
+        (transformer_folder(folder) / name).unlink(missing_ok=True)
+        if (transformer_folder(source) / name).is_file():
+            shutil.copyfile(transformer_folder(source) / name, transformer_folder(folder) / name)
+
+
+def _take_classifiers_length(folder: Path, source: Path) -> None:
+    theirs = source / CLASSIFIER_FILE
+    length = read_object(theirs).get("max_length") if theirs.is_file() else declared_length(source)
+    length = length or tokenizer_length(source)
+    for name, key in ((CLASSIFIER_FILE, "max_length"), ("tokenizer_config.json", "model_max_length")):
+        if (folder / name).is_file() and length is not None:
+            write_json(folder / name, {**read_object(folder / name), key: length})
+
+
+def forget_temperature(folder: Path) -> None:
+    """Take away what calibrates a classifier's probabilities: it was found for other weights."""
+    path = folder / CLASSIFIER_FILE
+    if path.is_file() and read_object(path).get("temperature", 1.0) != 1.0:
+        log.warning("the first model's calibration (a temperature) doesn't hold for the merge and is left out")
+        write_json(path, {**read_object(path), "temperature": 1.0})
+
+
+LARGEST = {"F16": 65504.0, "BF16": 3.3895e38}
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+WEIGHTS = (".safetensors", ".bin", ".onnx", ".pt", ".pth", ".h5", ".msgpack", ".ot", ".gguf")
+
+
+def write_model(plan: Plan, folder: Path, advance: Callable[[int], None] = lambda _: None) -> None:
+    """Write the result of a merge.
+
+    Args:
+        plan: The merge.
+        folder: An empty folder.
+        advance: Told the bytes that are written.
+
+    Raises:
+        DataError: NaN or infinite values, or such as the type of the output can't hold.
+    """
+    first = plan.checkpoints[0]
+    write_settings(plan, folder)
+    for file in first.files:
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer = BlockWriter(path)
+        try:
+            for content in contents(plan, file):
+                writer.write(content)
+                advance(len(content))
+        except BaseException:
+            writer.abandon()
+            raise
+        writer.close()
+
+
+def write_settings(plan: Plan, folder: Path) -> None:
+    """Write all that is no weight: configuration, tokenizer, modules, prompts, the index of shards."""
+    first = plan.checkpoints[0]
+    _copy_other_files(first, folder)
+    _settle(plan, folder)
+    _write_indexes(plan, folder)
+    if is_classifier(folder):
+        forget_temperature(folder)
+    elif (folder / "modules.json").is_file():
+        make_portable(folder)
+
+
+def contents(plan: Plan, file: str) -> Iterator[bytes | memoryview]:
+    """The bytes of one of the weight files, header first."""
+    first = plan.checkpoints[0]
+    keys = first.files[file]
+    outputs = [(key[1], out_dtype(first.tensors[key], plan.options), first.tensors[key].shape) for key in keys]
+    yield header_bytes(outputs, first.metadata.get(file))
+    for key, (_, dtype, _) in zip(keys, outputs, strict=True):
+        if dtype not in FLOATS:
+            yield plan.content(key)
+            continue
+        for tile in plan.tiles(key):
+            if dtype != "F32" and np.abs(tile).max(initial=0) > LARGEST[dtype]:
+                name = "float16" if dtype == "F16" else "bfloat16"
+                raise DataError(
+                    f"tensor '{key[1]}' holds values beyond {name} ({LARGEST[dtype]:g}); use a wider --dtype"
+                )
+            yield to_bytes(tile, dtype)
+
+
+def out_dtype(tensor: Tensor, options: MergeOptions) -> str:
+    """The type that a tensor is written in."""
+    return tensor.dtype if options.dtype == "same" or tensor.dtype not in FLOATS else DTYPES[options.dtype]
+
+
+def output_bytes(first: Checkpoint, options: MergeOptions) -> int:
+    """Bytes of weights that a merge writes."""
+    return sum(count_of(one) * ITEM_BYTES[out_dtype(one, options)] for one in first.tensors.values())
+
+
+def written_keys(first: Checkpoint) -> list[Key]:
+    """The tensors that are written, in their order."""
+    return [key for keys in first.files.values() for key in keys]
+
+
+def _copy_other_files(first: Checkpoint, new: Path) -> None:
+    for path in sorted(first.folder.rglob("*")):
+        relative = path.relative_to(first.folder)
+        weights = path.suffix in WEIGHTS or path.name.endswith(".index.json")
+        if path.is_file() and not weights and path.name not in NOT_THE_MODEL and not is_unused(relative):
+            (new / relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, new / relative)
+        elif path.is_dir() and (first.folder / "modules.json").is_file() and not is_unused(relative):
+            (new / relative).mkdir(parents=True, exist_ok=True)
+
+
+def _write_indexes(plan: Plan, new: Path) -> None:
+    """The index of shards, where a module has several."""
+    first = plan.checkpoints[0]
+    for place in {Path(file).parent: None for file in first.files}:
+        shards = {file: keys for file, keys in first.files.items() if Path(file).parent == place}
+        if len(shards) > 1:
+            places = {name: Path(file).name for file, keys in shards.items() for _, name in keys}
+            tensors = [first.tensors[key] for keys in shards.values() for key in keys]
+            size = sum(count_of(one) * ITEM_BYTES[out_dtype(one, plan.options)] for one in tensors)
+            (new / place).mkdir(parents=True, exist_ok=True)
+            index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
+            write_json(new / place / "model.safetensors.index.json", index)
+
+
+def _settle(plan: Plan, new: Path) -> None:
+    """Prompts, length, tokenizer and type as chosen, where they are not simply the first model's."""
+    first, options = plan.checkpoints[0], plan.options
+
+    def chosen(number: int | None) -> Checkpoint:
+        return plan.checkpoints[number - 1] if number else first
+
+    prompts, length = chosen(options.prompts_from), chosen(options.length_from)
+    tokenizer = chosen(options.tokenizer_from)
+    if (source := prompts.prompts_of or prompts.folder) != first.folder:
+        take_prompts(new, source)
+    if (source := length.length_of or length.folder) != first.folder:
+        take_length(new, source, is_classifier(new))
+    if (source := tokenizer.tokenizer_of or tokenizer.folder) != first.folder:
+        take_tokenizer(new, source)
+    path = transformer_folder(new) / "config.json"
+    if options.dtype != "same" and path.is_file():
+        config = read_object(path)
+        write_json(path, {**config, "torch_dtype" if "torch_dtype" in config else "dtype": options.dtype})

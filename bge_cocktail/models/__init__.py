@@ -1,0 +1,1 @@
+"""Models as folders and in memory: layout, prompts, embeddings, their cache."""

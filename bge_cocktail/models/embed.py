@@ -1,0 +1,155 @@
+"""A loaded model and texts to embeddings, in batches of nearly equal length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from bge_cocktail.core.devices import enough_memory
+from bge_cocktail.core.errors import CocktailError
+from bge_cocktail.core.progress import progress
+from bge_cocktail.models.cache import Embeddings
+from bge_cocktail.models.layout import declared_length
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+
+def embed(
+    model: SentenceTransformer,
+    texts: Sequence[str],
+    *,
+    prompt: str = "",
+    precision: Literal["fp32", "bf16"] = "fp32",
+    batch_tokens: int = 0,
+    label: str = "texts",
+) -> Embeddings:
+    """Embed texts in batches of nearly equal length.
+
+    Texts are sorted by their number of tokens and cut into batches by a budget of tokens: sorting by
+    characters, as libraries do, leaves much of what is computed to padding.
+
+    Args:
+        model: The model.
+        texts: Any number of texts, also none.
+        prompt: Put before every text.
+        precision: ``bf16`` computes in bfloat16 where the device can; the model's weights stay as they are.
+        batch_tokens: Tokens in a batch, padding too; 0 chooses for the device.
+        label: Names the work in the progress bar.
+
+    Returns:
+        Unit-norm embeddings, shape (texts, dimensions).
+
+    Raises:
+        CocktailError: The model gave NaN or infinite numbers.
+    """
+    import torch
+
+    if not len(texts):
+        return np.empty((0, model.get_embedding_dimension()), np.float32)
+    in_bf16 = precision == "bf16" or next(model[0].parameters(), torch.empty(0)).dtype == torch.bfloat16
+    # on a CPU, larger batches lose more to padding and caches than they gain, in bf16 later than in fp32
+    budget = batch_tokens or ((4096 if in_bf16 else 2048) if model.device.type == "cpu" else 65536)
+    lengths = token_counts(model, texts, prompt)
+    batches = batches_by_tokens(lengths, budget)
+    rows: list[Embeddings] = []
+    autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
+    memory = enough_memory(label, "embed with a smaller --batch-tokens or --max-length")
+    with progress(label, len(texts)) as advance, autocast, memory:
+        for batch in batches:
+            rows.append(
+                model.encode(
+                    [texts[index] for index in batch],
+                    prompt=prompt,
+                    batch_size=len(batch),
+                    show_progress_bar=False,
+                    convert_to_tensor=True,
+                )
+                .float()
+                .cpu()
+                .numpy()
+            )
+            advance(len(batch))
+    embeddings = np.empty((len(texts), rows[0].shape[1]), np.float32)
+    embeddings[np.concatenate(batches)] = np.concatenate(rows)
+    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    if not np.isfinite(norms).all():
+        bad = int(np.flatnonzero(~np.isfinite(norms[:, 0]))[0])
+        raise CocktailError(f"the model gives NaN or infinite embeddings, first for: {texts[bad][:80]!r}")
+    embeddings /= np.maximum(norms, 1e-12)
+    return embeddings
+
+
+def compute_in_bf16(model: SentenceTransformer) -> bool:
+    """Turn a model's transformer to bfloat16 for good; what follows it (pooling, Dense) stays in float32.
+
+    Casting the weights once is quicker than having autocast do it in every batch. Not for models that are trained.
+
+    Returns:
+        Whether it has a transformer that could be turned.
+    """
+    import torch
+
+    first = model[0]
+    if not hasattr(first, "auto_model"):
+        return False
+    first.auto_model.to(torch.bfloat16)
+
+    def in_full(_module: object, _inputs: object, features: Any) -> Any:
+        return {name: one.float() if _is_bf16(one) else one for name, one in features.items()}
+
+    first.register_forward_hook(in_full)
+    return True
+
+
+def _is_bf16(value: object) -> bool:
+    return str(getattr(value, "dtype", "")) == "torch.bfloat16"
+
+
+def token_counts(model: SentenceTransformer, texts: Sequence[str], prompt: str = "") -> list[int]:
+    """Tokens of each text with its prompt, cut at the model's longest; characters / 4 without a tokenizer."""
+    limit = model.max_seq_length or 10**9
+    try:
+        tokens = model.tokenizer([prompt + text for text in texts], add_special_tokens=True)["input_ids"]
+    except (AttributeError, TypeError, KeyError):
+        return [min(limit, 2 + len(prompt + text) // 4) for text in texts]
+    return [min(limit, len(ids)) for ids in tokens]
+
+
+def batches_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices sorted from long to short, cut so that longest × count of a batch stays within the budget."""
+    order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
+    batches: list[list[int]] = []
+    for index in order:
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+class TokenCounter:
+    """Counts tokens with a model's own tokenizer, without loading the model.
+
+    Args:
+        folder: The model's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.limit = declared_length(folder)
+        """The longest text that the model reads, in tokens; None if it doesn't say."""
+
+    def __call__(self, text: str) -> int:
+        """Tokens of a text, those that the model adds at its ends too."""
+        return len(self._tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"])
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False)

@@ -1,0 +1,357 @@
+"""Encoders: any sentence-transformers model, checked when it is loaded, its prompts, a cache."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from safetensors import SafetensorError
+
+from bge_cocktail.core.devices import choose_device, resolve_precision
+from bge_cocktail.core.errors import CocktailError, DataError, explain_os_error
+from bge_cocktail.core.progress import progress
+from bge_cocktail.core.runs import hash_path
+from bge_cocktail.data.record import Record
+from bge_cocktail.models.cache import EmbeddingCache, Embeddings, default_cache_dir
+from bge_cocktail.models.embed import compute_in_bf16, embed
+from bge_cocktail.models.folder import model_folder, sentence_transformers_folder
+from bge_cocktail.models.layout import check_length, modules_of, transformer_folder
+from bge_cocktail.models.prompts import prompt_for
+from bge_cocktail.options import EncodeOptions
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+CANT_LOAD = (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError, UnpicklingError)
+"""What libraries raise for a folder that is no model, or a broken one."""
+# what encoders come with or without, and embeddings don't use
+_OPTIONAL = ("pooler.",)
+
+
+def why_not(error: Exception) -> str:
+    """What an error of `CANT_LOAD` says; of a pickle with code in it not torch's advice to run that."""
+    if isinstance(error, UnpicklingError) or "weights_only" in str(error):
+        return "its .bin file holds more than tensors, such as code, and none is run; take safetensors"
+    return str(error)
+
+
+def weight_files(folder: Path) -> dict[str, Any]:
+    """How transformers shall read the weights: safetensors, or where there are none, pickles without any code.
+
+    Args:
+        folder: Of the transformer itself.
+    """
+    return {"use_safetensors": any(folder.glob("*.safetensors")) or not any(folder.glob("*.bin"))}
+
+
+def check_loaded(name: str | Path, base: Path, model: Any, tokenizer: Any) -> None:
+    """Raise where a model was loaded that isn't whole: it would embed, but nothing that it has learned.
+
+    Args:
+        name: For the message.
+        base: Its folder.
+        model: A loaded transformers model, all of whose weights shall be in the folder.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        DataError: The files lack weights, for which transformers takes random numbers, or the tokenizer knows no word.
+    """
+    folder = transformer_folder(base)
+    if tokenizer is not None and len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise DataError(f"{name}: its tokenizer knows no word; {folder} lacks its files (tokenizer.json or vocab.txt)")
+    if lacking := _lacking(folder, model):
+        shown = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if lacking[3:] else "")
+        raise DataError(
+            f"{name}: its files lack the weights {shown}; without them it would embed at random; get its files again"
+        )
+
+
+def _lacking(folder: Path, model: Any) -> list[str]:
+    """Names of the weights that the files don't have."""
+    from safetensors import safe_open
+
+    held: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            held |= set(opened.keys())
+    prefix = f"{model.base_model_prefix}."
+    bare = {name.removeprefix(prefix) for name in held}
+    # a head on top may go through the pooler
+    optional = _OPTIONAL if model.base_model is model else ()
+    wanted = [name for name in model.state_dict() if not any(part in name for part in optional)]
+    if all(name.removeprefix(prefix) in bare for name in wanted):
+        return []
+    # names may differ and still be known to transformers (older ones, tied ones), and pickles were not looked into
+    given = {**weight_files(folder), "local_files_only": True, "output_loading_info": True}
+    _, info = type(model).from_pretrained(folder, **given)
+    return sorted(name for name in info["missing_keys"] if not any(part in name for part in optional))
+
+
+log = logging.getLogger(__name__)
+BLOCK = 20_000
+Role = Literal["query", "document", "text"]
+PLURAL: dict[Role, str] = {"query": "queries", "document": "documents", "text": "texts"}
+
+
+class Encoder(Protocol):
+    """Whatever embeds: texts in, float32 embeddings of unit norm out, shape (texts, dimensions)."""
+
+    def encode_query(self, texts: Sequence[str], prompt: str | None = None) -> Embeddings:
+        """Embed queries, with the prompt for queries, or the one given."""
+        ...
+
+    def encode_document(self, texts: Sequence[str]) -> Embeddings:
+        """Embed documents, with the prompt for documents."""
+        ...
+
+    def encode_text(self, texts: Sequence[str]) -> Embeddings:
+        """Embed texts that are neither (for classification), with the model's default prompt."""
+        ...
+
+
+def load_encoder(name: str | Path, *, device: str = "auto", max_length: int | None = None) -> SentenceTransformer:
+    """Load a sentence-transformers model from a folder or by its hub name.
+
+    Local folders cause no network call, and code inside a model is never run.
+
+    Args:
+        name: A folder or a hub name.
+        device: ``auto`` takes a GPU if there is one.
+        max_length: Longest text in tokens, instead of what the model declares.
+
+    Raises:
+        DataError: No such model, or its weights can't be read.
+        UsageError: No such device, or a length beyond the model's positions.
+    """
+    folder = sentence_transformers_folder(name)
+    if any(kind == "Router" for kind, _ in modules_of(folder)):
+        raise DataError(f"{name} has separate routes for queries and documents (a Router module): not supported")
+    check_length(folder, max_length)
+    with progress(f"loading {Path(name).name}", 1):  # the libraries alone take seconds to import
+        model = _load(name, folder, device)
+    if model.similarity_fn_name not in (None, "cosine"):
+        log.warning(
+            "%s declares similarity '%s'; embeddings are normalised here: cosine", name, model.similarity_fn_name
+        )
+    if max_length is not None:
+        model.max_seq_length = max_length
+    return model
+
+
+def _load(name: str | Path, folder: Path, device: str) -> SentenceTransformer:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    quiet_libraries()
+    try:
+        model = SentenceTransformer(
+            str(folder),
+            device=choose_device(device),
+            local_files_only=True,
+            trust_remote_code=False,
+            # weights stored in half precision are computed with, and tuned, in full: small steps would be lost
+            model_kwargs={"dtype": torch.float32, **weight_files(transformer_folder(folder))},
+        )
+    except CANT_LOAD as error:
+        raise CocktailError(f"{name}: the model can't be loaded: {why_not(error)}") from error
+    if hasattr(model[0], "auto_model"):
+        check_loaded(name, folder, model[0].auto_model, model.tokenizer)
+    return model
+
+
+class CachedEncoder:
+    """An encoder over a model folder that embeds no text twice, not even across processes.
+
+    The model itself is loaded when the first text is embedded that isn't in the cache.
+
+    Args:
+        name: A folder or a hub name.
+        options: Prompts, precision, cache.
+        load: Gives the loaded model, if it isn't simply what the folder holds.
+    """
+
+    def __init__(
+        self,
+        name: str | Path,
+        options: EncodeOptions | None = None,
+        *,
+        load: Callable[[], SentenceTransformer] | None = None,
+    ) -> None:
+        self.name = str(name)
+        self.options = options or EncodeOptions()
+        self.folder = model_folder(name)
+        self.load = load
+        self._turned = False
+        self.embedded = 0
+        """Texts embedded so far, those from the cache not counted."""
+        self.seconds = 0.0
+        """What embedding them took, loading the model left out."""
+
+    @property
+    def device(self) -> str:
+        """Where it computes, as the options say it."""
+        return self.options.device
+
+    @cached_property
+    def hash(self) -> str:
+        """Hash of the folder's content: another model under the same name is another model."""
+        return hash_path(self.folder)
+
+    @cached_property
+    def precision(self) -> Literal["fp32", "bf16"]:
+        """The arithmetic that is really used."""
+        if self.options.precision != "auto":
+            return self.options.precision
+        return "bf16" if resolve_precision("auto", choose_device(self.options.device)) == "bf16" else "fp32"
+
+    @cached_property
+    def model(self) -> SentenceTransformer:
+        """The loaded model."""
+        if self.load is not None:
+            return self.load()
+        model = load_encoder(self.folder, device=self.options.device, max_length=self.options.max_length)
+        self._turned = self.precision == "bf16" and compute_in_bf16(model)
+        return model
+
+    def prompt_for(self, role: Role) -> str:
+        """The text put before every text of a role."""
+        chosen = {
+            "query": self.options.query_prompt,
+            "document": self.options.document_prompt,
+            "text": None,
+        }[role]
+        return prompt_for(self.folder, role) if chosen is None else chosen
+
+    def encode_query(self, texts: Sequence[str], prompt: str | None = None) -> Embeddings:
+        """Embed queries; see `Encoder`."""
+        return self._encode(texts, "query", prompt)
+
+    def encode_document(self, texts: Sequence[str]) -> Embeddings:
+        """Embed documents; see `Encoder`."""
+        return self._encode(texts, "document")
+
+    def encode_text(self, texts: Sequence[str]) -> Embeddings:
+        """Embed texts that are neither; see `Encoder`."""
+        return self._encode(texts, "text")
+
+    def _encode(self, texts: Sequence[str], role: Role, prompt: str | None = None) -> Embeddings:
+        prompt = self.prompt_for(role) if prompt is None else prompt
+        distinct = list(dict.fromkeys(texts))
+        cache = self._cache(prompt) if self.options.cache else None
+        found, known = cache.get(distinct) if cache else (None, np.zeros(len(distinct), bool))
+        missing = [text for text, here in zip(distinct, known, strict=True) if not here]
+        # in blocks, so that hours of embedding that are cut off are not lost
+        for start in range(0, len(missing), BLOCK):
+            block = missing[start : start + BLOCK]
+            model = self.model  # loading it tells whether it could be turned to bf16
+            started = time.perf_counter()
+            fresh = embed(
+                model,
+                block,
+                prompt=prompt,
+                precision="fp32" if self._turned else self.precision,
+                batch_tokens=self.options.batch_tokens,
+                label=f"{self.name.rstrip('/').rsplit('/', 1)[-1]}: {PLURAL[role]}",
+            )
+            self.embedded += len(block)
+            self.seconds += time.perf_counter() - started
+            if cache:
+                try:
+                    cache.put(block, fresh)
+                except OSError as error:
+                    log.warning("embeddings are not kept: %s", explain_os_error(error))
+                    cache = None
+            if found is None:
+                found = np.zeros((len(distinct), fresh.shape[1]), np.float32)
+            found[np.flatnonzero(~known)[start : start + BLOCK]] = fresh
+        if found is None:
+            raise CocktailError("no texts to embed")
+        row = {text: index for index, text in enumerate(distinct)}
+        return found[[row[text] for text in texts]]
+
+    def _cache(self, prompt: str) -> EmbeddingCache:
+        folder = self.options.cache_dir or default_cache_dir()
+        return EmbeddingCache(
+            folder,
+            {
+                "model": self.hash,
+                "prompt": prompt,
+                "precision": self.precision,
+                "max_length": self.options.max_length,
+            },
+        )
+
+
+class LoadedEncoder:
+    """An encoder over a model in memory that still changes (while it is trained), so nothing is cached.
+
+    Args:
+        model: The model.
+        query_prompt: Put before every query.
+        document_prompt: Put before every document.
+        text_prompt: Put before every text that is neither.
+        precision: Arithmetic of the encoder.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        *,
+        query_prompt: str = "",
+        document_prompt: str = "",
+        text_prompt: str = "",
+        precision: Literal["fp32", "bf16"] = "fp32",
+    ) -> None:
+        self._embed: Callable[..., Embeddings] = lambda texts, prompt: embed(
+            model, texts, prompt=prompt, precision=precision, label="dev"
+        )
+        self._prompts = (query_prompt, document_prompt, text_prompt)
+
+    def encode_query(self, texts: Sequence[str], prompt: str | None = None) -> Embeddings:
+        """Embed queries; see `Encoder`."""
+        return self._embed(texts, self._prompts[0] if prompt is None else prompt)
+
+    def encode_document(self, texts: Sequence[str]) -> Embeddings:
+        """Embed documents; see `Encoder`."""
+        return self._embed(texts, self._prompts[1])
+
+    def encode_text(self, texts: Sequence[str]) -> Embeddings:
+        """Embed texts that are neither; see `Encoder`."""
+        return self._embed(texts, self._prompts[2])
+
+
+def encode_queries_of(records: Sequence[Record], encoder: Encoder) -> Embeddings:
+    """Embeddings of the records' queries, each with the record's own prompt if it has one.
+
+    Returns:
+        Shape (records, dimensions).
+    """
+    if not records:
+        raise CocktailError("no records to embed")
+    rows: dict[str | None, list[int]] = {}
+    for row, record in enumerate(records):
+        rows.setdefault(record.prompt, []).append(row)
+    parts = [
+        encoder.encode_query([records[row].query for row in chosen], *([] if prompt is None else [prompt]))
+        for prompt, chosen in rows.items()
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    embeddings = np.empty((len(records), parts[0].shape[1]), np.float32)
+    embeddings[np.concatenate(list(rows.values()))] = np.concatenate(parts)
+    return embeddings
+
+
+def quiet_libraries() -> None:
+    """Silence the loading bars of transformers and torch's advice; errors still come as exceptions."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("sentence_transformers").setLevel(logging.WARNING)

@@ -1,0 +1,250 @@
+"""Runs in: the steps that folders hold, finished or not, and their evaluations side by side."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bge_cocktail.core.errors import DataError, UsageError, nearest
+from bge_cocktail.core.runs import RUN_FILE
+from bge_cocktail.evaluating.compare import TaskChange, compare_models, in_words, untested
+from bge_cocktail.evaluating.scores import ModelScores, Role
+from bge_cocktail.evaluating.store import EvaluationDetails, load_details, load_evaluations
+
+log = logging.getLogger(__name__)
+UNFINISHED = (".unfinished", ".search")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A folder that a command made, or began to make.
+
+    Attributes:
+        folder: Where it is.
+        name: What the report calls it.
+        described: Its run.json.
+    """
+
+    folder: Path
+    name: str
+    described: Mapping[str, Any]
+
+    @property
+    def command(self) -> str:
+        """What made it, or what is being made."""
+        return str(self.described.get("command", "?"))
+
+    @property
+    def finished(self) -> bool:
+        """Whether it came to its end."""
+        return not self.described.get("unfinished")
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedEvaluations:
+    """Evaluations of the same data, with each model compared with the first.
+
+    Attributes:
+        steps: The evaluations.
+        models: All of them, the baseline first.
+        details: What they keep for reading.
+        changes: From the baseline to each other model, by its name.
+        untested: The tasks that can't be compared, by model.
+        confidence: Of intervals and tests.
+    """
+
+    steps: Sequence[Step]
+    models: Sequence[ModelScores]
+    details: EvaluationDetails
+    changes: Mapping[str, Sequence[TaskChange]]
+    untested: Mapping[str, Sequence[str]]
+    confidence: float
+
+    @property
+    def baseline(self) -> ModelScores:
+        """What the others are compared with."""
+        return self.models[0]
+
+    @property
+    def names(self) -> list[str]:
+        """What the evaluations are called."""
+        return [step.name for step in self.steps]
+
+    def mean(self, model: ModelScores, role: Role) -> float | None:
+        """Mean main score over the tasks of a role that all models were judged on."""
+        judged = [{score.task for score in one.main()} for one in self.models]
+        shared = set.intersection(*judged)
+        values = [score.value for score in model.main() if score.role == role and score.task in shared]
+        return sum(values) / len(values) if values else None
+
+    def words(self) -> list[str]:
+        """A sentence for each model."""
+        return [
+            f"{model} against {self.baseline.model}: {in_words(changes, self.confidence)}."
+            for model, changes in self.changes.items()
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class ReportInput:
+    """All that a report tells of.
+
+    Attributes:
+        steps: In the order of their folders, those of one command after the other.
+        evaluated: Groups of evaluations that can be compared.
+        reduce: How embeddings come onto a map: ``pca`` or ``umap``.
+        seed: Of what is drawn.
+    """
+
+    steps: Sequence[Step]
+    evaluated: Sequence[ComparedEvaluations]
+    reduce: str
+    seed: int
+
+    def of(self, *commands: str) -> list[Step]:
+        """The finished steps of some commands."""
+        return [step for step in self.steps if step.command in commands and step.finished]
+
+    def model_names(self) -> dict[str, str]:
+        """What evaluations call models, by the hash of their content."""
+        models = {model.model for group in self.evaluated for model in group.models}
+        return {
+            str(value): name
+            for step in self.of("evaluate")
+            for name, value in (step.described.get("inputs") or {}).items()
+            if name in models
+        }
+
+
+def collect(
+    folders: Sequence[Path],
+    *,
+    baseline: str | None = None,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 13,
+    reduce: str = "pca",
+) -> ReportInput:
+    """Read what folders hold.
+
+    Args:
+        folders: Runs: outputs of single commands, or folders that hold such.
+        baseline: The model that others are compared with; the first of an evaluation without it.
+        confidence: Of intervals and tests.
+        resamples: Draws of the tests.
+        seed: Of those.
+        reduce: How embeddings come onto a map.
+
+    Raises:
+        DataError: A folder holds no run.
+        UsageError: No model has the name of the baseline.
+    """
+    steps = find_steps(folders)
+    groups = _groups([step for step in steps if step.command == "evaluate" and step.finished])
+    names = {model.model for _, models in groups for model in models}
+    if baseline is not None and baseline not in names:
+        raise UsageError(f"--baseline: no model '{baseline}' was evaluated.{nearest(baseline, names)}")
+    evaluated = [_compared(group, models, baseline, confidence, resamples, seed) for group, models in groups]
+    return ReportInput(steps, evaluated, reduce, seed)
+
+
+def find_steps(folders: Sequence[Path]) -> list[Step]:
+    """The steps in folders and the folders in them; also those that are not finished.
+
+    Raises:
+        DataError: A folder isn't there, or nothing in it was made by bge-cocktail.
+    """
+    found: dict[Path, Step] = {}
+    for given in folders:
+        folder = given.resolve()
+        if not folder.is_dir() and not any(folder.with_name(folder.name + end).is_dir() for end in UNFINISHED):
+            raise DataError(f"{given}: no such folder")
+        beside = [folder.with_name(folder.name + end) for end in UNFINISHED]
+        here = [step for root in (folder, *beside) for step in _steps_below(root)]
+        if not here:
+            raise DataError(f"{given} holds no run of bge-cocktail (no {RUN_FILE})")
+        for step in here:
+            found.setdefault(step.folder, step)
+    return _told_apart(list(found.values()))
+
+
+def _told_apart(steps: Sequence[Step]) -> list[Step]:
+    """Steps of one name with as much of their path in front as tells them apart."""
+    names = [step.name for step in steps]
+    count = 1
+    while len(set(names)) < len(names) and count < 64:
+        count += 1
+        names = [
+            "/".join(step.folder.parts[-count:]) if names.count(name) > 1 else name
+            for step, name in zip(steps, names, strict=True)
+        ]
+    return [replace(step, name=name) for step, name in zip(steps, names, strict=True)]
+
+
+def _steps_below(root: Path) -> list[Step]:
+    steps = []
+    for place, inner, files in os.walk(root):
+        inner[:] = sorted(name for name in inner if not name.startswith((".", "checkpoint-")))
+        if RUN_FILE not in files:
+            continue
+        folder = Path(place)
+        try:
+            described = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            log.warning("%s can't be read and is left out: %s", folder / RUN_FILE, error)
+            continue
+        if isinstance(described, dict) and "command" in described:
+            inside = folder.relative_to(root).as_posix()
+            steps.append(Step(folder, root.name if inside == "." else f"{root.name}/{inside}", described))
+    return steps
+
+
+def _groups(steps: Sequence[Step]) -> list[tuple[list[Step], list[ModelScores]]]:
+    """Evaluations that can stand side by side; others get a table of their own."""
+    groups: list[tuple[list[Step], list[ModelScores]]] = []
+    for step in steps:
+        for place, (members, _) in enumerate(groups):
+            together = [*members, step]
+            try:
+                models = load_evaluations([one.folder for one in together])
+            except DataError as error:
+                log.info("%s stands apart: %s", step.name, error)
+                continue
+            groups[place] = (together, models)
+            break
+        else:
+            try:
+                groups.append(([step], load_evaluations([step.folder])))
+            except DataError as error:
+                log.warning("%s is left out: %s", step.name, error)
+    return groups
+
+
+def _compared(
+    steps: Sequence[Step],
+    models: Sequence[ModelScores],
+    baseline: str | None,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> ComparedEvaluations:
+    ordered = sorted(models, key=lambda one: one.model != baseline)
+    # of many tasks, fewer could not tell any difference once they are corrected
+    resamples = max(resamples, int(4 * len(ordered[0].main()) / (1 - confidence)) + 1)
+    details = load_details([step.folder for step in steps])
+    changes: dict[str, list[TaskChange]] = {}
+    left: dict[str, list[str]] = {}
+    for one in ordered[1:]:
+        left[one.model] = untested(ordered[0], one, details)
+        try:
+            changes[one.model] = compare_models(
+                ordered[0], one, details, confidence=confidence, resamples=resamples, seed=seed
+            )
+        except DataError as error:
+            left[one.model] = [str(error)]
+    return ComparedEvaluations(steps, ordered, details, changes, left, confidence)

@@ -1,0 +1,75 @@
+"""Tables in plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bge_cocktail.evaluating.scores import ModelScores
+from bge_cocktail.mining.audit import Audit
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """An aligned table: columns of numbers to the right, others to the left."""
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(len(cell) for cell in column) for column in columns]
+    to_right = columns_of_numbers(header, rows)
+
+    def aligned(line: Sequence[str]) -> str:
+        cells = (
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, to_right, strict=True)
+        )
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([aligned(header), "-" * (sum(widths) + 2 * (len(widths) - 1)), *map(aligned, rows)])
+
+
+def columns_of_numbers(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
+    """Which columns hold numbers only, and so go to the right."""
+    return [bool(rows) and all(_is_number(row[place]) for row in rows) for place in range(len(header))]
+
+
+def shortened(text: str, width: int = 70) -> str:
+    """A text on one line, cut where it is longer."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 3] + "..."
+
+
+def _is_number(cell: str) -> bool:
+    return cell.strip(" *").replace(".", "", 1).replace("-", "", 1).isdigit()
+
+
+def score_table(results: Sequence[ModelScores]) -> str:
+    """The main score of each model on each task; the best of each column is marked with a star."""
+    header = ["model"]
+    for score in results[0].main():
+        mark = " (target)" if score.role == "target" else ""
+        header.append(f"{score.task}{mark} {score.metric}")
+    columns = len(results[0].main())
+    best = [max(result.main()[column].value for result in results) for column in range(columns)]
+    rows = [
+        [
+            result.model,
+            *(
+                f"{score.value:.4f}{'*' if score.value == best[column] and len(results) > 1 else ' '}"
+                for column, score in enumerate(result.main())
+            ),
+        ]
+        for result in results
+    ]
+    return text_table(header, rows)
+
+
+SHOWN = 12
+
+
+def audit_text(audit: Audit) -> str:
+    """The query, its positives, and its candidates by rank with what became of each."""
+    chosen = [one for one in audit.candidates if one.decision == "chosen"]
+    others = [one for one in audit.candidates if one.decision != "chosen"][: max(0, SHOWN - len(chosen))]
+    shown = sorted([*chosen, *others], key=lambda one: one.rank)
+    rows = [["positive", "-", f"{similarity:.4f}", "-", shortened(text)] for text, similarity in audit.positives]
+    rows += [[one.decision, str(one.rank), f"{one.similarity:.4f}", one.source, shortened(one.text)] for one in shown]
+    table = text_table(("decision", "rank", "similarity", "source", "text"), rows)
+    more = len(audit.candidates) - len(shown)
+    return f"query: {shortened(audit.query, 100)}\n{table}" + (f"\n... and {more} candidates more" if more else "")

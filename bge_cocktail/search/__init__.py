@@ -1,0 +1,1 @@
+"""Nearest documents: exactly, by an index, by words."""

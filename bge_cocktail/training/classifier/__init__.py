@@ -1,0 +1,1 @@
+"""Encoders with a classification head: trained, judged, predicting, merged."""

@@ -1,0 +1,334 @@
+"""A classifier judged on labelled texts: scores with intervals, classes, calibration, what it gets wrong; baselines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_cocktail.core.errors import UsageError
+from bge_cocktail.data.record import Text
+from bge_cocktail.evaluating.intervals import bootstrap_interval
+from bge_cocktail.evaluating.tasks.labelled import LabelledEmbeddings, features, knn, logistic
+from bge_cocktail.models.encoder import Encoder
+from bge_cocktail.options import EvaluateOptions, PredictOptions
+from bge_cocktail.training.classifier.data import LabelledTexts
+from bge_cocktail.training.classifier.metrics import accuracy, calibration_error, chosen, log_losses, macro_f1
+from bge_cocktail.training.classifier.model import Classifier, ClassifierConfig
+from bge_cocktail.training.classifier.predict import logits_of, probabilities
+
+SHOWN = 20
+# words; the last bucket is open
+LENGTHS = (8, 16, 32, 64, 128, 256)
+
+
+def mistakes(
+    data: LabelledTexts, found: NDArray[np.float64], guessed: NDArray[np.bool_], labels: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The mistakes that it is surest of.
+
+    Args:
+        data: Texts and labels.
+        found: Probabilities, shape (texts, classes).
+        guessed: What is predicted, shape (texts, classes).
+        labels: Names of the classes.
+    """
+    truth = data.targets(len(labels)).astype(bool)
+    wrong = np.flatnonzero((truth != guessed).any(axis=1))
+    # how sure it is of the label that is most wrong
+    apart = np.where(truth, 1 - found, found)[wrong].max(axis=1)
+    order = wrong[np.argsort(-apart, kind="stable")][:SHOWN]
+    return [
+        {
+            "text": data.texts[row],
+            "label": _named(truth[row], labels),
+            "predicted": _named(guessed[row], labels),
+            "probability": round(float(np.where(truth[row], 1 - found[row], found[row]).max()), 4),
+        }
+        for row in order.tolist()
+    ]
+
+
+def confusions(matrix: NDArray[np.int_], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Which label is taken for which, the most frequent first.
+
+    Args:
+        matrix: Texts by true label (rows) and predicted one, shape (classes, classes).
+        labels: Names of the classes.
+    """
+    off = matrix.copy()
+    np.fill_diagonal(off, 0)
+    order = np.argsort(-off, axis=None, kind="stable")[:SHOWN]
+    places = zip(*(part.tolist() for part in np.unravel_index(order, off.shape)), strict=True)
+    totals = matrix.sum(axis=1)
+    return [
+        {
+            "label": labels[row],
+            "predicted": labels[column],
+            "count": int(off[row, column]),
+            "share": round(float(off[row, column] / totals[row]), 4),
+        }
+        for row, column in places
+        if off[row, column]
+    ]
+
+
+def scores_by_length(texts: Sequence[Text], right: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """Accuracy by number of words.
+
+    Args:
+        texts: Texts or pairs.
+        right: Whether each is right, shape (texts,).
+    """
+    words = np.array([len((text if isinstance(text, str) else " ".join(text)).split()) for text in texts])
+    buckets = np.searchsorted(LENGTHS, words, side="right")
+    ends = [0, *LENGTHS]
+    return [
+        {
+            "words": f"{ends[bucket]}-{LENGTHS[bucket] - 1}" if bucket < len(LENGTHS) else f"{LENGTHS[-1]} or more",
+            "count": int((buckets == bucket).sum()),
+            "accuracy": float(right[buckets == bucket].mean()),
+        }
+        for bucket in sorted(set(buckets.tolist()))
+    ]
+
+
+def likely_label_errors(data: LabelledTexts, found: NDArray[np.float64], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Texts whose label is likely wrong (confident learning, Northcutt et al., arXiv:1911.00068).
+
+    A text counts as of another class where that one's probability reaches the mean that it has among the texts so
+    labelled, and no other such class is likelier. The model must not have been trained on these texts.
+
+    Args:
+        data: Texts, one label each.
+        found: Probabilities, shape (texts, classes).
+        labels: Names of the classes.
+
+    Returns:
+        All of them with their number among the texts, the surest first: by how much likelier the other class is than
+        the given one.
+    """
+    given = np.array([numbers[0] for numbers in data.labels])
+    own = [found[given == number, number] for number in range(len(labels))]
+    means = np.array([one.mean() if len(one) else np.inf for one in own])
+    reached = np.where(found >= means, found, -1.0)
+    other = reached.argmax(axis=1)
+    rows = np.flatnonzero((reached.max(axis=1) >= 0) & (other != given))
+    margin = found[rows, other[rows]] - found[rows, given[rows]]
+    order = np.argsort(-margin, kind="stable")
+    return [
+        {
+            "text": data.texts[row],
+            "number": row + 1,
+            "label": labels[int(given[row])],
+            "likely": labels[int(other[row])],
+            "margin": round(float(difference), 4),
+        }
+        for row, difference in zip(rows[order].tolist(), margin[order].tolist(), strict=True)
+    ]
+
+
+def _named(row: NDArray[np.bool_], labels: Sequence[str]) -> Any:
+    names = [labels[number] for number in np.flatnonzero(row).tolist()]
+    return names[0] if len(names) == 1 else names
+
+
+# of metrics that must be computed anew for every resample
+RESAMPLES = 1000
+
+
+def judge_classifier(
+    classifier: Classifier,
+    data: LabelledTexts,
+    predicting: PredictOptions | None = None,
+    evaluating: EvaluateOptions | None = None,
+) -> dict[str, Any]:
+    """Judge a classifier.
+
+    Args:
+        classifier: From `load_classifier`.
+        data: Cleaned texts, their labels numbered as the classifier's.
+        predicting: Precision, temperature.
+        evaluating: Confidence of the intervals, seed.
+
+    Returns:
+        See `judge_logits`.
+    """
+    predicting, evaluating = predicting or PredictOptions(), evaluating or EvaluateOptions()
+    settings = classifier.settings
+    logits = logits_of(classifier.model, data.texts, settings.truncation, predicting)
+    return judge_logits(logits, data, settings, evaluating, settings.temperature if predicting.calibrated else 1.0)
+
+
+def judge_logits(
+    logits: NDArray[np.float32],
+    data: LabelledTexts,
+    settings: ClassifierConfig,
+    options: EvaluateOptions,
+    temperature: float = 1.0,
+) -> dict[str, Any]:
+    """Judge logits.
+
+    Args:
+        logits: Shape (texts, classes).
+        data: The texts and their labels.
+        settings: Names of the labels, and whether a text may have several.
+        options: Confidence of the intervals, seed.
+        temperature: Divides the logits where probabilities are judged.
+
+    Returns:
+        ``scores`` (metric, value, interval; ``positive``: the label that AUC and AP rank for), ``classes`` (a row for
+        each), ``confusion`` (rows are the truth; not where a text may have several labels), and ``mistakes``,
+        ``confusions``, ``lengths``, ``label_errors``.
+    """
+    truth = data.targets(len(settings.labels)).astype(bool)
+    found = probabilities(logits, settings, temperature).astype(np.float64)
+    guessed = chosen(logits.astype(np.float64), settings.multi_label, settings.threshold)
+    several = settings.multi_label
+    judged: dict[str, Any] = {
+        "count": len(data),
+        "scores": _scores(logits, found, truth, guessed, settings, options, temperature),
+        "classes": _classes(truth, guessed, settings.labels),
+        "mistakes": mistakes(data, found, guessed, settings.labels),
+        "lengths": scores_by_length(data.texts, (truth == guessed).all(axis=1)),
+    }
+    if not several:
+        matrix = truth.T.astype(int) @ guessed.astype(int)
+        judged["confusion"] = matrix.tolist()
+        judged["confusions"] = confusions(matrix, settings.labels)
+        judged["label_errors"] = likely_label_errors(data, found, settings.labels)
+    return judged
+
+
+def _scores(
+    logits: NDArray[np.float32],
+    found: NDArray[np.float64],
+    truth: NDArray[np.bool_],
+    guessed: NDArray[np.bool_],
+    settings: ClassifierConfig,
+    options: EvaluateOptions,
+    temperature: float,
+) -> list[dict[str, Any]]:
+    rows = np.arange(len(truth), dtype=np.float64)
+
+    def score(name: str, of: Callable[[Any], float], *, grows: bool = False) -> dict[str, Any]:
+        """A metric of some rows, with an interval over resamples of them; `grows`: resampling raises it by itself."""
+        values: list[float] = []
+
+        def statistic(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+            found = np.array([of(one.astype(int)) for one in drawn])
+            values.extend(found.tolist())
+            return found
+
+        low, high = bootstrap_interval(
+            rows, confidence=options.confidence, seed=options.seed, resamples=RESAMPLES, statistic=statistic
+        )
+        value = of(np.arange(len(truth)))
+        excess = np.nanmean(values) - value if grows else 0.0
+        return {"metric": name, "value": value, "interval": (max(low - excess, 0.0), high - excess)}
+
+    losses = log_losses(logits, truth, settings.multi_label, temperature)
+    sure, right = _sureness(found, truth, guessed, settings.multi_label)
+    scores = [
+        score("accuracy", lambda rows: accuracy(truth[rows], guessed[rows])),
+        score("macro-F1", lambda rows: macro_f1(truth[rows], guessed[rows])),
+        score("log-loss", lambda rows: float(losses[rows].mean())),
+        score(
+            "calibration error",
+            lambda rows: calibration_error(sure[rows].ravel().astype(np.float32), right[rows].ravel()),
+            grows=True,  # a text that is drawn twice looks like evidence
+        ),
+    ]
+    # of one class alone, there is nothing to rank
+    if len(settings.labels) == 2 and not settings.multi_label and truth.any(axis=0).all():
+        positive, likely = truth[:, 1], found[:, 1]
+        scores += [
+            score(name, _ranking(positive, likely, name)) | {"positive": settings.labels[1]} for name in ("AUC", "AP")
+        ]
+    return scores
+
+
+def _sureness(
+    found: NDArray[np.float64], truth: NDArray[np.bool_], guessed: NDArray[np.bool_], several: bool
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Probability and rightness of what is predicted: of each text's label, or of each label that a text may have.
+
+    Returns:
+        Both of shape (texts, 1), or (texts, classes).
+    """
+    if several:
+        return np.maximum(found, 1 - found), ~(truth ^ guessed)
+    right = np.asarray((truth & guessed).any(axis=1, keepdims=True), dtype=np.bool_)
+    return found.max(axis=1, keepdims=True), right
+
+
+def _ranking(positive: NDArray[np.bool_], likely: NDArray[np.float64], which: str) -> Callable[[Any], float]:
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    metric = roc_auc_score if which == "AUC" else average_precision_score
+
+    def of(rows: Any) -> float:
+        # a resample that holds one class only says nothing
+        return float(metric(positive[rows], likely[rows])) if len(set(positive[rows].tolist())) == 2 else math.nan
+
+    return of
+
+
+def _classes(
+    truth: NDArray[np.bool_], guessed: NDArray[np.bool_], labels: Sequence[str]
+) -> list[dict[str, float | str | int]]:
+    from sklearn.metrics import precision_recall_fscore_support
+
+    columns = precision_recall_fscore_support(truth, guessed, average=None, zero_division=0)
+    names = ("precision", "recall", "F1")
+    return [
+        {
+            "label": label,
+            **{name: float(column[number]) for name, column in zip(names, columns, strict=False)},
+            "count": int(truth[:, number].sum()),
+        }
+        for number, label in enumerate(labels)
+    ]
+
+
+def probe(encoder: Encoder, train: LabelledTexts, dev: LabelledTexts, texts: Sequence[Text]) -> dict[str, Any]:
+    """Logistic regression on frozen embeddings, its strength chosen on dev.
+
+    Args:
+        encoder: Embeds.
+        train: Learned from, one label each.
+        dev: Chooses C.
+        texts: Predicted.
+
+    Returns:
+        ``predicted`` class of each text, and the ``C`` chosen.
+    """
+    predicted, strength = logistic(
+        _labelled_embeddings(encoder, train), _labelled_embeddings(encoder, dev), features(encoder, texts)
+    )
+    return {"predicted": predicted, "C": strength}
+
+
+def nearest_neighbours(
+    encoder: Encoder, train: LabelledTexts, dev: LabelledTexts, texts: Sequence[Text]
+) -> dict[str, Any]:
+    """The label that the nearest texts of train vote for, by their similarity; how many vote is chosen on dev.
+
+    See `probe` for the arguments.
+
+    Returns:
+        ``predicted`` class of each text, and the ``k`` chosen.
+    """
+    predicted, count = knn(
+        _labelled_embeddings(encoder, train), _labelled_embeddings(encoder, dev), features(encoder, texts)
+    )
+    return {"predicted": predicted, "k": count}
+
+
+def _labelled_embeddings(encoder: Encoder, data: LabelledTexts) -> LabelledEmbeddings:
+    if any(len(own) != 1 for own in data.labels):
+        raise UsageError("probe and nearest neighbours take texts with one label each")
+    return features(encoder, data.texts), np.array([own[0] for own in data.labels], np.int64)

@@ -1,0 +1,151 @@
+"""Classifiers merged with weights from their cross-entropy on a few examples, as LM-Cocktail weighs models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bge_cocktail.core.errors import UsageError
+from bge_cocktail.merging.merge import Merged, merge
+from bge_cocktail.merging.objective import loadable_folder, parameters_by_key, put_tensors, tiles_of
+from bge_cocktail.merging.plan import Plan, source_of, with_weights
+from bge_cocktail.merging.recipe import Recipe
+from bge_cocktail.merging.weights import WeightsResult
+from bge_cocktail.models.folder import declared_labels, model_folder
+from bge_cocktail.options import MergeOptions, PredictOptions
+from bge_cocktail.training.classifier.data import LabelledTexts
+from bge_cocktail.training.classifier.metrics import log_losses
+from bge_cocktail.training.classifier.model import Classifier, load_classifier
+from bge_cocktail.training.classifier.predict import cleaned, logits_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from bge_cocktail.merging.tensors import Key
+
+
+def _first_folder(models: Sequence[str | Path] | Recipe) -> Path:
+    first = models.models[0] if isinstance(models, Recipe) else models[0]
+    return _first_folder(first) if isinstance(first, Recipe) else model_folder(first)
+
+
+@dataclass
+class ClassifierObjective:
+    """Answers what weightings ask of classifiers; see `merging.weights.Tasting`.
+
+    Attributes:
+        plan: The merge, with whatever weights.
+        examples: Labelled texts; the numbers of their labels are the first model's.
+        device: Where they are predicted.
+        scratch: A folder for what must be written to be loaded.
+    """
+
+    plan: Plan
+    examples: LabelledTexts
+    device: str
+    scratch: Path
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The models."""
+        return [checkpoint.name for checkpoint in self.plan.checkpoints]
+
+    def losses(self, rows: Sequence[int]) -> list[float]:
+        """The cross-entropy of models on the examples, each under the head that it brings into the merge."""
+        found = []
+        for row in rows:
+            put_tensors(self.parameters, ((key, tiles_of(source_of(self.plan, row, key))) for key in self.parameters))
+            found.append(self._loss())
+        return found
+
+    def chance(self) -> float:
+        """The cross-entropy of equal probabilities."""
+        settings = self.classifier.settings
+        return float(np.log(2 if settings.multi_label else len(settings.labels)))
+
+    def scores(self, weights: Sequence[float]) -> tuple[float, float | None]:
+        """Minus the cross-entropy of a merge with such weights."""
+        plan = with_weights(self.plan, weights, {}, None)
+        put_tensors(self.parameters, ((key, plan.tiles(key)) for key in self.parameters))
+        return -self._loss(), None
+
+    def descend(self, *, steps: int, rate: float, per_layer: bool, scaled: bool, seed: int) -> WeightsResult:
+        """Not for classifiers.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(
+            f"weights '{self.plan.options.weights}' are found for encoders; for classifiers take cocktail, relative, "
+            "greedy or search"
+        )
+
+    @cached_property
+    def classifier(self) -> Classifier:
+        """One loaded model of the form of all."""
+        return load_classifier(loadable_folder(self.plan.checkpoints[0], self.scratch), device=self.device)
+
+    @cached_property
+    def parameters(self) -> dict[Key, torch.Tensor]:
+        """The loaded model's parameters by tensor."""
+        return parameters_by_key(self.classifier.model, self.plan.checkpoints[0])
+
+    @cached_property
+    def _truth(self) -> np.ndarray:
+        return self.examples.targets(len(self.classifier.settings.labels)).astype(bool)
+
+    def _loss(self) -> float:
+        model, settings = self.classifier.model, self.classifier.settings
+        texts = cleaned(self.examples.texts, settings)
+        logits = logits_of(model, texts, settings.truncation, PredictOptions(device=self.device, precision="fp32"))
+        return float(log_losses(logits, self._truth, settings.multi_label).mean())
+
+
+def merge_classifiers(
+    models: Sequence[str | Path] | Recipe,
+    output: Path,
+    options: MergeOptions | None = None,
+    *,
+    examples: LabelledTexts | None = None,
+    device: str = "auto",
+    more_inputs: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> Merged:
+    """Merge classifiers, or a classifier and encoders, into a classifier with the first model's labels.
+
+    As `merging.merge`, but weights come from the cross-entropy on labelled texts. A model with other labels, or
+    without a head, is judged under the first one's head, which is the one that it will have in the merge.
+
+    Args:
+        models: Folders or hub names, the classifier whose labels are kept first; or a recipe.
+        output: The folder to write.
+        options: Method, weights, whether heads are merged.
+        examples: Labelled texts of the first model's labels, for weights that look at data.
+        device: Where they are predicted.
+        more_inputs: What else the result depends on, by name and hash.
+        overwrite: Replace an older output of this tool.
+
+    Raises:
+        UsageError, DataError: As `merging.merge`.
+    """
+
+    def taste(plan: Plan, scratch: Path) -> ClassifierObjective:
+        # an inner merge has a first model of its own, whose labels may be in another order
+        own = declared_labels(plan.checkpoints[0].folder)
+        if sorted(own) != sorted(labels):
+            raise UsageError(
+                f"{plan.checkpoints[0].name} has the labels {', '.join(own[:5])}, the examples "
+                f"{', '.join(labels[:5])}; give the weights of that merge as numbers"
+            )
+        found = examples or LabelledTexts()
+        numbered = [tuple(sorted(own.index(labels[number]) for number in row)) for row in found.labels]
+        return ClassifierObjective(plan, replace(found, labels=numbered), device, scratch)
+
+    labels = declared_labels(_first_folder(models)) if examples is not None else []
+    chosen = taste if examples is not None and len(examples) else None
+    return merge(models, output, options, taste=chosen, more_inputs=more_inputs, overwrite=overwrite)

@@ -1,0 +1,247 @@
+"""Which rows make a batch, and a batch: tokens in chunks of nearly equal length, what documents are to queries."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bge_cocktail.core.errors import UsageError
+from bge_cocktail.data.record import Record
+from bge_cocktail.losses.total import batch_targets
+from bge_cocktail.models.embed import batches_by_tokens, token_counts
+from bge_cocktail.options import TrainOptions
+from bge_cocktail.training.encoder.training_pairs import TrainingPairs
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+Batch = list[int]
+# rows that wait for a batch without their query and positive; more are not looked through
+WAITING = 1000
+
+
+class Batches:
+    """The batches of each epoch, seeded; the same for every process, which take their part of each.
+
+    Args:
+        rows: What to train on.
+        options: Size, mixing, seed.
+        processes: How many share a batch; each has `batch_size` rows of it.
+
+    Raises:
+        UsageError: A task can't give every process a text.
+    """
+
+    def __init__(self, rows: TrainingPairs, options: TrainOptions, processes: int = 1) -> None:
+        self._rows, self._options = rows, options
+        self._size = options.batch_size * processes
+        self._least = max(2, processes)
+        self._epoch = 0
+        self._groups = self._make_groups()
+        self._counts = self._batches_of_groups()
+        if min(map(len, self._groups)) < processes:
+            raise UsageError(f"a task with options of its own has fewer rows than there are processes ({processes})")
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch comes next; the trainer calls it."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return sum(self._counts)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Batches of pairs of epoch and row."""
+        generator = np.random.default_rng([self._options.seed, self._epoch])
+        lanes = [self._lane(group, count, generator) for group, count in zip(self._groups, self._counts, strict=True)]
+        turns = np.repeat(np.arange(len(lanes)), self._counts)
+        if self._options.mix == "shuffled":
+            generator.shuffle(turns)
+        else:  # the turns of each spread evenly over the epoch, so that all end together
+            at = np.concatenate([(np.arange(count) + 0.5) / count for count in self._counts if count])
+            turns = turns[np.argsort(at, kind="stable")]
+        for turn in turns:
+            yield [(self._epoch, row) for row in next(lanes[turn])]
+
+    def _make_groups(self) -> list[NDArray[np.int64]]:
+        """Rows by task; tasks too small for a batch share theirs, unless they have options or heads of their own."""
+        groups: list[NDArray[np.int64]] = []
+        small: list[NDArray[np.int64]] = []
+        for number, task in enumerate(self._rows.tasks):
+            rows = np.flatnonzero(self._rows.task_of == number)
+            if not len(rows):
+                continue
+            shared = len(rows) < self._size and task not in self._options.tasks and not self._options.task_heads
+            (small if shared else groups).append(rows)
+        return [*groups, np.concatenate(small)] if small else groups
+
+    def _batches_of_groups(self) -> list[int]:
+        """Batches that each group gives in an epoch; with a power below 1, as many in all as without."""
+        natural = np.array([-(-len(group) // self._size) for group in self._groups])
+        if self._options.mix_power == 1 or len(natural) < 2:
+            return [int(one) for one in natural]
+        shares = np.array([len(group) for group in self._groups]) ** self._options.mix_power
+        return [max(1, round(one)) for one in natural.sum() * shares / shares.sum()]
+
+    def _lane(self, group: NDArray[np.int64], count: int, generator: np.random.Generator) -> Iterator[Batch]:
+        """Batches of one group: as often through its rows as it takes, each time in a new order."""
+        seed = generator.integers(2**63)
+        given = 0
+        for turn in range(count):
+            batches = self._once(group, np.random.default_rng([int(seed), turn]))
+            for batch in batches:
+                given += 1
+                yield batch
+                if given == count:
+                    return
+
+    def _once(self, group: NDArray[np.int64], generator: np.random.Generator) -> list[Batch]:
+        """Every row of a group once, no query or positive twice in a batch as long as others are left to choose."""
+        queries, positives = self._rows.query_keys, self._rows.positive_keys
+        order = deque(generator.permutation(group).tolist())
+        waiting: deque[int] = deque()
+        batches: list[Batch] = []
+        while True:
+            batch: Batch = []
+            seen: set[Any] = set()
+            # first those that waited for a batch without their like
+            for source, most in ((waiting, min(len(waiting), WAITING)), (order, len(order))):
+                for _ in range(most):
+                    if len(batch) == self._size:
+                        break
+                    row = source.popleft()
+                    keys = {("query", queries[row]), ("positive", positives[row])}
+                    if keys & seen:
+                        waiting.append(row)
+                    else:
+                        batch.append(row)
+                        seen |= keys
+            if len(batch) < self._size:
+                break
+            batches.append(batch)
+        # what repeats more often than there are batches: known positives are left out of the loss
+        batch += waiting
+        batches += [batch[start : start + self._size] for start in range(0, len(batch), self._size)]
+        # alone, a row would have nothing to be told from; and every process needs a text to embed
+        while len(batches) > 1 and len(batches[-1]) < self._least:
+            batches[-1].insert(0, batches[-2].pop())
+        return batches
+
+
+# measured on two cores with MiniLM: larger chunks lose more to padding and caches than they gain, in bf16 later
+CHUNK_TOKENS = {"cpu": {"bf16": 4096, "fp32": 2048}, "cuda": {}, "mps": {"fp32": 4096}}
+
+
+class Collator:
+    """Makes batches; each text of a batch is in it once, and each process gets its share of them by length.
+
+    Args:
+        model: For its tokenizer.
+        rows: What to train on.
+        options: Negatives, prompts of tasks, lengths.
+        prompts: Put before queries and documents, by role.
+        process: Which process this is, and how many there are.
+        precision: Of the computation; with the device, it says how large chunks are best.
+    """
+
+    # read by sentence-transformers' trainer: the data has no labels
+    valid_label_columns: Sequence[str] = ()
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        rows: TrainingPairs,
+        options: TrainOptions,
+        prompts: Mapping[str, str],
+        process: tuple[int, int] = (0, 1),
+        precision: str = "fp32",
+    ) -> None:
+        self._model, self._rows, self._options, self._prompts = model, rows, options, prompts
+        self._process, self._processes = process
+        self._budget = options.chunk_tokens or CHUNK_TOKENS.get(model.device.type, {}).get(precision, 16384)
+        self._longest = model.max_seq_length
+
+    def __call__(self, batch: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        """The chunks of this process, and for all of the batch its targets.
+
+        Args:
+            batch: Epoch and row, as `Batches` gives them.
+
+        Returns:
+            ``chunks``: features for the model; ``targets``: tensors of `Targets` less the documents, ``counts`` of
+            texts that each process embeds, ``order`` of all texts (queries, then documents) in what they embed
+            together, ``task``, and the numbers of the ``rows``.
+        """
+        records = [self._rows[row] for _, row in batch]
+        task = records[0].task or ""
+        options = self._options.of_task(task)
+        if self._options.draw == "random":
+            draws = zip(records, batch, strict=True)
+            records = [_drawn(record, options.negatives, (options.seed, *one)) for record, one in draws]
+        targets = batch_targets(
+            records,
+            negatives=options.negatives,
+            known_positives=self._rows.known_positives([record.query for record in records]),
+            in_batch_negatives=options.in_batch_negatives,
+            blocks=1 if options.cross_device_negatives else self._processes,
+        )
+        query_prompt = self._prompts["query"] if options.query_prompt is None else options.query_prompt
+        document_prompt = self._prompts["document"] if options.document_prompt is None else options.document_prompt
+        longest = options.max_length or self._longest
+        longest_query = options.query_max_length or longest
+        texts = [
+            (
+                record.query,
+                query_prompt if record.prompt is None else record.prompt,
+                longest_query,
+            )
+            for record in records
+        ] + [(text, document_prompt, longest) for text in targets.documents]
+        # every process gets long and short texts alike
+        by_length = sorted(range(len(texts)), key=lambda index: (texts[index][1:], -len(texts[index][0]), index))
+        shares = [by_length[process :: self._processes] for process in range(self._processes)]
+        embedded, chunks = self._chunks(texts, shares[self._process])
+        shares[self._process] = embedded
+        return {
+            "chunks": chunks,
+            "targets": {
+                "relevance": torch.from_numpy(targets.relevance),
+                "own": torch.from_numpy(targets.own),
+                "scores": torch.from_numpy(targets.scores),
+                "embedded": torch.tensor(embedded),
+                "counts": [len(share) for share in shares],
+                "task": task,
+                "rows": [row for _, row in batch],
+            },
+        }
+
+    def _chunks(
+        self, texts: Sequence[tuple[str, str, int]], share: Sequence[int]
+    ) -> tuple[list[int], list[dict[str, Any]]]:
+        """Features of some of the texts, sorted by number of tokens and cut by a budget; and the order they are in."""
+        order: list[int] = []
+        chunks: list[dict[str, Any]] = []
+        for prompt, longest in dict.fromkeys(texts[index][1:] for index in share):
+            alike = [index for index in share if texts[index][1:] == (prompt, longest)]
+            self._model.max_seq_length = longest
+            lengths = token_counts(self._model, [texts[index][0] for index in alike], prompt)
+            for chunk in batches_by_tokens(lengths, self._budget):
+                chosen = [alike[place] for place in chunk]
+                order += chosen
+                chunks.append(self._model.preprocess([texts[index][0] for index in chosen], prompt=prompt or None))
+        self._model.max_seq_length = self._longest
+        return order, chunks
+
+
+def _drawn(record: Record, negatives: int, seed: tuple[int, ...]) -> Record:
+    """A record with a draw of its negatives, the same in every process and after a crash."""
+    if len(record.neg) <= negatives:
+        return record
+    chosen = sorted(np.random.default_rng(seed).permutation(len(record.neg))[:negatives].tolist())
+    scores = tuple(record.neg_scores[place] for place in chosen) if record.neg_scores else ()
+    return replace(record, neg=tuple(record.neg[place] for place in chosen), neg_scores=scores)

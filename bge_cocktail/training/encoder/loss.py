@@ -1,0 +1,162 @@
+"""The loss of a batch that comes in chunks, from tokens to a number."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.losses import CachedLossMixin
+from torch import Tensor, nn
+
+from bge_cocktail.losses.total import Embedded, LossSettings, total_loss
+from bge_cocktail.options import TrainOptions
+from bge_cocktail.training.engine.cpu_speed import fast_attention, joint_lookup
+from bge_cocktail.training.engine.run import BadLoss
+
+Chunk = dict[str, Tensor]
+
+
+class BatchLoss(CachedLossMixin, nn.Module):
+    """Embeds the texts of a batch, each once, and takes the losses of its task.
+
+    With several processes, each embeds its share of the joined batch and all take the loss of the whole: what they
+    learn is what one process would learn from the joined batch.
+
+    Args:
+        model: The model.
+        options: Losses, of single tasks too.
+        tasks: Names of all tasks.
+    """
+
+    # each chunk is embedded whole; it was cut to fit
+    mini_batch_size = 2**31
+
+    def __init__(self, model: SentenceTransformer, options: TrainOptions, tasks: Sequence[str] = ("",)) -> None:
+        super().__init__()
+        self.model = model
+        self._options, self._device = options, model.device
+        self._settings = {task: loss_settings(options.of_task(task)) for task in tasks}
+        self._places = {task: place for place, task in enumerate(tasks)}
+        self.heads = nn.ModuleList(_head(model) for _ in tasks if options.task_heads)
+        self._of_heads: list[Tensor | None] = []
+        by_embeddings = bool(options.anchor) and options.anchor_by == "embeddings"
+        # in a tuple, so that the base is no part of this module and its weights are not trained
+        self._base = (copy.deepcopy(model).eval().requires_grad_(False),) if by_embeddings else ()
+
+    def forward(self, chunks: Sequence[Chunk], targets: Mapping[str, Any]) -> Tensor | dict[str, Tensor]:
+        """The loss of a batch; where there are several, by name, and their sum is trained on."""
+        anchors = self._anchors(chunks)
+        chunks = self._as_many(chunks)
+        if self._options.gradient_cache and self.training and torch.is_grad_enabled():
+            total = self.forward_cached([dict(chunk) for chunk in chunks], {**targets, "anchors": anchors})
+            total.register_hook(partial(self._add_to_heads, gradients=self._of_heads))
+            losses = {"total": total}
+        else:
+            with fast_attention(self._device.type), joint_lookup(chunks, self._device.type, self._options.compile):
+                embeddings = torch.cat([self.model(dict(chunk))["sentence_embedding"] for chunk in chunks])
+            losses = self._losses(embeddings, targets, anchors)
+        value = float(sum(losses.values(), torch.zeros(())).detach())
+        if value != value or value in (float("inf"), float("-inf")):
+            raise BadLoss(value, targets["rows"])
+        return losses if len(losses) > 1 else next(iter(losses.values()))
+
+    def calculate_loss(self, reps: list[list[Tensor]], labels: Any = None, *, with_backward: bool = False) -> Tensor:
+        """The loss of chunks that are embedded already, as sentence-transformers' gradient cache asks for it."""
+        losses = self._losses(torch.cat([one for [one] in reps]), labels, labels["anchors"])
+        total: Tensor = torch.stack(list(losses.values())).sum()
+        if with_backward:
+            # the heads' gradients wait for the factor that the real backward pass brings (accumulation, fp16's scale)
+            before = [one.grad for one in self.heads.parameters()]
+            self.heads.zero_grad()
+            total.backward()
+            self._of_heads = [one.grad for one in self.heads.parameters()]
+            for one, gradient in zip(self.heads.parameters(), before, strict=True):
+                one.grad = gradient
+        return total.detach() if with_backward else total
+
+    def embed_minibatch(self, *given: Any, **more: Any) -> Any:
+        """A chunk's embeddings, in the backward pass by the same arithmetic as before."""
+        with fast_attention(self._device.type):
+            return super().embed_minibatch(*given, **more)
+
+    def _as_many(self, chunks: Sequence[Chunk]) -> Sequence[Chunk]:
+        """As many chunks as the process with most has, where all gather the model's parts for each chunk.
+
+        The smallest is embedded again; these embeddings, the last ones, are left out and so have no gradient.
+        """
+        if not self._options.shard:
+            return chunks
+        import torch.distributed as dist
+
+        most = torch.tensor(len(chunks), device=self._device)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        smallest = min(chunks, key=lambda chunk: chunk["input_ids"].numel())
+        return [*chunks, *[smallest] * (int(most) - len(chunks))]
+
+    def _add_to_heads(self, factor: Tensor, gradients: Sequence[Tensor | None]) -> None:
+        for one, gradient in zip(self.heads.parameters(), gradients, strict=True):
+            if gradient is not None:
+                one.grad = gradient * factor if one.grad is None else one.grad + gradient * factor
+
+    def _losses(self, embeddings: Tensor, targets: Mapping[str, Any], anchors: Tensor | None) -> dict[str, Tensor]:
+        embeddings = embeddings[: len(targets["embedded"])]
+        with torch.autocast(embeddings.device.type, enabled=False):
+            everything = self._everything(nn.functional.normalize(embeddings.float(), dim=1), targets)
+            task, relevance = targets["task"], targets["relevance"]
+            judged = everything
+            if len(self.heads):
+                judged = nn.functional.normalize(self.heads[self._places[task]](everything), dim=1)
+            queries, documents = judged.split(list(relevance.shape))
+            batch = Embedded(queries, documents, relevance, targets["own"], targets["scores"])
+            losses = total_loss(batch, self._settings[task])
+            if anchors is not None:
+                base = self._everything(nn.functional.normalize(anchors.float(), dim=1), targets)
+                losses["anchor"] = self._options.anchor * (1 - (everything * base).sum(dim=1)).mean()
+        return losses
+
+    def _everything(self, embeddings: Tensor, targets: Mapping[str, Any]) -> Tensor:
+        """Embeddings of all texts of the joined batch: queries, then documents."""
+        embedded, counts = targets["embedded"], targets["counts"]
+        if len(counts) > 1:
+            # the mean that is taken of the processes' gradients makes a sum of them where each is that many times its
+            # own; what others embedded has no gradient here, for they go back through it themselves
+            own = embeddings * len(counts) - (embeddings * (len(counts) - 1)).detach()
+            embeddings, embedded = _gathered(own, counts), _gathered(embedded[:, None], counts)[:, 0]
+        return embeddings[embedded.argsort()]
+
+    def _anchors(self, chunks: Sequence[Chunk]) -> Tensor | None:
+        if not self._base:
+            return None
+        with torch.no_grad():
+            return torch.cat([self._base[0](dict(chunk))["sentence_embedding"] for chunk in chunks])
+
+
+def loss_settings(options: TrainOptions) -> LossSettings:
+    """What the losses need to know of the options."""
+    names = LossSettings.__dataclass_fields__
+    return LossSettings(**{name: getattr(options, name) for name in names})
+
+
+def _gathered(own: Tensor, counts: Sequence[int]) -> Tensor:
+    """The tensors of all processes, one after the other; only the own one has a gradient."""
+    import torch.distributed as dist
+
+    room = own.new_zeros((max(counts), own.shape[1]))
+    room[: len(own)] = own.detach()
+    rooms = [torch.empty_like(room) for _ in counts]
+    dist.all_gather(rooms, room)
+    parts = [one[:count] for one, count in zip(rooms, counts, strict=True)]
+    parts[dist.get_rank()] = own
+    return torch.cat(parts)
+
+
+def _head(model: SentenceTransformer) -> nn.Module:
+    """A linear map that at first changes nothing."""
+    dimensions = model.get_embedding_dimension()
+    head = nn.Linear(dimensions, dimensions, bias=False, device=model.device)
+    nn.init.eye_(head.weight)
+    return head

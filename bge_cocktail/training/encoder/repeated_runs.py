@@ -1,0 +1,207 @@
+"""The same training with several seeds, and the soup of their models; and a search for good options."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bge_cocktail.core.devices import choose_device, resolve_precision
+from bge_cocktail.core.errors import UsageError
+from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
+from bge_cocktail.core.runs import RUN_FILE, describe_run, finished_key, hash_path, hash_value
+from bge_cocktail.data.beir import RetrievalData
+from bge_cocktail.data.record import Record
+from bge_cocktail.models.encoder import load_encoder
+from bge_cocktail.models.folder import model_folder
+from bge_cocktail.models.prompts import prompt_for
+from bge_cocktail.options import MergeOptions, TrainOptions, checked
+from bge_cocktail.training.encoder.checks import check_pairs, check_training
+from bge_cocktail.training.encoder.train import train, training_key
+from bge_cocktail.training.encoder.training_pairs import TrainingPairs, hash_records, hash_retrieval
+from bge_cocktail.training.engine.processes import refuse_several
+from bge_cocktail.training.engine.search import (
+    Report,
+    Space,
+    _check_names,
+    search,
+)
+from bge_cocktail.training.engine.work_folder import work_folder
+
+log = logging.getLogger(__name__)
+SOUP = "soup"
+
+
+def train_seeds(
+    base: str | Path,
+    records: Sequence[Record],
+    output: Path,
+    options: TrainOptions,
+    seeds: Sequence[int],
+    *,
+    dev: RetrievalData | None = None,
+    general: Sequence[Path] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Train once with each seed and merge the models (model soups, arXiv:2203.05482).
+
+    Writes a folder with ``seed-N/`` for each, ``soup/`` and run.json with every result, their means and standard
+    deviations. What is finished when a run is cut off is kept in ``<output>.unfinished`` for `resume`.
+
+    Args:
+        base: Folder or hub name of the model to tune.
+        records: What to tune on.
+        output: The folder to write.
+        options: How to tune; their seed is replaced.
+        seeds: Two or more.
+        dev: See `train`.
+        general: See `train`.
+        resume: Go on with what was cut off.
+        overwrite: Replace an older output of this tool.
+
+    Returns:
+        What run.json says.
+
+    Raises:
+        UsageError: Fewer than two seeds, or one twice.
+    """
+    if len(seeds) < 2 or len(set(seeds)) < len(seeds):
+        raise UsageError(f"seeds: two or more different ones, got {', '.join(map(str, seeds)) or 'none'}")
+    refuse_to_replace(output, overwrite, [base])
+    refuse_several("--seeds")
+    each = {seed: checked(TrainOptions, {**options.model_dump(), "seed": seed}) for seed in seeds}
+    started = time.monotonic()
+    working = output.with_name(output.name + ".unfinished")
+    places = sorted(str(path) for path in general)
+    key = hash_value([training_key(base, records, options, dev), places])
+    with work_folder(working, "training with seeds", key, resume=resume, overwrite=overwrite):
+        runs: dict[str, dict[str, Any]] = {}
+        for seed, one in each.items():
+            folder = working / f"seed-{seed}"
+            key = training_key(base, records, one, dev)
+            if finished_key(folder) != key:
+                log.info("seed %d", seed)
+                again = finished_key(folder.with_name(folder.name + ".unfinished")) == key
+                train(base, records, folder, one, dev=dev, general=general, resume=again, overwrite=True)
+            runs[f"seed {seed}"] = _result(json.loads((folder / RUN_FILE).read_text()))
+
+        from bge_cocktail.merging.merge import merge
+
+        inputs = {
+            str(base): hash_path(model_folder(base)),
+            "records": hash_records(records),
+            "dev": hash_retrieval(dev),
+        }
+        with new_folder(output, overwrite=overwrite) as new:
+            folders = [working / f"seed-{seed}" for seed in seeds]
+            merge(folders, new / SOUP, MergeOptions(weights="uniform"))
+            described = describe_run(
+                "train",
+                options={**options.model_dump(mode="json"), "seeds": list(seeds)},
+                inputs=inputs,
+                seconds=time.monotonic() - started,
+                runs=runs,
+                mean=_over(runs, statistics.fmean),
+                spread=_over(runs, statistics.stdev),
+                soup=_judged(new / SOUP, dev, general, options),
+            )
+            write_json(new / RUN_FILE, described)
+            for folder in folders:  # linked, so that nothing is lost if this fails
+                shutil.copytree(folder, new / folder.name, copy_function=os.link)
+        shutil.rmtree(working)
+        return described
+
+
+def _result(described: Mapping[str, Any]) -> dict[str, float]:
+    """What is compared between seeds."""
+    found = {"final loss": described["final_loss"], "dev before": described["dev_before"], "dev": described["dev_best"]}
+    found |= {f"general {name}": after for name, (_, after) in described["general"].items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _over(runs: Mapping[str, Mapping[str, float]], what: Any) -> dict[str, float]:
+    names = list(next(iter(runs.values())))
+    return {name: what([run[name] for run in runs.values()]) for name in names}
+
+
+def _judged(
+    folder: Path, dev: RetrievalData | None, general: Sequence[Path], options: TrainOptions
+) -> dict[str, float]:
+    """The soup by what the seeds are judged by."""
+    from bge_cocktail.training.encoder.validation import PRIMARY, make_validation
+
+    device = choose_device(options.device)
+    prompts = {role: prompt_for(folder, role) for role in ("query", "document", "text")}
+    metrics = make_validation(dev, general, options, prompts, resolve_precision(options.precision, device))
+    if metrics is None:
+        return {}
+    values = metrics(load_encoder(folder, device=device, max_length=options.max_length))
+    found = {"dev": values[PRIMARY]} if PRIMARY in values else {}
+    return found | {name.replace("_", " ", 1): value for name, value in values.items() if name.startswith("general_")}
+
+
+SPACE: Space = {
+    "learning_rate": ("log", 1e-6, 2e-4),
+    "temperature": ("log", 0.01, 0.2),
+    "batch_size": ("one of", 8, 16, 32, 64, 128),
+    "epochs": ("one of", 1, 2, 3, 5),
+    "negatives": ("one of", 0, 1, 3, 7, 15),
+}
+"""What can be searched, and where: between two numbers on a logarithmic scale, or one of some."""
+
+
+def search_options(
+    base: str | Path,
+    records: Sequence[Record],
+    output: Path,
+    options: TrainOptions,
+    names: Sequence[str],
+    *,
+    trials: int,
+    dev: RetrievalData,
+    general: Sequence[Path] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Train with options that Optuna proposes; the first trial has the given ones, and the best model is kept.
+
+    Trials that fall behind the others at the same evaluation are ended (median pruning). While it runs, the study
+    (SQLite) and the best model so far are in ``<output>.search``; a search that was cut off goes on with `resume`,
+    the trial that was running begins again.
+
+    Args:
+        base: Folder or hub name of the model to tune.
+        records: What to tune on.
+        output: The folder to write: the best model, `PICTURE_FILE`, and in run.json the trials.
+        options: All that isn't searched.
+        names: What is searched, of `SPACE`.
+        trials: How many in all.
+        dev: Judges the trials.
+        general: See `train`.
+        resume: Go on with a search that was cut off.
+        overwrite: Replace an older output of this tool.
+
+    Returns:
+        ``trials``, ``importance`` of each option, ``best``.
+
+    Raises:
+        UsageError: An unknown name, or Optuna isn't here.
+    """
+    _check_names(names, SPACE)
+    refuse_to_replace(output, overwrite, [base])
+    # what is wrong in every trial is said before the first
+    check_training(model_folder(base), options, general)
+    check_pairs(TrainingPairs(records, options), options)
+
+    def attempt(proposed: TrainOptions, folder: Path, report: Report) -> None:
+        train(base, records, folder, proposed, dev=dev, general=general, overwrite=True, report=report)
+
+    key = training_key(base, records, options, dev)
+    return search(output, options, names, SPACE, attempt, key, "nDCG@10", trials, resume=resume, overwrite=overwrite)

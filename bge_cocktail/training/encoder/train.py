@@ -1,0 +1,298 @@
+"""Train an encoder on records and write it to a folder."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+from transformers import TrainerCallback
+
+from bge_cocktail.core.devices import choose_device, resolve_precision
+from bge_cocktail.core.errors import CocktailError, UsageError
+from bge_cocktail.core.outputs import new_folder, refuse_to_replace, require_space, write_json
+from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path, step_key
+from bge_cocktail.data.beir import RetrievalData
+from bge_cocktail.data.record import Record
+from bge_cocktail.data.record_files import write_records
+from bge_cocktail.models.encoder import load_encoder
+from bge_cocktail.models.folder import model_folder
+from bge_cocktail.models.layout import make_portable
+from bge_cocktail.models.prompts import declared_prompts, prompt_for, set_prompts
+from bge_cocktail.options import TrainOptions
+from bge_cocktail.training.encoder.batches import Batches, Collator
+from bge_cocktail.training.encoder.checks import check_pairs, check_training
+from bge_cocktail.training.encoder.loss import BatchLoss
+from bge_cocktail.training.encoder.training_pairs import TrainingPairs, hash_records, hash_retrieval
+from bge_cocktail.training.engine.callbacks import (
+    AnchorCallback,
+)
+from bge_cocktail.training.engine.checkpoints import shard
+from bge_cocktail.training.engine.parameters import learning_rates
+from bge_cocktail.training.engine.processes import Processes, join_processes
+from bge_cocktail.training.engine.run import fit, write_curves
+from bge_cocktail.training.engine.trainer import (
+    DeviceSetup,
+    Metrics,
+    ShardedTrainer,
+    Trainer,
+    assemble,
+)
+from bge_cocktail.training.engine.work_folder import shared_work_folder
+
+
+def make_trainer(
+    model: SentenceTransformer,
+    rows: TrainingPairs,
+    options: TrainOptions,
+    prompts: Mapping[str, str],
+    checkpoints: Path,
+    setting: DeviceSetup,
+    *,
+    metrics: Metrics | None = None,
+    primary: str | None = None,
+    report: Callable[[int, float], None] | None = None,
+    more_callbacks: Sequence[TrainerCallback] = (),
+) -> Trainer:
+    """A trainer over rows, ready to run.
+
+    Args:
+        model: The model to tune, on its device, its parameters prepared.
+        rows: One pair of query and positive each.
+        options: How to tune.
+        prompts: Put before queries and documents, by role.
+        checkpoints: Folder for checkpoints.
+        setting: Device, precision, processes.
+        metrics: What is watched.
+        primary: The metric that early stopping watches; without it, the last weights are kept.
+        report: Is told step and primary metric.
+        more_callbacks: For the trainer.
+    """
+    loss = BatchLoss(model, options, rows.tasks)
+    if options.shard:
+        shard(model, list(loss.heads), setting.processes)
+    anchor = [AnchorCallback(options.anchor, model)] if options.anchor and options.anchor_by == "weights" else []
+    return assemble(
+        model,
+        options,
+        checkpoints,
+        setting,
+        batches=Batches(rows, options, setting.processes),
+        rows=len(rows),
+        loss=loss,
+        collator=Collator(model, rows, options, prompts, (setting.process, setting.processes), setting.precision),
+        rates=learning_rates(model, options),
+        metrics=metrics,
+        primary=primary,
+        report=report,
+        more_callbacks=[*anchor, *more_callbacks],
+        kind=ShardedTrainer if options.shard else Trainer,
+    )
+
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    base: str | Path,
+    records: Sequence[Record],
+    output: Path,
+    options: TrainOptions | None = None,
+    *,
+    dev: RetrievalData | None = None,
+    general: Sequence[Path] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+    report: Callable[[int, float], None] | None = None,
+) -> Path:
+    """Tune a model and write it to a folder.
+
+    While it runs, checkpoints are in ``<output>.unfinished``; a run that was cut off goes on from the last whole one
+    with `resume`. The finished folder holds the best checkpoint by dev nDCG@10 (the last without dev) in the portable
+    layout, the curves of losses and of what was watched, and what made it. Started by torchrun or accelerate, all
+    processes work on the same batches, and the first one writes.
+
+    Args:
+        base: Folder or hub name of the model to tune.
+        records: What to tune on; each needs a positive, negatives are optional.
+        output: The folder to write.
+        options: How to tune.
+        dev: A retrieval task for early stopping.
+        general: Folders of tasks that are watched, so that forgetting is seen as it happens.
+        resume: Go on from the last checkpoint, if there is one.
+        overwrite: Replace an older output of this tool.
+        report: Is told the step and dev nDCG@10 of every evaluation; what it raises ends the training.
+
+    Returns:
+        `output`.
+
+    Raises:
+        UsageError: Options that can't go together, or an output that exists.
+        CocktailError: An unfinished run of other inputs is in the way, or the loss is no longer finite.
+        Interrupted: SIGTERM or Ctrl-C; a checkpoint was saved.
+    """
+    options = options or TrainOptions()
+    refuse_to_replace(output, overwrite, [base])
+    folder = model_folder(base)
+    check_training(folder, options, general)
+    rows = TrainingPairs(records, options)
+    processes = join_processes(options.device)
+    check_pairs(rows, options, processes.count)
+    inputs = {str(base): hash_path(folder), "records": rows.hash, "dev": hash_retrieval(dev)}
+    key = step_key("train", _what_counts(options), inputs)
+    # weights and two moments of AdamW in each of four checkpoints (three kept, one being written), and the result
+    require_space(output.parent, 13 * sum(file.stat().st_size for file in folder.rglob("*.safetensors")))
+
+    started = time.monotonic()
+    working = output.with_name(output.name + ".unfinished")
+    with shared_work_folder(processes, working, "training", key, resume=resume, overwrite=overwrite):
+        trainer, prompts, length, finish = _prepare(folder, rows, options, working, processes, dev, general, report)
+        found = fit(
+            trainer,
+            options,
+            working,
+            resume,
+            lambda numbers, path: write_records([rows[number] for number in numbers], path),
+        )
+        model = trainer.model
+        if options.shard:
+            from bge_cocktail.training.engine.checkpoints import whole
+
+            weights = whole(model.state_dict(), keep=processes.is_first)
+            if processes.is_first:
+                model, finish = _model(folder, options, "cpu")
+                model.load_state_dict(weights)
+        device = choose_device(options.device)
+        if processes.is_first:
+            finish()
+            described = {
+                "inputs": inputs,
+                "precision": resolve_precision(options.precision, device),
+                "device": device,
+                "seconds": time.monotonic() - started,
+                "records": len(records),
+                "rows": len(rows),
+                "processes": processes.count,
+            }
+            _write(model, folder, output, options, prompts, length, found, described, overwrite)
+            shutil.rmtree(working)
+        processes.wait()
+    return output
+
+
+def training_key(base: str | Path, records: Sequence[Record], options: TrainOptions, dev: RetrievalData | None) -> str:
+    """The key that run.json of the same training has."""
+    inputs = [hash_path(model_folder(base)), hash_records(records), hash_retrieval(dev)]
+    return step_key("train", _what_counts(options), dict(zip("abc", inputs, strict=True)))
+
+
+def save_encoder(
+    model: SentenceTransformer, folder: Path, *, like: Path, prompts: Mapping[str, str], length: int | None
+) -> None:
+    """Write a model in the portable layout.
+
+    Args:
+        model: The model.
+        folder: An existing empty folder.
+        like: The folder it was tuned from, for its tokenizer files.
+        prompts: Prompts to store, by name.
+        length: Its longest text in tokens.
+    """
+    model.save_pretrained(str(folder), create_model_card=False)
+    make_portable(folder, max_length=length, tokenizer_from=like)
+    if prompts:
+        set_prompts(folder, dict(prompts))
+
+
+def _prepare(
+    folder: Path,
+    rows: TrainingPairs,
+    options: TrainOptions,
+    working: Path,
+    processes: Processes,
+    dev: RetrievalData | None,
+    general: Sequence[Path],
+    report: Callable[[int, float], None] | None,
+) -> tuple[Trainer, dict[str, str], int | None, Callable[[], object]]:
+    """The trainer, the prompts by role, the longest text that the model declares, and what merges adapters in."""
+    from bge_cocktail.training.encoder.validation import PRIMARY, make_validation
+    from bge_cocktail.training.engine.cpu_speed import keep_memory
+    from bge_cocktail.training.engine.trainer import DeviceSetup
+
+    device = choose_device(options.device)
+    precision = resolve_precision(options.precision, device)
+    if device == "cpu":
+        keep_memory()
+    model, finish = _model(folder, options, processes.device(device))
+    length = model.max_seq_length
+    if options.max_length:
+        model.max_seq_length = options.max_length
+    prompts = {
+        role: prompt_for(folder, role) if chosen is None else chosen
+        for role, chosen in (
+            ("query", options.query_prompt),
+            ("document", options.document_prompt),
+            ("text", None),
+        )
+    }
+    trainer = make_trainer(
+        model,
+        rows,
+        options,
+        prompts,
+        working / "checkpoints",
+        DeviceSetup(device, precision, processes.number, processes.count),
+        metrics=make_validation(dev, general, options, prompts, precision),
+        primary=PRIMARY if dev is not None else None,
+        report=report,
+    )
+    if processes.count == 1:
+        try:
+            trainer.create_optimizer()
+        except (ImportError, ValueError, TypeError, RuntimeError) as error:
+            raise UsageError(f"optimizer {options.optimizer}: {str(error).splitlines()[0]}") from None
+    return trainer, prompts, length, finish
+
+
+def _what_counts(options: TrainOptions) -> dict[str, Any]:
+    """The options that name a training; how the model is shared out changes nothing in what it learns."""
+    return options.model_dump(mode="json", exclude={"shard"})
+
+
+def _model(folder: Path, options: TrainOptions, device: str) -> tuple[SentenceTransformer, Callable[[], object]]:
+    """The model as it is trained, and what merges adapters in."""
+    from bge_cocktail.training.engine.parameters import prepare_parameters
+
+    model = load_encoder(folder, device=device)
+    return model, prepare_parameters(model, options, dense=options.dense)
+
+
+def _write(
+    model: SentenceTransformer,
+    folder: Path,
+    output: Path,
+    options: TrainOptions,
+    prompts: Mapping[str, str],
+    length: int | None,
+    found: Mapping[str, Any],
+    described: Mapping[str, Any],
+    overwrite: bool,
+) -> None:
+    from safetensors import SafetensorError
+
+    new_prompts = {role: prompts[role] for role in ("query", "document")}
+    if all(prompt == declared_prompts(folder).get(role, "") for role, prompt in new_prompts.items()):
+        new_prompts = {}
+    with new_folder(output, overwrite=overwrite) as new:
+        try:
+            save_encoder(model, new, like=folder, prompts=new_prompts, length=length)
+        except SafetensorError as error:  # it isn't an OSError, not even on a full disk
+            raise CocktailError(f"{output} could not be written: {error}") from error
+        write_curves(found["curves"], new)
+        more = {name: value for name, value in found.items() if name != "curves"}
+        run = describe_run("train", options=_what_counts(options), **described, shard=options.shard, **more)
+        write_json(new / RUN_FILE, run)

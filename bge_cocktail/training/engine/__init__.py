@@ -1,0 +1,1 @@
+"""What training encoders and classifiers shares."""

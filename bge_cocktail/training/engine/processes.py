@@ -1,0 +1,112 @@
+"""Several processes that train together, as torchrun or accelerate starts them."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from bge_cocktail.core.errors import UsageError
+
+# how accelerate launch says that the encoder is cut into parts
+_SHARDING = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """This process and the others.
+
+    Attributes:
+        number: Of this one, from 0.
+        count: How many there are.
+    """
+
+    number: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.number == 0
+
+    def device(self, device: str) -> str:
+        """The device of this process, where it is one of several of a kind."""
+        return str(_state(device).device) if self.count > 1 and device.startswith("cuda") else device
+
+    def wait(self) -> None:
+        """Go on when all are here."""
+        if self.count > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """The first process does it before the others do."""
+        if not self.is_first:
+            self.wait()
+        yield
+        if self.is_first:
+            self.wait()
+
+
+def is_first_process() -> bool:
+    """Whether this process was started alone, or is the first of several."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def refuse_several(what: str) -> None:
+    """Raise if this process was started with others.
+
+    Raises:
+        UsageError: It was.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(f"{what} runs its trainings one after the other in one process; start it without torchrun")
+
+
+def join_processes(device: str) -> Processes:
+    """Meet the other processes, if this one was started with others.
+
+    Raises:
+        UsageError: They were to share out the encoder itself.
+    """
+    for name, word in _SHARDING.items():
+        if os.environ.get(name, "").lower() in ("1", "true"):
+            raise UsageError(
+                f"{word} of accelerate isn't supported. Start it by torchrun, or by accelerate launch without it; "
+                "--shard shares the encoder out over the processes (FSDP), and --gradient-cache, "
+                "--gradient-checkpointing and --lora make room, too"
+            )
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        return Processes()
+    state = _state(device)
+    atexit.register(_leave)
+    if state.process_index:  # one voice is enough
+        logging.getLogger("bge_cocktail").setLevel(logging.ERROR)
+    return Processes(state.process_index, state.num_processes)
+
+
+def _leave() -> None:
+    """Close the connections before the interpreter ends: a thread that waits on one would abort it."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _state(device: str) -> Any:
+    from accelerate import PartialState
+
+    from bge_cocktail.core.devices import choose_device
+
+    return PartialState(cpu=choose_device(device) == "cpu")

@@ -1,0 +1,198 @@
+"""Run a trainer to its end: resumed, stopped, explained where it fails; and the curves that it leaves."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bge_cocktail.core.errors import CocktailError
+from bge_cocktail.core.runs import BAD_BATCH_FILE
+from bge_cocktail.options import CommonTrainOptions
+from bge_cocktail.training.encoder.validation import PRIMARY
+
+if TYPE_CHECKING:
+    from bge_cocktail.training.engine.trainer import Trainer
+
+log = logging.getLogger(__name__)
+CURVES_FILE = "curves.jsonl"
+PICTURE_FILE = "curves.png"
+
+
+def history(state: Any, primary: str | None) -> dict[str, Any]:
+    """What a trainer's state tells of a training: steps, the best of them, the curves.
+
+    Args:
+        state: Of the trainer.
+        primary: The metric that the best step goes by, such as `PRIMARY`; None without one.
+
+    Raises:
+        CocktailError: A loss was no number.
+    """
+    curves = [_curve_point(entry) for entry in state.log_history if "train_runtime" not in entry]
+    losses = [point["loss"] for point in curves if "loss" in point]
+    if not losses or not all(math.isfinite(loss) for loss in losses):
+        raise CocktailError("the loss became NaN or infinite; a lower learning rate or fp32 may help")
+    developed = [point[primary] for point in curves if primary in point]
+    if developed and state.best_metric is not None and state.best_metric <= developed[0]:
+        log.warning(
+            "tuning did not raise %s (base %.4f, best %.4f): try another learning rate%s",
+            str(primary).replace("_", " ", 1),
+            developed[0],
+            state.best_metric,
+            ", temperature or negatives" if primary == PRIMARY else "",
+        )
+    return {
+        "steps": state.global_step,
+        "best_step": state.best_global_step if developed else state.global_step,
+        "dev_before": developed[0] if developed else None,
+        "dev_best": state.best_metric if developed else None,
+        "general": _before_and_after(curves, state.best_global_step if developed else state.global_step),
+        "final_loss": losses[-1],
+        "curves": curves,
+    }
+
+
+# times, and what the point has under other names
+_LEFT_AWAY = (
+    "step",
+    "epoch",
+    "grad_norm",
+    "total_flos",
+    "eval_runtime",
+    "eval_samples_per_second",
+    "eval_steps_per_second",
+)
+
+
+def _curve_point(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """One line of the curves: step, epoch, and the losses and learning rate, or what was watched."""
+    # in an order of their own: a checkpoint has sorted those before it
+    values = {name.removeprefix("eval_"): value for name, value in sorted(entry.items()) if name not in _LEFT_AWAY}
+    return {"step": entry["step"], "epoch": round(entry.get("epoch", 0), 4), **values}
+
+
+def _before_and_after(curves: Sequence[Mapping[str, Any]], step: int) -> dict[str, tuple[float, float]]:
+    """The scores of each general task before training, and those of the weights that are kept."""
+    found: dict[str, tuple[float, float]] = {}
+    for point in curves:
+        for name in (name for name in point if name.startswith("general_")):
+            first = found.get(name.removeprefix("general_"), (point[name], 0.0))[0]
+            if point["step"] <= step:
+                found[name.removeprefix("general_")] = (first, point[name])
+    return found
+
+
+def write_curves(curves: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Write the points as JSON Lines, and a picture: losses above, below it what was watched."""
+    (folder / CURVES_FILE).write_text("".join(json.dumps(point) + "\n" for point in curves))
+    _draw(curves, folder / PICTURE_FILE)
+
+
+def _draw(curves: Sequence[Mapping[str, Any]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    watched = [name for name in dict.fromkeys(name for point in curves for name in point) if _is_watched(name)]
+    figure = Figure(figsize=(7.2, 5.2 if watched else 2.8), dpi=120, layout="constrained")
+    panels = [("loss", [name for name in ("loss", "dev_loss") if any(name in point for point in curves)])]
+    if watched:
+        panels.append(("score", watched))
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for panel, (label, names) in zip(axes, panels, strict=True):
+        for name in names:
+            points = [(point["step"], point[name]) for point in curves if name in point]
+            sparse = {"marker": "o", "markersize": 3.5} if len(points) < 60 else {}
+            panel.plot(*zip(*points, strict=True), label=name.replace("_", " ", 1), linewidth=1.4, **sparse)
+        panel.set_ylabel(label)
+        panel.legend(frameon=False, fontsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+    axes[-1].set_xlabel("step")
+    figure.savefig(path)
+
+
+def _is_watched(name: str) -> bool:
+    return name.startswith(("dev_", "general_")) and name != "dev_loss"
+
+
+class Interrupted(KeyboardInterrupt):
+    """A training that was told to stop; its last step is saved."""
+
+
+def fit(
+    trainer: Trainer,
+    options: CommonTrainOptions,
+    working: Path,
+    resume: bool,
+    write_rows: Callable[[Sequence[int], Path], object],
+) -> dict[str, Any]:
+    """Run a trainer; the model ends with its best weights.
+
+    Args:
+        trainer: Ready to run.
+        options: Patience, and what to change where memory runs out.
+        working: The folder of what is unfinished; holds the checkpoints.
+        resume: Go on from the last whole checkpoint.
+        write_rows: Writes rows of the data to a file; those of a batch whose loss is no number are kept.
+
+    Returns:
+        What the training saw, as `history` gives it.
+
+    Raises:
+        CocktailError: The loss is no number, or memory or disk ran out.
+        Interrupted: SIGTERM or Ctrl-C; a checkpoint was saved.
+    """
+    from safetensors import SafetensorError
+    from transformers import TrainerState
+
+    from bge_cocktail.training.engine.callbacks import StopCallback
+    from bge_cocktail.training.engine.checkpoints import checkpoints_in, had_stopped, last_checkpoint, load_weights
+    from bge_cocktail.training.engine.trainer import explain_failure
+
+    checkpoints = working / "checkpoints"
+    last = last_checkpoint(checkpoints) if resume else None
+    if resume:
+        for damaged in checkpoints_in(checkpoints):
+            if last is None or int(damaged.name.rsplit("-", 1)[1]) > int(last.name.rsplit("-", 1)[1]):
+                log.warning("%s is cut off or damaged and is passed over", damaged)
+                if trainer.is_world_process_zero():
+                    shutil.rmtree(damaged)
+        if last is None:
+            log.warning("no whole checkpoint in %s; the training starts from the beginning", checkpoints)
+    # a resumed run has judged its start already; judging it again would count against its patience
+    trainer.args.eval_on_start &= last is None
+    with StopCallback() as stop:
+        trainer.add_callback(stop)
+        try:
+            if last is not None and had_stopped(last, options):
+                trainer.state = TrainerState.load_from_json(str(last / "trainer_state.json"))
+                load_weights(trainer.parts(), last)
+            else:
+                trainer.train(resume_from_checkpoint=str(last) if last else None)
+        except BadLoss as error:
+            bad = working / BAD_BATCH_FILE
+            write_rows(error.rows, bad)
+            raise CocktailError(
+                f"step {trainer.state.global_step + 1}: {error}; the records of the batch are in {bad}"
+            ) from None
+        except (RuntimeError, SafetensorError) as error:
+            explain_failure(error, trainer, options)
+            raise
+    state = trainer.state
+    if stop.signal is not None and state.global_step < state.max_steps:
+        raise Interrupted(signal.Signals(stop.signal).name)
+    if state.best_model_checkpoint and state.best_global_step != state.global_step:
+        load_weights(trainer.parts(), Path(state.best_model_checkpoint))
+    return history(trainer.state, (trainer.args.metric_for_best_model or "").removeprefix("eval_") or None)
+
+
+class BadLoss(CocktailError):
+    """A loss that is no number, and the rows of its batch."""
+
+    def __init__(self, value: float, rows: Sequence[int]) -> None:
+        super().__init__(f"the loss is {value}; a lower learning rate or fp32 may help")
+        self.rows = list(rows)
