@@ -101,7 +101,7 @@ def test_no_circle_between_files() -> None:
     ],
 )
 def test_every_form_of_import_is_seen(text: str) -> None:
-    assert "bge_cocktail.core.errors" in imports_of(text, "bge_cocktail.cli.list")
+    assert "bge_cocktail.core.errors" in imports_of(text, "bge_cocktail.cli.registries")
 
 
 def test_the_size_of_the_house() -> None:

@@ -94,8 +94,8 @@ ANEW = {"resume": False, "overwrite": False}
 def test_two_trainings_in_one_folder(tmp_path: Path) -> None:
     working = tmp_path / "out.unfinished"
     code = (
-        "import sys; from pathlib import Path; from bge_cocktail.training.engine.work_folder import unfinished\n"
-        f"with unfinished(Path({str(working)!r}), 'training', 'k', resume=False, overwrite=False):\n"
+        "import sys; from pathlib import Path; from bge_cocktail.training.engine.work_folder import work_folder\n"
+        f"with work_folder(Path({str(working)!r}), 'training', 'k', resume=False, overwrite=False):\n"
         "    print('begun', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(
@@ -123,10 +123,11 @@ def test_two_trainings_in_one_folder(tmp_path: Path) -> None:
 def test_of_many_that_begin_at_once_one_does(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from bge_cocktail.core.errors import UsageError; from bge_cocktail.training.engine.work_folder import unfinished\n"
+        "from bge_cocktail.core.errors import UsageError\n"
+        "from bge_cocktail.training.engine.work_folder import work_folder\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
         "try:\n"
-        f"    with unfinished(Path({str(tmp_path / 'w')!r}), 'training', 'k', resume=False, overwrite=True):\n"
+        f"    with work_folder(Path({str(tmp_path / 'w')!r}), 'training', 'k', resume=False, overwrite=True):\n"
         "        print('begun', flush=True); time.sleep(1)\n"
         "except UsageError as error:\n"
         "    print(error, flush=True)"

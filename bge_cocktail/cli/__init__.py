@@ -19,7 +19,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import rich_click as click
 
-from bge_cocktail.cli.flags import LazyGroup
+from bge_cocktail.cli.lazy import LazyGroup
 from bge_cocktail.core.errors import CocktailError, explain_os_error
 from bge_cocktail.core.progress import Advance, Reporter
 from bge_cocktail.core.version import __version__
@@ -43,9 +43,10 @@ COMMANDS = {
             "leaderboard",
             "indexes",
             "classify",
-            "list",
         )
     },
+    # a module called list would hide the built-in in this one
+    "list": "bge_cocktail.cli.registries:command",
 }
 
 

@@ -16,7 +16,6 @@ import rich_click as click
 
 from bge_cocktail.cli.flags import (
     PATH,
-    LazyGroup,
     flags_from,
     format_flag,
     numbers,
@@ -27,6 +26,7 @@ from bge_cocktail.cli.flags import (
     show,
     source_flags,
 )
+from bge_cocktail.cli.lazy import LazyGroup
 from bge_cocktail.cli.show import searched_names, show_search
 from bge_cocktail.core.errors import UsageError
 from bge_cocktail.options import ClassifyOptions, EvaluateOptions, PredictOptions

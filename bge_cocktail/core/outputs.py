@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import stat
+import sys
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -141,6 +142,8 @@ def _swap_in(working: Path, path: Path) -> None:
 
 def _exchange(one: Path, other: Path) -> bool:
     """Swap two folders in one step, so that a kill leaves either the old or the new one; False where it can't be."""
+    if sys.platform != "linux":
+        return False
     exchange, here = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
@@ -155,6 +158,8 @@ def _make_readable(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
+    if os.name == "nt":  # there, only files that are open for writing can be synced, and folders can't
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

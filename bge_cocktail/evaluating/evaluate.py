@@ -123,7 +123,7 @@ def evaluation_inputs(
 
 def _about(encoder: CachedEncoder) -> dict[str, Any]:
     return {
-        "prompts": {"query": encoder.prompt_for("query"), "document": encoder.prompt_for("document")},
+        "prompts": {"query": encoder.prompts.query, "document": encoder.prompts.document},
         "precision": encoder.precision,
         "texts_embedded": encoder.embedded,
         "texts_a_second": round(encoder.embedded / encoder.seconds, 1) if encoder.seconds else None,

@@ -243,7 +243,7 @@ class MtebModel:
         found = get_prompt_name(special, task_metadata, prompt_type)
         if found is not None:
             return special[found]
-        return self._encoder.prompt_for(role if role in ("query", "document") else "text")
+        return self._encoder.prompts.of(role if role in ("query", "document") else "text")
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
         """Cosines, shape (first, second)."""

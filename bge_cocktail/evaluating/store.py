@@ -34,8 +34,10 @@ def write_evaluation(
     *,
     overwrite: bool = False,
 ) -> list[ModelScores]:
-    """Evaluate and keep the result: scores.json, per_query.jsonl, run.json, what is kept for reading (`EvaluationDetails`), and
-    runs/ where runs were kept.
+    """Evaluate and keep the result.
+
+    Writes scores.json, per_query.jsonl, run.json, what is kept for reading (`EvaluationDetails`), and runs/ where runs
+    were kept.
 
     Args:
         output: The folder to write.

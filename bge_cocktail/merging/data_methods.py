@@ -15,7 +15,7 @@ from bge_cocktail.core.progress import progress
 from bge_cocktail.data.record import positives_by_query
 from bge_cocktail.merging.checkpoints import Checkpoint
 from bge_cocktail.merging.methods import Stack, merge_methods
-from bge_cocktail.merging.objective import EXAMPLES_A_BATCH, EncoderObjective, Features, batch_loss, names_of
+from bge_cocktail.merging.objective import EXAMPLES_A_BATCH, EncoderObjective, Features
 from bge_cocktail.merging.plan import Plan
 from bge_cocktail.merging.tensors import Floats, Key, header_bytes, read_header
 
@@ -72,31 +72,31 @@ def regmean(stack: Stack, *, shrinkage: float) -> Iterator[Floats]:
 Numbers = dict[Key, "torch.Tensor"]
 
 
-def collect_statistics(plan: Plan, tasting: EncoderObjective, what: str) -> Plan:
+def collect_statistics(plan: Plan, objective: EncoderObjective, what: str) -> Plan:
     """Measure every model on the examples.
 
     The numbers go to files in the scratch folder: Fisher's are as large as the model.
 
     Args:
         plan: The merge.
-        tasting: Holds the loaded model and the examples.
+        objective: Holds the loaded model and the examples.
         what: ``fisher`` or ``regmean``.
 
     Returns:
         The merge with its statistics.
     """
-    folder = Path(tempfile.mkdtemp(dir=tasting.scratch))
+    folder = Path(tempfile.mkdtemp(dir=objective.scratch))
     gather: Callable[[EncoderObjective], Numbers] = {"fisher": squared_gradients, "regmean": input_products}[what]
     measured = []
     with progress(f"measuring for {what}", len(plan.checkpoints)) as advance:
         for row, checkpoint in enumerate(plan.checkpoints):
-            tasting.place(row)
-            measured.append(_store(checkpoint.name, gather(tasting), folder / f"{row}.safetensors"))
+            objective.place(row)
+            measured.append(_store(checkpoint.name, gather(objective), folder / f"{row}.safetensors"))
             advance(1)
     return replace(plan, statistics=tuple(measured))
 
 
-def squared_gradients(tasting: EncoderObjective) -> Numbers:
+def squared_gradients(objective: EncoderObjective) -> Numbers:
     """Mean squared gradient of the loss over batches of two examples: the diagonal of the Fisher information.
 
     Returns:
@@ -104,23 +104,23 @@ def squared_gradients(tasting: EncoderObjective) -> Numbers:
     """
     import torch
 
-    names = names_of(tasting)
-    parameters = dict(tasting.model.named_parameters())
+    names = objective.parameter_names
+    parameters = dict(objective.model.named_parameters())
     wanted = {key: parameters[name] for key, name in names.items() if name in parameters}
     total = {key: torch.zeros_like(parameter) for key, parameter in wanted.items()}
     count = 0
-    for loss in _losses(tasting):
-        tasting.model.zero_grad()
+    for loss in _losses(objective):
+        objective.model.zero_grad()
         loss.backward()
         count += 1
         for key, parameter in wanted.items():
             if parameter.grad is not None:
                 total[key] += parameter.grad.float() ** 2
-    tasting.model.zero_grad()
+    objective.model.zero_grad()
     return {key: value / count for key, value in total.items()}
 
 
-def input_products(tasting: EncoderObjective) -> Numbers:
+def input_products(objective: EncoderObjective) -> Numbers:
     """Inner products of the inputs of each linear layer over all tokens of the examples, padding left out.
 
     Returns:
@@ -128,13 +128,13 @@ def input_products(tasting: EncoderObjective) -> Numbers:
     """
     import torch
 
-    keys = {name: key for key, name in names_of(tasting).items()}
+    keys = {name: key for key, name in objective.parameter_names.items()}
     total: Numbers = {}
-    with _linear_inputs(tasting.model) as (seen, mask), torch.no_grad():
+    with _linear_inputs(objective.model) as (seen, mask), torch.no_grad():
 
         def forward(features: Features) -> torch.Tensor:
             mask[:] = [features["attention_mask"].bool()] if "attention_mask" in features else []
-            output: torch.Tensor = tasting.model(features)["sentence_embedding"]
+            output: torch.Tensor = objective.model(features)["sentence_embedding"]
             for name, inputs in seen:
                 key = keys.get(f"{name}.weight")
                 if key is not None:
@@ -143,7 +143,7 @@ def input_products(tasting: EncoderObjective) -> Numbers:
             seen.clear()
             return output
 
-        for _ in _losses(tasting, forward):
+        for _ in _losses(objective, forward):
             continue
     return total
 
@@ -175,18 +175,18 @@ def _linear_inputs(model: Any) -> Iterator[tuple[list[tuple[str, torch.Tensor]],
 
 
 def _losses(
-    tasting: EncoderObjective, forward: Callable[[Features], torch.Tensor] | None = None
+    objective: EncoderObjective, forward: Callable[[Features], torch.Tensor] | None = None
 ) -> Iterator[torch.Tensor]:
-    examples = tasting.needed_examples
+    examples = objective.needed_examples
     known = positives_by_query(examples)
-    model = tasting.model.eval()
+    model = objective.model.eval()
 
     def plain(features: Features) -> torch.Tensor:
         output: torch.Tensor = model(features)["sentence_embedding"]
         return output
 
     for first in range(0, len(examples), EXAMPLES_A_BATCH):
-        yield batch_loss(tasting, examples[first : first + EXAMPLES_A_BATCH], known, forward or plain)
+        yield objective.batch_loss(examples[first : first + EXAMPLES_A_BATCH], known, forward or plain)
 
 
 def _store(name: str, numbers: Numbers, path: Path) -> Checkpoint:

@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 
 from bge_cocktail.core.errors import CocktailError, UsageError
 from bge_cocktail.core.progress import progress
 from bge_cocktail.data.record import positives_by_query
-from bge_cocktail.merging.objective import Features, batch_loss, names_of
+from bge_cocktail.merging.objective import EncoderObjective, Features
 from bge_cocktail.merging.plan import source_of, tensor_of
 from bge_cocktail.merging.tensors import Key, count_of
-from bge_cocktail.merging.weights import WeightsResult
-from bge_cocktail.models.layers import EMBEDDING, LAYER
+from bge_cocktail.merging.weights import Objective, WeightsResult, weightings
+from bge_cocktail.models.layers import EMBEDDINGS, LAYER
 
 if TYPE_CHECKING:
     import torch
 
-    from bge_cocktail.merging.objective import EncoderObjective
-
 EXAMPLES_A_STEP = 16
 
 
+@weightings("gradient", shared=True, data=("examples",))
+def gradient(
+    objective: Objective, _: Sequence[int], *, steps: int, rate: float, per_layer: bool, seed: int
+) -> WeightsResult:
+    """Descent on the loss of the merged model itself: dL/dw_i = <dL/dtheta, theta_i>, one backward pass for all."""
+    return weights_by_gradient(
+        _of_encoders(objective, "gradient"), steps=steps, rate=rate, per_layer=per_layer, scaled=False, seed=seed
+    )
+
+
+@weightings("self-positioning", shared=True, data=("examples",))
+def self_positioning(objective: Objective, _: Sequence[int], *, steps: int, rate: float, seed: int) -> WeightsResult:
+    """Descent on the direction and the length of the merged task vector (after arXiv:2410.15035); needs --base."""
+    return weights_by_gradient(
+        _of_encoders(objective, "self-positioning"), steps=steps, rate=rate, per_layer=False, scaled=True, seed=seed
+    )
+
+
 def weights_by_gradient(
-    tasting: EncoderObjective, *, steps: int, rate: float, per_layer: bool, scaled: bool, seed: int
+    objective: EncoderObjective, *, steps: int, rate: float, per_layer: bool, scaled: bool, seed: int
 ) -> WeightsResult:
     """Find weights, softmax of logits, by Adam on the contrastive loss of the merged model.
 
@@ -34,7 +51,7 @@ def weights_by_gradient(
     all models at once. All models are held in memory, on the device that computes.
 
     Args:
-        tasting: The models and the examples.
+        objective: The models and the examples.
         steps: Of Adam.
         rate: Its learning rate.
         per_layer: Whether each layer has weights of its own.
@@ -49,16 +66,16 @@ def weights_by_gradient(
     from torch.func import functional_call
 
     wanted = "task-arithmetic" if scaled else "linear"
-    if tasting.plan.options.method != wanted:
-        raise UsageError(f"weights '{tasting.plan.options.weights}' are found for --method {wanted}")
-    examples = tasting.needed_examples
-    model = tasting.model.eval()
-    stacks, groups = _stacks(tasting, per_layer, scaled)
-    logits = torch.zeros((max(groups.values()) + 1, len(tasting.names)), device=model.device, requires_grad=True)
+    if objective.plan.options.method != wanted:
+        raise UsageError(f"weights '{objective.plan.options.weights}' are found for --method {wanted}")
+    examples = objective.needed_examples
+    model = objective.model.eval()
+    stacks, groups = _stacks(objective, per_layer, scaled)
+    logits = torch.zeros((max(groups.values()) + 1, len(objective.names)), device=model.device, requires_grad=True)
     length = torch.zeros((), device=model.device, requires_grad=scaled)
     optimiser = torch.optim.Adam([logits, length] if scaled else [logits], lr=rate)
-    names = names_of(tasting)
-    shapes = {key: parameter.shape for key, parameter in tasting.parameters.items()}
+    names = objective.parameter_names
+    shapes = {key: parameter.shape for key, parameter in objective.parameters.items()}
     generator = np.random.default_rng(seed)
     known = positives_by_query(examples)
     trials: list[dict[str, Any]] = []
@@ -80,7 +97,7 @@ def weights_by_gradient(
                 output: torch.Tensor = functional_call(model, now, (features,))["sentence_embedding"]
                 return output
 
-            loss = batch_loss(tasting, batch, known, forward)
+            loss = objective.batch_loss(batch, known, forward)
             seen.append((float(loss.detach()), weights.detach().cpu().numpy(), float(length.detach().exp())))
             optimiser.zero_grad()
             loss.backward()
@@ -89,22 +106,32 @@ def weights_by_gradient(
             advance(1)
     last = torch.softmax(logits.detach(), dim=1).cpu().numpy(), float(length.detach().exp())
     lowest = min(seen, key=lambda one: one[0])[1:]
-    return _best(tasting, [last, lowest], scaled, trials)
+    return _best(objective, [last, lowest], scaled, trials)
 
 
-def _stacks(tasting: EncoderObjective, per_layer: bool, scaled: bool) -> tuple[dict[Key, torch.Tensor], dict[Key, int]]:
+def _of_encoders(objective: Objective, weights: str) -> EncoderObjective:
+    if not isinstance(objective, EncoderObjective):
+        raise UsageError(
+            f"weights '{weights}' are found for encoders; for classifiers take cocktail, relative, greedy or search"
+        )
+    return objective
+
+
+def _stacks(
+    objective: EncoderObjective, per_layer: bool, scaled: bool
+) -> tuple[dict[Key, torch.Tensor], dict[Key, int]]:
     """The flattened tensors of all models (and the base, last), shape (models, values), and the group of each."""
     import torch
 
-    plan = tasting.plan
-    keys = list(tasting.parameters)
+    plan = objective.plan
+    keys = list(objective.parameters)
     sources = {
         key: [source_of(plan, row, key) for row in range(len(plan.checkpoints))]
         + ([tensor_of(plan.base, key)] if scaled and plan.base else [])
         for key in keys
     }
     needed = 4 * sum(count_of(one) for tensors in sources.values() for one in tensors)
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = psutil.virtual_memory().total
     if needed > 0.8 * there:
         raise CocktailError(
             f"{len(plan.checkpoints)} models take {needed / 1e9:.1f} GB, the machine has {there / 1e9:.1f}; "
@@ -115,12 +142,12 @@ def _stacks(tasting: EncoderObjective, per_layer: bool, scaled: bool) -> tuple[d
         rows = np.empty((len(sources[key]), count_of(sources[key][0])), np.float32)
         for row, source in enumerate(sources[key]):
             source.read(0, rows[row])
-        stacks[key] = torch.from_numpy(rows).to(tasting.model.device)
+        stacks[key] = torch.from_numpy(rows).to(objective.model.device)
     layers = sorted({int(match[1]) for key in keys if (match := LAYER.search(key[1]))}) if per_layer else []
     groups = {}
     for key in keys:
         match = LAYER.search(key[1])
-        groups[key] = layers.index(int(match[1])) if match and layers else 0 if EMBEDDING.search(key[1]) else -1
+        groups[key] = layers.index(int(match[1])) if match and layers else 0 if EMBEDDINGS.search(key[1]) else -1
     last = max(len(layers) - 1, 0)
     return stacks, {key: last if group < 0 else group for key, group in groups.items()}
 
@@ -133,19 +160,19 @@ def _merge(rows: torch.Tensor, weights: torch.Tensor, length: torch.Tensor, scal
 
 
 def _best(
-    tasting: EncoderObjective, reached: list[tuple[np.ndarray, float]], scaled: bool, trials: list[dict[str, Any]]
+    objective: EncoderObjective, reached: list[tuple[np.ndarray, float]], scaled: bool, trials: list[dict[str, Any]]
 ) -> WeightsResult:
     """The best of what was reached, or the uniform mean if that is no worse; judged on all examples."""
-    count = len(tasting.names)
+    count = len(objective.names)
     uniform = WeightsResult([1 / count] * count, trials=trials, note="no step led below the loss of the uniform mean")
     choices = [uniform]
     for weights, scale in reached:
         exact = weights.astype(np.float64)
         exact /= exact.sum(axis=1, keepdims=True)
         choices.append(
-            WeightsResult(exact[0].tolist(), weights_for=_by_layer(tasting, exact), scale=scale if scaled else None)
+            WeightsResult(exact[0].tolist(), weights_for=_by_layer(objective, exact), scale=scale if scaled else None)
         )
-    losses = [_loss_on_all(tasting, choice) for choice in choices]
+    losses = [_loss_on_all(objective, choice) for choice in choices]
     best = int(np.argmin(losses))
     if best == 0:
         return uniform
@@ -156,18 +183,17 @@ def _best(
     return replace(choices[best], trials=trials, note=note)
 
 
-def _loss_on_all(tasting: EncoderObjective, found: WeightsResult) -> float:
+def _loss_on_all(objective: EncoderObjective, found: WeightsResult) -> float:
     """The loss that the steps lowered, on all examples."""
     import torch
 
-    tasting.placed(found)
-    examples, model = tasting.needed_examples, tasting.model.eval()
+    objective.placed(found)
+    examples, model = objective.needed_examples, objective.model.eval()
     known = positives_by_query(examples)
     starts = range(0, len(examples), EXAMPLES_A_STEP)
     with torch.no_grad():
         losses = [
-            batch_loss(
-                tasting,
+            objective.batch_loss(
                 examples[start : start + EXAMPLES_A_STEP],
                 known,
                 lambda features: model(features)["sentence_embedding"],
@@ -177,16 +203,16 @@ def _loss_on_all(tasting: EncoderObjective, found: WeightsResult) -> float:
     return float(torch.stack(losses).mean())
 
 
-def _by_layer(tasting: EncoderObjective, found: np.ndarray) -> dict[str, list[float]]:
+def _by_layer(objective: EncoderObjective, found: np.ndarray) -> dict[str, list[float]]:
     """Patterns for the tensors of each layer; what comes after the last layer weighs as it does."""
     patterns: dict[str, list[float]] = {}
     if len(found) == 1:
         return patterns
-    layers = sorted({int(match[1]) for key in tasting.parameters if (match := LAYER.search(key[1]))})
-    for _, name in tasting.parameters:
+    layers = sorted({int(match[1]) for key in objective.parameters if (match := LAYER.search(key[1]))})
+    for _, name in objective.parameters:
         match = LAYER.search(name)
         if match:
             patterns[f"{name[: match.end()]}*"] = found[layers.index(int(match[1]))].tolist()
-        elif not EMBEDDING.search(name):
+        elif not EMBEDDINGS.search(name):
             patterns[name] = found[-1].tolist()
     return patterns

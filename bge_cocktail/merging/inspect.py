@@ -28,7 +28,7 @@ from bge_cocktail.merging.plan import floats_of, tensor_of
 from bge_cocktail.merging.resolve import open_model
 from bge_cocktail.merging.tensors import count_of
 from bge_cocktail.models.folder import is_classifier, model_folder
-from bge_cocktail.models.layers import EMBEDDING, LAYER
+from bge_cocktail.models.layers import EMBEDDINGS, layer_of
 from bge_cocktail.models.layout import declared_length, modules_of, transformer_folder
 from bge_cocktail.options import MergeOptions
 
@@ -224,8 +224,8 @@ def _by_layer(
 
 
 def _group(name: str) -> str:
-    match = LAYER.search(name)
-    return f"layer {match[1]}" if match else "embeddings" if EMBEDDING.search(name) else "after"
+    number = layer_of(name)
+    return f"layer {number}" if number is not None else "embeddings" if EMBEDDINGS.search(name) else "after"
 
 
 def _verdict(cosine: float | None, agreement: float | None) -> str:

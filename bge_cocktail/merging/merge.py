@@ -56,7 +56,7 @@ def merge(
     examples: Sequence[Record] = (),
     encoding: EncodeOptions | None = None,
     score: Scorer | None = None,
-    taste: Callable[[Plan, Path], Objective] | None = None,
+    make_objective: Callable[[Plan, Path], Objective] | None = None,
     more_inputs: Mapping[str, str] | None = None,
     draw: Callable[[WeightsResult, Path], None] | None = None,
     overwrite: bool = False,
@@ -73,8 +73,8 @@ def merge(
         examples: Records with negatives, for weights or methods that look at data.
         encoding: How texts are embedded for that.
         score: Judges a merge on tasks, for weights that are searched; without it, the loss on the examples does.
-        taste: Makes what answers weightings from the merge and a folder for scratch files, where the models are no
-            encoders; see `classifying.merge_classifiers`.
+        make_objective: Makes what weights are judged by, from the merge and a folder for scratch files, where the
+            models are no encoders; see `merge_classifiers`.
         more_inputs: What else the result depends on, by name and hash, for run.json.
         draw: Writes pictures of what the search saw into the new folder.
         overwrite: Replace an older output of this tool.
@@ -85,8 +85,8 @@ def merge(
     """
     started = time.monotonic()
     recipe = as_recipe(models, options)
-    with open_context(examples, encoding, score, taste) as kitchen:
-        plan, found = resolve(recipe, kitchen, lambda plan: _check_output(plan, output, overwrite))
+    with open_context(examples, encoding, score, make_objective) as context:
+        plan, found = resolve(recipe, context, lambda plan: _check_output(plan, output, overwrite))
         size = output_bytes(plan.checkpoints[0], plan.options)
         with new_folder(output, overwrite=overwrite) as new:
             with one_thread(), progress(f"merging {len(plan.checkpoints)} models", size) as advance:
@@ -106,8 +106,8 @@ def plan_merge(recipe: Recipe, output: Path, *, overwrite: bool = False) -> dict
     Raises:
         UsageError, DataError: As `merge` would.
     """
-    with open_context((), None, None) as kitchen:
-        plan, found = resolve(recipe, kitchen, lambda plan: _check_output(plan, output, overwrite), find=False)
+    with open_context((), None, None) as context:
+        plan, found = resolve(recipe, context, lambda plan: _check_output(plan, output, overwrite), find=False)
         every = [*plan.checkpoints, *([plan.base] if plan.base else [])]
         read = sum(count_of(tensor) * ITEM_BYTES[tensor.dtype] for one in every for tensor in one.tensors.values())
         size = output_bytes(plan.checkpoints[0], plan.options)
@@ -151,15 +151,15 @@ def open_context(
     examples: Sequence[Record],
     encoding: EncodeOptions | None,
     score: Scorer | None,
-    taste: Callable[[Plan, Path], Objective] | None = None,
+    make_objective: Callable[[Plan, Path], Objective] | None = None,
 ) -> Iterator[MergeContext]:
     """What merges are made with; its files are closed, and what it wrote is removed, at the end."""
     with tempfile.TemporaryDirectory(prefix="bge-cocktail-") as scratch:
-        kitchen = MergeContext(Path(scratch), tuple(examples), encoding or EncodeOptions(), score, taste)
+        context = MergeContext(Path(scratch), tuple(examples), encoding or EncodeOptions(), score, make_objective)
         try:
-            yield kitchen
+            yield context
         finally:
-            for checkpoint in kitchen.opened:
+            for checkpoint in context.opened:
                 close(checkpoint)
 
 
@@ -275,13 +275,13 @@ def verify_merge(
         recorded = _recorded(folder, recipe)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError) as error:
         raise DataError(f"{folder} was not made by bge-cocktail merge: {error}") from None
-    with open_context(examples, encoding, None) as kitchen, one_thread():
-        plan, _ = resolve(recipe, kitchen, recorded=recorded)
+    with open_context(examples, encoding, None) as context, one_thread():
+        plan, _ = resolve(recipe, context, recorded=recorded)
         for name, now in input_hashes(recipe, plan).items():
             if recorded["inputs"].get(name) != now:
                 raise DataError(f"{name} is no longer what it was when {folder} was merged")
         weights = [_compare(plan, folder, file) for file in plan.checkpoints[0].files]
-        others = _compare_settings(plan, folder, kitchen.scratch / "settings")
+        others = _compare_settings(plan, folder, context.scratch / "settings")
     return {
         "output": str(folder),
         "inputs": "unchanged",

@@ -24,7 +24,7 @@ from bge_cocktail.merging.weights import WeightsResult
 from bge_cocktail.models.embed import batches_by_tokens, embed, token_counts
 from bge_cocktail.models.encoder import CachedEncoder, Encoder, LoadedEncoder, encode_queries_of, load_encoder
 from bge_cocktail.models.layout import declared_length
-from bge_cocktail.models.prompts import prompt_for
+from bge_cocktail.models.prompts import Prompts, model_prompts
 from bge_cocktail.options import EncodeOptions, MergeOptions
 
 if TYPE_CHECKING:
@@ -211,51 +211,54 @@ def _batches(examples: Sequence[Record]) -> list[tuple[list[str], np.ndarray]]:
 
 CHUNK_TOKENS = 4096
 Features = dict[str, Any]
+Forward = Callable[[Features], "torch.Tensor"]
+"""Tokenised texts in, embeddings out, shape (texts, dimensions)."""
 
 
 def batch_loss(
-    tasting: EncoderObjective,
+    model: SentenceTransformer,
     batch: Sequence[Record],
     known: Mapping[str, set[str]],
-    forward: Callable[[Features], torch.Tensor],
+    forward: Forward,
+    *,
+    prompts: Prompts,
+    temperature: float,
+    chunk_tokens: int = 0,
+    in_bf16: bool = False,
 ) -> torch.Tensor:
     """InfoNCE of a batch of examples, with a graph to its parameters.
 
     Args:
-        tasting: Holds the loaded model, its tokenizer and its prompts.
+        model: For its tokenizer and device.
         batch: The examples.
         known: Positives by query, so that none counts as a negative.
         forward: Gives embeddings, shape (texts, dimensions), from tokenised texts.
+        prompts: Put before queries, but those that bring their own, and documents.
+        temperature: Divides similarities.
+        chunk_tokens: Tokens embedded at once; 0 for the usual number.
+        in_bf16: Whether it is computed in bfloat16.
 
     Returns:
         A scalar.
     """
     import torch
 
-    model, encoder = tasting.model, tasting.encoder(0)
     most = max(len(record.neg) for record in batch)
     documents, relevance = batch_relevance(batch, negatives=most, known_positives=known)
-    queries = [(encoder.prompt_for("query") if one.prompt is None else one.prompt) + one.query for one in batch]
-    texts = queries + [encoder.prompt_for("document") + text for text in documents]
+    queries = [(prompts.query if record.prompt is None else record.prompt) + record.query for record in batch]
+    texts = queries + [prompts.document + text for text in documents]
     # chunks of nearly equal length, so that little is computed for padding
-    chunks = batches_by_tokens(token_counts(model, texts), tasting.encoding.batch_tokens or CHUNK_TOKENS)
+    chunks = batches_by_tokens(token_counts(model, texts), chunk_tokens or CHUNK_TOKENS)
     parts = []
     for chunk in chunks:
         features = model.preprocess([texts[row] for row in chunk])
         features = {name: v.to(model.device) if hasattr(v, "to") else v for name, v in features.items()}
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=encoder.precision == "bf16"):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=in_bf16):
             parts.append(forward(features).float())
     back = torch.from_numpy(np.argsort(np.concatenate(chunks)))
     embeddings = torch.nn.functional.normalize(torch.cat(parts), dim=1)[back.to(model.device)]
     relevant = torch.from_numpy(relevance).to(model.device)
-    temperature = tasting.plan.options.loss_temperature
     return info_nce(embeddings[: len(batch)], embeddings[len(batch) :], relevant, temperature)
-
-
-def names_of(tasting: EncoderObjective) -> dict[Key, str]:
-    """The name that each tensor has in the loaded model."""
-    by_place = {value.data_ptr(): name for name, value in tasting.model.state_dict().items()}
-    return {key: by_place[parameter.data_ptr()] for key, parameter in tasting.parameters.items()}
 
 
 Scorer = Callable[[Encoder], tuple[float, float | None]]
@@ -302,14 +305,6 @@ class EncoderObjective:
 
         return -example_loss(encoder, self.needed_examples, temperature=self.plan.options.loss_temperature), None
 
-    def weights_by_gradient(
-        self, *, steps: int, rate: float, per_layer: bool, scaled: bool, seed: int
-    ) -> WeightsResult:
-        """See `Objective`."""
-        from bge_cocktail.merging.gradient import weights_by_gradient
-
-        return weights_by_gradient(self, steps=steps, rate=rate, per_layer=per_layer, scaled=scaled, seed=seed)
-
     @property
     def needed_examples(self) -> Sequence[Record]:
         """The examples.
@@ -355,21 +350,34 @@ class EncoderObjective:
         plan = with_weights(self.plan, found.weights, found.weights_for, found.scale)
         model = self._with((key, plan.tiles(key)) for key in self.parameters)
         self._set_length(self.plan.checkpoints[(self.plan.options.length_from or 1) - 1])
-        first = self.plan.checkpoints[(self.plan.options.prompts_from or 1) - 1]
-        prompts = [
-            prompt_for(first.prompts_of or first.folder, role) if chosen is None else chosen
-            for role, chosen in (
-                ("query", self.encoding.query_prompt),
-                ("document", self.encoding.document_prompt),
-                ("text", None),
-            )
-        ]
-        return LoadedEncoder(
-            model,
-            query_prompt=prompts[0],
-            document_prompt=prompts[1],
-            text_prompt=prompts[2],
-            precision=CachedEncoder(first.folder, self.encoding).precision,
+        return LoadedEncoder(model, self.prompts, precision=self.encoder(0).precision)
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """The prompts that the merge will have, or that the user chose to embed with."""
+        source = self.plan.checkpoints[(self.plan.options.prompts_from or 1) - 1]
+        chosen = self.encoding
+        return model_prompts(
+            source.prompts_of or source.folder, query=chosen.query_prompt, document=chosen.document_prompt
+        )
+
+    @cached_property
+    def parameter_names(self) -> dict[Key, str]:
+        """The name that each tensor has in the loaded model."""
+        by_place = {value.data_ptr(): name for name, value in self.model.state_dict().items()}
+        return {key: by_place[parameter.data_ptr()] for key, parameter in self.parameters.items()}
+
+    def batch_loss(self, batch: Sequence[Record], known: Mapping[str, set[str]], forward: Forward) -> torch.Tensor:
+        """Return the loss of some examples as something to differentiate; see `batch_loss`."""
+        return batch_loss(
+            self.model,
+            batch,
+            known,
+            forward,
+            prompts=self.prompts,
+            temperature=self.plan.options.loss_temperature,
+            chunk_tokens=self.encoding.batch_tokens,
+            in_bf16=self.encoder(0).precision == "bf16",
         )
 
     @cached_property

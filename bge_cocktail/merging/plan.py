@@ -15,7 +15,7 @@ from bge_cocktail.core.errors import DataError, UsageError
 from bge_cocktail.merging.checkpoints import Checkpoint, fingerprint, hash_of
 from bge_cocktail.merging.methods import TILE, Stack, merge_methods
 from bge_cocktail.merging.tensors import FLOATS, Floats, Key, Tensor, count_of
-from bge_cocktail.models.layers import LAYER, layer_of
+from bge_cocktail.models.layers import layer_of, nearest_layer
 from bge_cocktail.options import MergeOptions
 
 
@@ -42,7 +42,7 @@ class GroupWeights:
             return found[-1]
         if not self.anchors:
             return self.weights
-        layer = layer_of(name, self.layers)
+        layer = nearest_layer(name, self.layers)
         place = layer / max(self.layers - 1, 1) * (len(self.anchors) - 1)
         columns = np.asarray(self.anchors, np.float64).T
         return [float(np.interp(place, range(len(self.anchors)), column)) for column in columns]
@@ -71,7 +71,7 @@ def group_weights(
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in every):
             raise UsageError(f"weights for '{pattern}': no tensor has such a name; one is '{every[-1]}'")
-    layers = [int(match[1]) for match in map(LAYER.search, every) if match]
+    layers = [number for number in map(layer_of, every) if number is not None]
     if not anchors:
         return GroupWeights(weights, patterns)
     if len(anchors) < 2 or not layers:

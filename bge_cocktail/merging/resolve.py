@@ -105,7 +105,7 @@ class MergeContext:
         examples: For weights and methods that look at data.
         encoding: How texts are embedded.
         score: Judges merges on tasks.
-        taste: Makes what answers weightings, where that is not an encoder's loss on examples or its score.
+        make_objective: Makes what answers weightings, where that is not an encoder's loss on examples or its score.
         opened: The models whose files are open.
     """
 
@@ -113,13 +113,13 @@ class MergeContext:
     examples: tuple[Record, ...]
     encoding: EncodeOptions
     score: Scorer | None
-    taste: Callable[[Plan, Path], Objective] | None = None
+    make_objective: Callable[[Plan, Path], Objective] | None = None
     opened: list[Checkpoint] = field(default_factory=list)
 
 
 def resolve(
     recipe: Recipe,
-    kitchen: MergeContext,
+    context: MergeContext,
     check: Callable[[Plan], None] = lambda _: None,
     *,
     find: bool = True,
@@ -129,7 +129,7 @@ def resolve(
 
     Args:
         recipe: How to merge.
-        kitchen: What it is made with.
+        context: What it is made with.
         check: Looks at the merge before weights are sought, which may take long.
         find: Whether weights that must be sought are.
         recorded: The weights that were found before, as run.json holds them; nothing is sought then.
@@ -150,12 +150,12 @@ def resolve(
         check_method(options, recipe.models)
     check_numbers(options, len(recipe.models))
     if find and recorded is None:
-        _need_data(options, kitchen)
+        _need_data(options, context)
     _refuse_too_few(recipe)
     inner = [one.get("recipe") for one in recorded["models"]] if recorded else [None] * len(recipe.models)
-    first = _open(recipe.models[0], options.pooling, kitchen, find, recorded=inner[0])
+    first = _open(recipe.models[0], options.pooling, context, find, recorded=inner[0])
     headed = is_classifier(first.folder)
-    open_next = partial(_open, pooling=options.pooling, kitchen=kitchen, find=find, under_head=headed)
+    open_next = partial(_open, pooling=options.pooling, context=context, find=find, under_head=headed)
     rest = zip(recipe.models[1:], inner[1:], strict=True)
     checkpoints = (first, *(open_next(model, recorded=known) for model, known in rest))
     base = open_next(options.base) if options.base is not None else None
@@ -163,19 +163,19 @@ def resolve(
     if is_bridged(options.method) and fitted != checkpoints:
         raise UsageError(f"{options.method} merges only models with heads of one form")
     checkpoints = fitted
-    _check_classifiers(checkpoints[0], options, kitchen)
+    _check_classifiers(checkpoints[0], options, context)
     if (checkpoints[0].folder / "modules.json").is_file() and not headed:
         refuse_unportable(checkpoints[0].folder)
     warn_of_other_bases([*checkpoints, *([base] if base else [])], options)
     if is_bridged(options.method):
-        return _bridged(checkpoints, base, options, kitchen, check, find)
+        return _bridged(checkpoints, base, options, context, check, find)
     plan = Plan(checkpoints, base, options, _user_weights(checkpoints[0], options, len(checkpoints)))
     check(plan)
     for pattern in options.exclude:
         if not any(fnmatchcase(name, pattern) for one in checkpoints for _, name in one.tensors):
             raise UsageError(f"--exclude '{pattern}': no tensor has such a name")
     if find:
-        plan = _measured(plan, kitchen)
+        plan = _measured(plan, context)
     if recorded is not None:
         found = WeightsResult(
             [one["weight"] for one in recorded["models"]],
@@ -185,7 +185,7 @@ def resolve(
         return with_weights(plan, found.weights, found.weights_for, found.scale), found
     if not find and isinstance(options.weights, str) and options.weights not in ("uniform", "ema"):
         return plan, WeightsResult(())
-    found = find_weights(recipe.names(), options, _objective(plan, kitchen), normalise=normalises(options))
+    found = find_weights(recipe.names(), options, _objective(plan, context), normalise=normalises(options))
     if options.layer_weights:
         lists = " to ".join(str(list(weights)) for weights in options.layer_weights)
         found = replace(found, note=f"by layer, from first to last: {lists}")
@@ -196,7 +196,7 @@ def _bridged(
     checkpoints: tuple[Checkpoint, ...],
     base: Checkpoint | None,
     options: MergeOptions,
-    kitchen: MergeContext,
+    context: MergeContext,
     check: Callable[[Plan], None],
     find: bool,
 ) -> tuple[Plan, WeightsResult]:
@@ -213,50 +213,50 @@ def _bridged(
     plan = Plan(checkpoints, None, as_it_is, GroupWeights([1.0] + [0.0] * (count - 1), {}))
     check(plan)
     if find:
-        merged = merge_by_mergekit(checkpoints, base, weights, options, kitchen.scratch)
-        kitchen.opened.append(merged)
+        merged = merge_by_mergekit(checkpoints, base, weights, options, context.scratch)
+        context.opened.append(merged)
         plan = replace(plan, checkpoints=(merged, *checkpoints[1:]))
     return plan, WeightsResult(weights)
 
 
-def _objective(plan: Plan, kitchen: MergeContext) -> Objective:
-    if kitchen.taste is not None and "examples" in data_of(plan.options):
-        return kitchen.taste(plan, kitchen.scratch)
-    return _encoder_objective(plan, kitchen)
+def _objective(plan: Plan, context: MergeContext) -> Objective:
+    if context.make_objective is not None and "examples" in data_of(plan.options):
+        return context.make_objective(plan, context.scratch)
+    return _encoder_objective(plan, context)
 
 
-def _encoder_objective(plan: Plan, kitchen: MergeContext) -> EncoderObjective:
-    examples = kitchen.examples
+def _encoder_objective(plan: Plan, context: MergeContext) -> EncoderObjective:
+    examples = context.examples
     if examples:
         from bge_cocktail.merging.objective import draw_negatives
 
         examples = tuple(draw_negatives(examples, plan.options.negatives, plan.options.seed))
-    return EncoderObjective(plan, examples, kitchen.encoding, kitchen.score, kitchen.scratch)
+    return EncoderObjective(plan, examples, context.encoding, context.score, context.scratch)
 
 
-def _measured(plan: Plan, kitchen: MergeContext) -> Plan:
+def _measured(plan: Plan, context: MergeContext) -> Plan:
     """The merge with what its method needs to know of the models, if it is one that looks at data."""
     wanted = merge_methods.trait(plan.options.method, "data")
     if not wanted:
         return plan
     from bge_cocktail.merging.data_methods import collect_statistics
 
-    plan = collect_statistics(plan, _encoder_objective(plan, kitchen), wanted)
-    kitchen.opened += plan.statistics
+    plan = collect_statistics(plan, _encoder_objective(plan, context), wanted)
+    context.opened += plan.statistics
     return plan
 
 
 def _open(
     model: str | Recipe,
     pooling: str | None,
-    kitchen: MergeContext,
+    context: MergeContext,
     find: bool,
     *,
     recorded: Mapping[str, Any] | None = None,
     under_head: bool = False,
 ) -> Checkpoint:
     if isinstance(model, Recipe):
-        plan, found = resolve(model, kitchen, find=find, recorded=recorded)
+        plan, found = resolve(model, context, find=find, recorded=recorded)
         if not found.weights:
             plan = with_weights(plan, [1 / len(model.models)] * len(model.models), {}, None)
         if model.options.dtype != "same":
@@ -264,26 +264,26 @@ def _open(
                 f"recipe '{model.name}': dtype does nothing inside another recipe, which reads it unrounded"
             )
         return as_checkpoint(model.name, plan, found)
-    checkpoint = open_model(model, kitchen.scratch, pooling, under_head=under_head)
-    kitchen.opened.append(checkpoint)
+    checkpoint = open_model(model, context.scratch, pooling, under_head=under_head)
+    context.opened.append(checkpoint)
     return checkpoint
 
 
-def _need_data(options: MergeOptions, kitchen: MergeContext) -> None:
+def _need_data(options: MergeOptions, context: MergeContext) -> None:
     """Refuse weights or a method whose data isn't there, before anything is embedded.
 
     Raises:
         UsageError: With the flags that give it.
     """
     looks = data_of(options)
-    if "general" in looks and kitchen.score is None:
+    if "general" in looks and context.score is None:
         raise UsageError(f"weights '{options.weights}' need --target and --general tasks")
     what = f"method {options.method} needs" if looks_itself(options) else f"weights '{options.weights}' need"
     if (
         "examples" in looks
-        and not kitchen.examples
-        and kitchen.taste is None
-        and ("target" not in looks or kitchen.score is None)
+        and not context.examples
+        and context.make_objective is None
+        and ("target" not in looks or context.score is None)
     ):
         more = " (or --target tasks)" if "target" in looks else ""
         raise UsageError(f"{what} examples: a file of records with --examples{more}")
@@ -294,16 +294,20 @@ def looks_itself(options: MergeOptions) -> bool:
     return options.method in merge_methods and bool(merge_methods.trait(options.method, "data"))
 
 
-def _check_classifiers(first: Checkpoint, options: MergeOptions, kitchen: MergeContext) -> None:
+def _check_classifiers(first: Checkpoint, options: MergeOptions, context: MergeContext) -> None:
     """Refuse data of encoders for a merge of classifiers, and the other way round; and options that do nothing."""
     classifies = is_classifier(first.folder)
     for name in ("prompts_from", "negatives", "loss_temperature", "like_lm_cocktail"):
         if classifies and name in options.model_fields_set and getattr(options, name):
             raise UsageError(f"--{name.replace('_', '-')} does nothing for classifiers")
     looks = "examples" in data_of(options)
-    if looks and classifies != (kitchen.taste is not None) and (kitchen.examples or kitchen.taste):
-        what = "labelled texts (merge_classifiers)" if kitchen.taste is None else "records of queries and documents"
-        kind = "classifier" if kitchen.taste is None else "encoder"
+    if looks and classifies != (context.make_objective is not None) and (context.examples or context.make_objective):
+        what = (
+            "labelled texts (merge_classifiers)"
+            if context.make_objective is None
+            else "records of queries and documents"
+        )
+        kind = "classifier" if context.make_objective is None else "encoder"
         raise UsageError(f"{first.name} is {'a' if kind == 'classifier' else 'an'} {kind}; its examples are {what}")
     if classifies and looks_itself(options):
         raise UsageError(f"method {options.method} measures encoders; classifiers are merged by the other methods")

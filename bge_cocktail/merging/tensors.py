@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -70,7 +71,7 @@ class WeightsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._descriptor: int | None = None
+        self._file: io.FileIO | None = None
         self._digest = xxhash.xxh3_128()
         self._hashed = 0
 
@@ -93,11 +94,11 @@ class WeightsFile:
 
     def peek(self, offset: int, out: memoryview) -> None:
         """As `read`, without hashing."""
-        if self._descriptor is None:
-            self._descriptor = os.open(self.path, os.O_RDONLY)
+        if self._file is None:
+            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115  (closed by `close`)
         done = 0
         while done < len(out):
-            count = os.preadv(self._descriptor, [out[done:]], offset + done)
+            count = _read_at(self._file, out[done:], offset + done)
             if count == 0:
                 raise DataError(f"{self.path}: the file is cut off after {offset + done:,} bytes")
             done += count
@@ -115,9 +116,16 @@ class WeightsFile:
 
     def close(self) -> None:
         """Close the file; it opens again when it is read."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _read_at(file: io.FileIO, out: memoryview, offset: int) -> int:
+    if hasattr(os, "preadv"):  # in one call, and without a copy
+        return os.preadv(file.fileno(), [out], offset)
+    file.seek(offset)
+    return file.readinto(out) or 0
 
 
 @dataclass(frozen=True, slots=True)

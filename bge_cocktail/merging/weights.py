@@ -57,14 +57,10 @@ class Objective(Protocol):
         """Target and general score of a merge with such weights; without tasks, minus the loss on the examples."""
         ...
 
-    def descend(self, *, steps: int, rate: float, per_layer: bool, scaled: bool, seed: int) -> WeightsResult:
-        """Weights by gradient descent on the loss of the merged model."""
-        ...
-
 
 Weighting = Callable[..., WeightsResult]
 """Takes a `Objective` and the rows of the models to weigh, and by keyword the options that its signature names."""
-weightings = Registry[Weighting]("weightings")
+weightings = Registry[Weighting]("weightings", ("bge_cocktail.merging.gradient",))
 
 
 @weightings("uniform")
@@ -74,17 +70,17 @@ def uniform(_: Objective, rows: Sequence[int]) -> WeightsResult:
 
 
 @weightings("cocktail", data=("examples",))
-def cocktail(tasting: Objective, rows: Sequence[int], *, temperature: float) -> WeightsResult:
+def cocktail(objective: Objective, rows: Sequence[int], *, temperature: float) -> WeightsResult:
     """LM-Cocktail's: softmax(-loss / temperature) over the models, on a few examples (arXiv:2311.13534)."""
-    losses = tasting.losses(rows)
+    losses = objective.losses(rows)
     return WeightsResult(cocktail_weights(losses, temperature), losses)
 
 
 @weightings("relative", data=("examples",))
-def relative(tasting: Objective, rows: Sequence[int], *, skill_temperature: float) -> WeightsResult:
+def relative(objective: Objective, rows: Sequence[int], *, skill_temperature: float) -> WeightsResult:
     """From losses on a scale of their own: chance has skill 0, the best model 1; no better than chance, no weight."""
-    losses = tasting.losses(rows)
-    return WeightsResult(relative_weights(losses, tasting.chance(), skill_temperature), losses)
+    losses = objective.losses(rows)
+    return WeightsResult(relative_weights(losses, objective.chance(), skill_temperature), losses)
 
 
 @weightings("ema")
@@ -95,49 +91,35 @@ def ema(_: Objective, rows: Sequence[int], *, decay: float) -> WeightsResult:
 
 
 @weightings("greedy", shared=True, data=("examples", "target"))
-def greedy(tasting: Objective, rows: Sequence[int]) -> WeightsResult:
+def greedy(objective: Objective, rows: Sequence[int]) -> WeightsResult:
     """Model by model from the best on, each kept if the merge gets no worse (greedy soup, arXiv:2203.05482)."""
-    alone = [tasting.scores(_even(rows, [row]))[0] for row in rows]
+    alone = [objective.scores(_even(rows, [row]))[0] for row in rows]
     trials = [{"weights": _even(rows, [row]), "target": score} for row, score in zip(rows, alone, strict=True)]
     order = sorted(rows, key=lambda row: -alone[row])
     kept, best = [order[0]], alone[order[0]]
     for row in order[1:]:
         weights = _even(rows, [*kept, row])
-        score = tasting.scores(weights)[0]
+        score = objective.scores(weights)[0]
         trials.append({"weights": weights, "target": score})
         if score >= best:
             kept, best = [*kept, row], score
     return WeightsResult(_even(rows, kept), trials=trials, note=f"kept {len(kept)} of {len(rows)} models")
 
 
-@weightings("gradient", shared=True, data=("examples",))
-def gradient(
-    tasting: Objective, _: Sequence[int], *, steps: int, rate: float, per_layer: bool, seed: int
-) -> WeightsResult:
-    """Descent on the loss of the merged model itself: dL/dw_i = <dL/dtheta, theta_i>, one backward pass for all."""
-    return tasting.descend(steps=steps, rate=rate, per_layer=per_layer, scaled=False, seed=seed)
-
-
-@weightings("self-positioning", shared=True, data=("examples",))
-def self_positioning(tasting: Objective, _: Sequence[int], *, steps: int, rate: float, seed: int) -> WeightsResult:
-    """Descent on the direction and the length of the merged task vector (after arXiv:2410.15035); needs --base."""
-    return tasting.descend(steps=steps, rate=rate, per_layer=False, scaled=True, seed=seed)
-
-
 @weightings("search", shared=True, data=("examples", "target"))
-def search(tasting: Objective, rows: Sequence[int], *, trials: int, seed: int) -> WeightsResult:
+def search(objective: Objective, rows: Sequence[int], *, trials: int, seed: int) -> WeightsResult:
     """The best of many merges by the target score, proposed by CMA-ES (arXiv:1604.00772)."""
 
-    return best_weights(tasting, len(rows), trials, seed)
+    return best_weights(objective, len(rows), trials, seed)
 
 
 @weightings("pareto", shared=True, data=("target", "general"))
 def pareto(
-    tasting: Objective, rows: Sequence[int], *, shares: Sequence[float], epsilon: float, trials: int, seed: int
+    objective: Objective, rows: Sequence[int], *, shares: Sequence[float], epsilon: float, trials: int, seed: int
 ) -> WeightsResult:
     """The best target score among merges whose general score is not below the base's minus epsilon."""
 
-    return best_within(tasting, len(rows), shares, epsilon, trials, seed)
+    return best_within(objective, len(rows), shares, epsilon, trials, seed)
 
 
 def cocktail_weights(losses: Sequence[float], temperature: float = 5.0) -> list[float]:
@@ -202,13 +184,15 @@ def given_weights(weights: Sequence[float], models: int, *, normalise: bool = Tr
     return [weight / total for weight in weights]
 
 
-def find_weights(names: Sequence[str], options: MergeOptions, tasting: Objective, *, normalise: bool) -> WeightsResult:
+def find_weights(
+    names: Sequence[str], options: MergeOptions, objective: Objective, *, normalise: bool
+) -> WeightsResult:
     """The weight of each model.
 
     Args:
         names: The models.
         options: How to find them.
-        tasting: Answers what the weighting asks.
+        objective: Answers what the weighting asks.
         normalise: Whether the method wants weights of sum 1.
 
     Raises:
@@ -219,7 +203,7 @@ def find_weights(names: Sequence[str], options: MergeOptions, tasting: Objective
         raise UsageError("--share needs a first model and others, and weights of sum 1")
     if isinstance(options.weights, str):
         weighting = weightings[options.weights]
-        found = weighting(tasting, rows, **{name: getattr(options, name) for name in takes(weighting)})
+        found = weighting(objective, rows, **{name: getattr(options, name) for name in takes(weighting)})
         if options.weights == "uniform" and not normalise:
             found = WeightsResult([1.0] * len(rows))
     else:
@@ -262,13 +246,13 @@ def data_of(options: MergeOptions) -> list[str]:
 STEPS_OF_GRID = 4
 
 
-def best_weights(tasting: Objective, models: int, trials: int, seed: int) -> WeightsResult:
+def best_weights(objective: Objective, models: int, trials: int, seed: int) -> WeightsResult:
     """Weights of the best target score, searched with CMA-ES over their logits (arXiv:1604.00772).
 
     Each model alone and the uniform mean are tried first, so that the result is never worse than those.
 
     Args:
-        tasting: Scores merges.
+        objective: Scores merges.
         models: How many.
         trials: Merges to try; at least those.
         seed: Of the proposals.
@@ -279,7 +263,7 @@ def best_weights(tasting: Objective, models: int, trials: int, seed: int) -> Wei
     tried: list[dict[str, Any]] = []
 
     def score(weights: Sequence[float]) -> float:
-        target, general = tasting.scores(weights)
+        target, general = objective.scores(weights)
         tried.append({"weights": list(weights), "target": target, "general": general})
         return target
 
@@ -297,7 +281,7 @@ def best_weights(tasting: Objective, models: int, trials: int, seed: int) -> Wei
 
 
 def best_within(
-    tasting: Objective, models: int, shares: Sequence[float], epsilon: float, trials: int, seed: int
+    objective: Objective, models: int, shares: Sequence[float], epsilon: float, trials: int, seed: int
 ) -> WeightsResult:
     """Weights of the best target score among merges that keep the general score.
 
@@ -305,7 +289,7 @@ def best_within(
     grid over the simplex, or at as many points of it drawn at random if the grid is larger.
 
     Args:
-        tasting: Scores merges on target and general tasks.
+        objective: Scores merges on target and general tasks.
         models: How many.
         shares: Of the first of two models.
         epsilon: How much the general score may lie below that of the last model.
@@ -318,13 +302,13 @@ def best_within(
     if models < 2:
         raise UsageError("weights pareto need at least two models, the base being the last")
     base = [0.0] * (models - 1) + [1.0]
-    floor = tasting.scores(base)[1]
+    floor = objective.scores(base)[1]
     if floor is None:
         raise UsageError("weights pareto need --target and --general tasks")
     points = [[share, 1 - share] for share in shares] if models == 2 else _simplex(models, trials, seed)
     tried: list[dict[str, Any]] = []
     for weights in [base, *(one for one in points if one != base)]:
-        target, general = tasting.scores(weights)
+        target, general = objective.scores(weights)
         tried.append({"weights": weights, "target": target, "general": general})
     front = pareto_front(tried)
     for trial in tried:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import mmap
 import os
@@ -83,8 +82,12 @@ class BlockWriter:
             try:
                 done += os.write(self._file, self._view[done:count])
             except OSError as error:
+                if error.errno != errno.EINVAL or not _DIRECT:
+                    raise
+                import fcntl  # there is one where files can be opened so
+
                 flags = fcntl.fcntl(self._file, fcntl.F_GETFL)
-                if error.errno != errno.EINVAL or not flags & _DIRECT:
+                if not flags & _DIRECT:
                     raise
                 # a file system that opens such files and can't write them
                 fcntl.fcntl(self._file, fcntl.F_SETFL, flags & ~_DIRECT)
@@ -95,7 +98,7 @@ _DIRECT: int = getattr(os, "O_DIRECT", 0)
 
 
 def _open(path: Path) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:
         return os.open(path, flags | _DIRECT, 0o666)
     except OSError as error:

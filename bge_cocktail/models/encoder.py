@@ -22,7 +22,7 @@ from bge_cocktail.models.cache import EmbeddingCache, Embeddings, default_cache_
 from bge_cocktail.models.embed import compute_in_bf16, embed
 from bge_cocktail.models.folder import model_folder, sentence_transformers_folder
 from bge_cocktail.models.layout import check_length, modules_of, transformer_folder
-from bge_cocktail.models.prompts import prompt_for
+from bge_cocktail.models.prompts import Prompts, Role, model_prompts
 from bge_cocktail.options import EncodeOptions
 
 if TYPE_CHECKING:
@@ -95,7 +95,6 @@ def _lacking(folder: Path, model: Any) -> list[str]:
 
 log = logging.getLogger(__name__)
 BLOCK = 20_000
-Role = Literal["query", "document", "text"]
 PLURAL: dict[Role, str] = {"query": "queries", "document": "documents", "text": "texts"}
 
 
@@ -219,14 +218,10 @@ class CachedEncoder:
         self._turned = self.precision == "bf16" and compute_in_bf16(model)
         return model
 
-    def prompt_for(self, role: Role) -> str:
-        """The text put before every text of a role."""
-        chosen = {
-            "query": self.options.query_prompt,
-            "document": self.options.document_prompt,
-            "text": None,
-        }[role]
-        return prompt_for(self.folder, role) if chosen is None else chosen
+    @cached_property
+    def prompts(self) -> Prompts:
+        """What is put before every text."""
+        return model_prompts(self.folder, query=self.options.query_prompt, document=self.options.document_prompt)
 
     def encode_query(self, texts: Sequence[str], prompt: str | None = None) -> Embeddings:
         """Embed queries; see `Encoder`."""
@@ -241,7 +236,7 @@ class CachedEncoder:
         return self._encode(texts, "text")
 
     def _encode(self, texts: Sequence[str], role: Role, prompt: str | None = None) -> Embeddings:
-        prompt = self.prompt_for(role) if prompt is None else prompt
+        prompt = self.prompts.of(role) if prompt is None else prompt
         distinct = list(dict.fromkeys(texts))
         cache = self._cache(prompt) if self.options.cache else None
         found, known = cache.get(distinct) if cache else (None, np.zeros(len(distinct), bool))
@@ -293,37 +288,33 @@ class LoadedEncoder:
 
     Args:
         model: The model.
-        query_prompt: Put before every query.
-        document_prompt: Put before every document.
-        text_prompt: Put before every text that is neither.
+        prompts: Put before every text.
         precision: Arithmetic of the encoder.
     """
 
     def __init__(
         self,
         model: SentenceTransformer,
+        prompts: Prompts | None = None,
         *,
-        query_prompt: str = "",
-        document_prompt: str = "",
-        text_prompt: str = "",
         precision: Literal["fp32", "bf16"] = "fp32",
     ) -> None:
         self._embed: Callable[..., Embeddings] = lambda texts, prompt: embed(
             model, texts, prompt=prompt, precision=precision, label="dev"
         )
-        self._prompts = (query_prompt, document_prompt, text_prompt)
+        self.prompts = prompts or Prompts()
 
     def encode_query(self, texts: Sequence[str], prompt: str | None = None) -> Embeddings:
         """Embed queries; see `Encoder`."""
-        return self._embed(texts, self._prompts[0] if prompt is None else prompt)
+        return self._embed(texts, self.prompts.query if prompt is None else prompt)
 
     def encode_document(self, texts: Sequence[str]) -> Embeddings:
         """Embed documents; see `Encoder`."""
-        return self._embed(texts, self._prompts[1])
+        return self._embed(texts, self.prompts.document)
 
     def encode_text(self, texts: Sequence[str]) -> Embeddings:
         """Embed texts that are neither; see `Encoder`."""
-        return self._embed(texts, self._prompts[2])
+        return self._embed(texts, self.prompts.text)
 
 
 def encode_queries_of(records: Sequence[Record], encoder: Encoder) -> Embeddings:

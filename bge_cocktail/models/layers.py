@@ -3,46 +3,35 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
-if TYPE_CHECKING:
-    pass
-
+# "encoder.layer.3." in BERT and its kin, "layers.3." in newer ones, "blocks.3.", "h.3." in GPT-2's
+LAYER = re.compile(r"(?:\b|_)(?:layers?|blocks?|h)\.(\d+)\.")
 # what comes before the first layer, in the names of the families that there are
-EMBEDDING = re.compile(r"embed|(^|\.)(shared|wte|wpe)\.")
+EMBEDDINGS = re.compile(r"embed|(?:^|\.)(?:shared|wte|wpe)\.")
+POSITIONS = re.compile(r"position_embeddings|embed_positions|\bwpe\.")
 
 
-LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?|h)\.(\d+)\.")
-
-
-def layer_of(name: str, layers: int) -> int:
-    """The layer that a tensor belongs to; embeddings go with the first, heads and last norms with the last."""
+def layer_of(name: str) -> int | None:
+    """Return the number of the layer that a parameter belongs to; None before the first and after the last."""
     match = LAYER.search(name)
-    if match:
-        return int(match[1])
-    return 0 if EMBEDDING.search(name) else max(layers - 1, 0)
+    return int(match[1]) if match else None
 
 
-# "encoder.layer.3." in BERT and its kin, "layers.3." in newer ones, "h.3." in GPT-2's
-_LAYER = re.compile(r"(?:\b|_)(?:layer|layers|h|block)\.(\d+)\.")
-
-
-_EMBEDDINGS = re.compile(r"\b(?:embeddings?|embed_tokens|wte|wpe|shared|tok_embeddings)\.")
-_POSITIONS = re.compile(r"position_embeddings|embed_positions|\bwpe\.")
-
-
-def layer_number(name: str) -> int | None:
-    """The number of the layer that a parameter belongs to; None for embeddings and what follows the layers."""
-    found = _LAYER.search(name)
-    return int(found[1]) if found else None
+def nearest_layer(name: str, layers: int) -> int:
+    """Return the layer that a parameter goes with: embeddings with the first, heads and last norms with the last."""
+    number = layer_of(name)
+    if number is not None:
+        return number
+    return 0 if EMBEDDINGS.search(name) else max(layers - 1, 0)
 
 
 def is_layer(name: str) -> bool:
-    """Whether a module's name is that of a layer, rather than of something in one."""
-    found = _LAYER.search(name + ".")
-    return found is not None and found.end() == len(name) + 1
+    """Return whether a module's name is that of a layer, rather than of something in one."""
+    match = LAYER.search(name + ".")
+    return match is not None and match.end() == len(name) + 1
 
 
-def layer_count(names: list[str]) -> int:
-    """How many layers the parameters make."""
-    return 1 + max((number for number in map(layer_number, names) if number is not None), default=-1)
+def layer_count(names: Iterable[str]) -> int:
+    """Return how many layers the parameters make."""
+    return 1 + max((number for number in map(layer_of, names) if number is not None), default=-1)

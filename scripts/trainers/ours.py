@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from bge_cocktail.data.record_files import open_records
 from bge_cocktail.models.encoder import load_encoder
+from bge_cocktail.models.prompts import Prompts
 from bge_cocktail.options import TrainOptions
 from bge_cocktail.training.encoder.batches import Batches, Collator
 from bge_cocktail.training.encoder.train import make_trainer
@@ -70,11 +71,9 @@ def main() -> None:
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         setting = DeviceSetup(device, options.precision)
-        trainer: Trainer = make_trainer(
-            model, rows, options, {"query": "", "document": ""}, Path(folder), setting, more_callbacks=[clock]
-        )
+        trainer: Trainer = make_trainer(model, rows, options, Prompts(), Path(folder), setting, more_callbacks=[clock])
         trainer.batches = InOrder(rows, options)
-        counted = Counted(model, rows, options, {"query": "", "document": ""}, precision=options.precision)
+        counted = Counted(model, rows, options, Prompts(), precision=options.precision)
         trainer.data_collator = counted
         trainer.args.save_strategy = "no"
         trainer.args.max_steps = settings["steps"]

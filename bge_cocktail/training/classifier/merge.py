@@ -15,7 +15,6 @@ from bge_cocktail.merging.merge import Merged, merge
 from bge_cocktail.merging.objective import loadable_folder, parameters_by_key, put_tensors, tiles_of
 from bge_cocktail.merging.plan import Plan, source_of, with_weights
 from bge_cocktail.merging.recipe import Recipe
-from bge_cocktail.merging.weights import WeightsResult
 from bge_cocktail.models.folder import declared_labels, model_folder
 from bge_cocktail.options import MergeOptions, PredictOptions
 from bge_cocktail.training.classifier.data import LabelledTexts
@@ -74,17 +73,6 @@ class ClassifierObjective:
         put_tensors(self.parameters, ((key, plan.tiles(key)) for key in self.parameters))
         return -self._loss(), None
 
-    def descend(self, *, steps: int, rate: float, per_layer: bool, scaled: bool, seed: int) -> WeightsResult:
-        """Not for classifiers.
-
-        Raises:
-            UsageError: Always.
-        """
-        raise UsageError(
-            f"weights '{self.plan.options.weights}' are found for encoders; for classifiers take cocktail, relative, "
-            "greedy or search"
-        )
-
     @cached_property
     def classifier(self) -> Classifier:
         """One loaded model of the form of all."""
@@ -134,7 +122,7 @@ def merge_classifiers(
         UsageError, DataError: As `merging.merge`.
     """
 
-    def taste(plan: Plan, scratch: Path) -> ClassifierObjective:
+    def make_objective(plan: Plan, scratch: Path) -> ClassifierObjective:
         # an inner merge has a first model of its own, whose labels may be in another order
         own = declared_labels(plan.checkpoints[0].folder)
         if sorted(own) != sorted(labels):
@@ -147,5 +135,5 @@ def merge_classifiers(
         return ClassifierObjective(plan, replace(found, labels=numbered), device, scratch)
 
     labels = declared_labels(_first_folder(models)) if examples is not None else []
-    chosen = taste if examples is not None and len(examples) else None
-    return merge(models, output, options, taste=chosen, more_inputs=more_inputs, overwrite=overwrite)
+    chosen = make_objective if examples is not None and len(examples) else None
+    return merge(models, output, options, make_objective=chosen, more_inputs=more_inputs, overwrite=overwrite)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from bge_cocktail.core.errors import UsageError
 from bge_cocktail.data.record import Record
 from bge_cocktail.losses.total import batch_targets
 from bge_cocktail.models.embed import batches_by_tokens, token_counts
+from bge_cocktail.models.prompts import Prompts
 from bge_cocktail.options import TrainOptions
 from bge_cocktail.training.encoder.training_pairs import TrainingPairs
 
@@ -144,7 +145,7 @@ class Collator:
         model: For its tokenizer.
         rows: What to train on.
         options: Negatives, prompts of tasks, lengths.
-        prompts: Put before queries and documents, by role.
+        prompts: Put before queries and documents.
         process: Which process this is, and how many there are.
         precision: Of the computation; with the device, it says how large chunks are best.
     """
@@ -157,7 +158,7 @@ class Collator:
         model: SentenceTransformer,
         rows: TrainingPairs,
         options: TrainOptions,
-        prompts: Mapping[str, str],
+        prompts: Prompts,
         process: tuple[int, int] = (0, 1),
         precision: str = "fp32",
     ) -> None:
@@ -190,8 +191,8 @@ class Collator:
             in_batch_negatives=options.in_batch_negatives,
             blocks=1 if options.cross_device_negatives else self._processes,
         )
-        query_prompt = self._prompts["query"] if options.query_prompt is None else options.query_prompt
-        document_prompt = self._prompts["document"] if options.document_prompt is None else options.document_prompt
+        query_prompt = self._prompts.query if options.query_prompt is None else options.query_prompt
+        document_prompt = self._prompts.document if options.document_prompt is None else options.document_prompt
         longest = options.max_length or self._longest
         longest_query = options.query_max_length or longest
         texts = [

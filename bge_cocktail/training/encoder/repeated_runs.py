@@ -20,7 +20,7 @@ from bge_cocktail.data.beir import RetrievalData
 from bge_cocktail.data.record import Record
 from bge_cocktail.models.encoder import load_encoder
 from bge_cocktail.models.folder import model_folder
-from bge_cocktail.models.prompts import prompt_for
+from bge_cocktail.models.prompts import model_prompts
 from bge_cocktail.options import MergeOptions, TrainOptions, checked
 from bge_cocktail.training.encoder.checks import check_pairs, check_training
 from bge_cocktail.training.encoder.train import train, training_key
@@ -138,8 +138,9 @@ def _judged(
     from bge_cocktail.training.encoder.validation import PRIMARY, make_validation
 
     device = choose_device(options.device)
-    prompts = {role: prompt_for(folder, role) for role in ("query", "document", "text")}
-    metrics = make_validation(dev, general, options, prompts, resolve_precision(options.precision, device))
+    metrics = make_validation(
+        dev, general, options, model_prompts(folder), resolve_precision(options.precision, device)
+    )
     if metrics is None:
         return {}
     values = metrics(load_encoder(folder, device=device, max_length=options.max_length))

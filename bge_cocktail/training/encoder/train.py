@@ -22,7 +22,7 @@ from bge_cocktail.data.record_files import write_records
 from bge_cocktail.models.encoder import load_encoder
 from bge_cocktail.models.folder import model_folder
 from bge_cocktail.models.layout import make_portable
-from bge_cocktail.models.prompts import declared_prompts, prompt_for, set_prompts
+from bge_cocktail.models.prompts import Prompts, declared_prompts, model_prompts, set_prompts
 from bge_cocktail.options import TrainOptions
 from bge_cocktail.training.encoder.batches import Batches, Collator
 from bge_cocktail.training.encoder.checks import check_pairs, check_training
@@ -49,7 +49,7 @@ def make_trainer(
     model: SentenceTransformer,
     rows: TrainingPairs,
     options: TrainOptions,
-    prompts: Mapping[str, str],
+    prompts: Prompts,
     checkpoints: Path,
     setting: DeviceSetup,
     *,
@@ -217,7 +217,7 @@ def _prepare(
     dev: RetrievalData | None,
     general: Sequence[Path],
     report: Callable[[int, float], None] | None,
-) -> tuple[Trainer, dict[str, str], int | None, Callable[[], object]]:
+) -> tuple[Trainer, Prompts, int | None, Callable[[], object]]:
     """The trainer, the prompts by role, the longest text that the model declares, and what merges adapters in."""
     from bge_cocktail.training.encoder.validation import PRIMARY, make_validation
     from bge_cocktail.training.engine.cpu_speed import keep_memory
@@ -231,14 +231,7 @@ def _prepare(
     length = model.max_seq_length
     if options.max_length:
         model.max_seq_length = options.max_length
-    prompts = {
-        role: prompt_for(folder, role) if chosen is None else chosen
-        for role, chosen in (
-            ("query", options.query_prompt),
-            ("document", options.document_prompt),
-            ("text", None),
-        )
-    }
+    prompts = model_prompts(folder, query=options.query_prompt, document=options.document_prompt)
     trainer = make_trainer(
         model,
         rows,
@@ -276,7 +269,7 @@ def _write(
     folder: Path,
     output: Path,
     options: TrainOptions,
-    prompts: Mapping[str, str],
+    prompts: Prompts,
     length: int | None,
     found: Mapping[str, Any],
     described: Mapping[str, Any],
@@ -284,7 +277,7 @@ def _write(
 ) -> None:
     from safetensors import SafetensorError
 
-    new_prompts = {role: prompts[role] for role in ("query", "document")}
+    new_prompts = {"query": prompts.query, "document": prompts.document}
     if all(prompt == declared_prompts(folder).get(role, "") for role, prompt in new_prompts.items()):
         new_prompts = {}
     with new_folder(output, overwrite=overwrite) as new:

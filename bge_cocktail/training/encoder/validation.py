@@ -16,6 +16,7 @@ from bge_cocktail.evaluating.tasks.retrieval import judge
 from bge_cocktail.evaluating.tasks.task import Task, check_task
 from bge_cocktail.losses.total import Embedded, LossSettings, batch_targets, total_loss
 from bge_cocktail.models.encoder import LoadedEncoder
+from bge_cocktail.models.prompts import Prompts
 from bge_cocktail.options import EvaluateOptions, TrainOptions
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def make_validation(
     dev: RetrievalData | None,
     general: Sequence[Path],
     options: TrainOptions,
-    prompts: Mapping[str, str],
+    prompts: Prompts,
     precision: str,
 ) -> Callable[[SentenceTransformer], dict[str, float]] | None:
     """A function that judges the model as it is.
@@ -77,7 +78,7 @@ def make_validation(
         dev: A retrieval task; gives ``dev_nDCG@10`` and ``dev_loss``, InfoNCE in batches.
         general: Folders of tasks; each gives ``general_NAME``, its main score.
         options: How much of them is looked at.
-        prompts: Put before queries and documents, by role.
+        prompts: Put before every text.
         precision: Of the training.
 
     Returns:
@@ -92,9 +93,7 @@ def make_validation(
     def metrics(model: SentenceTransformer) -> dict[str, float]:
         loaded = LoadedEncoder(
             model,
-            query_prompt=prompts["query"],
-            document_prompt=prompts["document"],
-            text_prompt=prompts["text"],
+            prompts,
             precision="bf16" if precision == "bf16" else "fp32",
         )
         values: dict[str, float] = {}

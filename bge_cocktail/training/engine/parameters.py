@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bge_cocktail.core.devices import choose_device, resolve_precision
 from bge_cocktail.core.errors import CocktailError, UsageError, nearest
 from bge_cocktail.core.outputs import read_object
-from bge_cocktail.models.layers import _EMBEDDINGS, _LAYER, _POSITIONS, layer_count, layer_number
+from bge_cocktail.models.layers import EMBEDDINGS, LAYER, POSITIONS, layer_count, layer_of
 from bge_cocktail.models.layout import check_length, transformer_folder
 from bge_cocktail.options import CommonTrainOptions
 
@@ -149,11 +149,11 @@ def _freeze(model: Any, options: CommonTrainOptions) -> None:
     asked = {name for name in ("freeze_embeddings", "freeze_layers", "fixed_positions") if getattr(options, name)}
     found: set[str] = set()
     for name, parameter in model[0].auto_model.named_parameters():
-        number = layer_number(name)
+        number = layer_of(name)
         reasons = {
-            "freeze_embeddings": number is None and bool(_EMBEDDINGS.search(name)),
+            "freeze_embeddings": number is None and bool(EMBEDDINGS.search(name)),
             "freeze_layers": number is not None and number < options.freeze_layers,
-            "fixed_positions": bool(_POSITIONS.search(name)),
+            "fixed_positions": bool(POSITIONS.search(name)),
         }
         if held := {reason for reason, holds in reasons.items() if holds} & asked:
             found |= held
@@ -178,12 +178,12 @@ def learning_rates(model: Any, options: CommonTrainOptions) -> dict[str, float]:
     layers = layer_count([name for name, _ in model.named_parameters()])
     rates: dict[str, float] = {}
     for name in names:
-        number = layer_number(name)
+        number = layer_of(name)
         if number is not None:
-            matched = _LAYER.search(name)
+            matched = LAYER.search(name)
             pattern = rf"\b{re.escape(matched[0])}" if matched else re.escape(name)
             rates[pattern] = options.learning_rate * options.layer_decay ** (layers - 1 - number)
-        elif _EMBEDDINGS.search(name):
+        elif EMBEDDINGS.search(name):
             rates[rf"\b{re.escape(name)}$"] = options.learning_rate * options.layer_decay**layers
     return rates
 
@@ -213,7 +213,7 @@ def _start_afresh(transformer: Any, layers: int) -> None:
     names = [name for name, _ in transformer.named_parameters()]
     first = layer_count(names) - layers
     for name, module in transformer.named_modules():
-        number = layer_number(name + ".")
+        number = layer_of(name + ".")
         if layers and number is not None and number >= first:
             for parameter in module.parameters(recurse=False):
                 parameter._is_hf_initialized = False

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from bge_cocktail.core.errors import CocktailError, UsageError
@@ -97,29 +95,18 @@ def _alone(working: Path, what: str) -> Iterator[None]:
     Raises:
         UsageError: Another process holds it.
     """
+    from filelock import FileLock, Timeout
+
     working.parent.mkdir(parents=True, exist_ok=True)
     path = working.with_name(f".{working.name}.lock")
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise UsageError(f"another {what} is going on in {working}; choose another output, or wait") from None
-        except OSError:  # not every file system has locks
-            log.debug("no lock on %s", path)
-        if _is_there(path, descriptor):
-            break
-        os.close(descriptor)  # whoever held it removed it in between
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UsageError(f"another {what} is going on in {working}; choose another output, or wait") from None
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _is_there(path: Path, descriptor: int) -> bool:
-    try:
-        return path.stat().st_ino == os.fstat(descriptor).st_ino
-    except FileNotFoundError:
-        return False
+        with suppress(OSError):  # an open file can't be removed on every system
+            path.unlink()
+        lock.release()
