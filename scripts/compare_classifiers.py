@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 from measuring import into_readme
 
+from bge_cocktail.data.labelled import LabelledTexts
 from bge_cocktail.data.sources import Source
 from bge_cocktail.flow.demo import demo_model
 from bge_cocktail.models.encoder import CachedEncoder
 from bge_cocktail.options import ClassifyOptions, EncodeOptions, PredictOptions
-from bge_cocktail.training.classifier.data import ClassifierData, LabelledTexts, read_class_data, read_test
+from bge_cocktail.training.classifier.data import ClassifierData, read_class_data, read_test
 from bge_cocktail.training.classifier.evaluate import nearest_neighbours, probe
 from bge_cocktail.training.classifier.model import load_classifier
 from bge_cocktail.training.classifier.predict import predict

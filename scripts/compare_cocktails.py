@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 from measuring import into_readme
 
+from bge_cocktail.data.labelled import LabelledTexts
 from bge_cocktail.data.sources import Source
 from bge_cocktail.flow.demo import demo_model
 from bge_cocktail.options import ClassifyOptions, MergeOptions, PredictOptions
-from bge_cocktail.training.classifier.data import ClassifierData, LabelledTexts, read_class_data, read_test
+from bge_cocktail.training.classifier.data import ClassifierData, read_class_data, read_test
 from bge_cocktail.training.classifier.merge import merge_classifiers
 from bge_cocktail.training.classifier.model import load_classifier
 from bge_cocktail.training.classifier.predict import predict

@@ -28,7 +28,7 @@ from measuring import into_readme
 
 from bge_cocktail.data.beir import read_corpus
 from bge_cocktail.data.examples import LabelledText, records_from_labels
-from bge_cocktail.data.labelled import read_labelled
+from bge_cocktail.data.labelled import DataFolder, read_labelled
 from bge_cocktail.data.record import Record
 from bge_cocktail.data.record_files import read_records
 from bge_cocktail.data.retrieval import read_retrieval, sample_retrieval
@@ -144,9 +144,9 @@ def _retrieval(path: Path) -> tuple[list[Record], list[Record], Sequence[str]]:
 
 def _labelled(path: Path) -> tuple[list[Record], list[Record], Sequence[str]]:
     """Records, what is relevant to each query (all texts of its label), and the texts."""
-    read = read_labelled(path, "train")
+    read = read_labelled(DataFolder(path), "train")
     texts = [text for text in read.texts if isinstance(text, str)]
-    examples = [LabelledText(text, label) for text, label in zip(texts, read.labels, strict=True)]
+    examples = [LabelledText(text, label) for text, label in zip(texts, read.class_names(), strict=True)]
     by_label: dict[str, list[str]] = {}
     for one in examples:
         by_label.setdefault(one.label, []).append(one.text)

@@ -18,10 +18,11 @@ from click.testing import Result
 from conftest import WORDS, write_lines
 
 from bge_cocktail.core.errors import DataError, UsageError
+from bge_cocktail.data.labelled import LabelledTexts
 from bge_cocktail.data.record import pair_key
 from bge_cocktail.data.sources import Source, read_examples, splits_of
 from bge_cocktail.options import ClassifyOptions, EvaluateOptions, PredictOptions
-from bge_cocktail.training.classifier.data import ClassifierData, LabelledTexts, read_class_data, sample_per_class
+from bge_cocktail.training.classifier.data import ClassifierData, read_class_data, sample_per_class
 from bge_cocktail.training.classifier.evaluate import judge_logits
 from bge_cocktail.training.classifier.loss import label_loss
 from bge_cocktail.training.classifier.metrics import macro_f1

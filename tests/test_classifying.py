@@ -17,16 +17,11 @@ from conftest import WORDS, write_lines
 
 from bge_cocktail.core.errors import CocktailError, DataError, UsageError
 from bge_cocktail.core.runs import hash_path
+from bge_cocktail.data.labelled import LabelledTexts
 from bge_cocktail.data.sources import Source
 from bge_cocktail.models.encoder import load_encoder
 from bge_cocktail.options import ClassifyOptions, PredictOptions
-from bge_cocktail.training.classifier.data import (
-    ClassifierData,
-    LabelledTexts,
-    read_class_data,
-    sample_per_class,
-    with_augmented,
-)
+from bge_cocktail.training.classifier.data import ClassifierData, read_class_data, sample_per_class, with_augmented
 from bge_cocktail.training.classifier.evaluate import judge_classifier
 from bge_cocktail.training.classifier.loss import ShuffledBatches, class_weights, label_loss
 from bge_cocktail.training.classifier.model import (

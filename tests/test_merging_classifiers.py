@@ -162,7 +162,7 @@ def test_cocktail_weights_are_of_the_cross_entropy(
 ) -> None:
     rows = read_split(Source(str(labelled), split="test"), [])
     labels = load_classifier(kinds).settings.labels
-    from bge_cocktail.training.classifier.data import number_labels
+    from bge_cocktail.data.labelled import number_labels
 
     examples = number_labels(rows, labels, False, "examples")
     options = MergeOptions(weights="cocktail", temperature=0.5)

@@ -27,7 +27,7 @@ from bge_cocktail.cli.flags import (
     source_flags,
 )
 from bge_cocktail.cli.lazy import LazyGroup
-from bge_cocktail.cli.show import searched_names, show_search
+from bge_cocktail.cli.show import searched_names, show_search, training
 from bge_cocktail.core.errors import UsageError
 from bge_cocktail.options import ClassifyOptions, EvaluateOptions, PredictOptions
 
@@ -79,7 +79,6 @@ def train_command(
     from bge_cocktail.training.classifier.repeated_runs import fold_runs, search_classifier, seed_runs, train_runs
     from bge_cocktail.training.classifier.train import train_classifier
     from bge_cocktail.training.engine.processes import is_first_process
-    from bge_cocktail.training.engine.run import Interrupted
 
     chosen = [flag for flag, given in (("--seeds", seeds), ("--folds", folds), ("--search", searched)) if given]
     if len(chosen) > 1:
@@ -88,7 +87,10 @@ def train_command(
         raise UsageError("--trials goes with --search")
     source = Source(data, config=config, columns=columns, labels=pairs_of(labels))
     read = read_class_data(source, options)
-    try:
+    kept = f"the study is in {output}.search" if searched else f"the last step is saved in {output}.unfinished"
+    if options.few_shot and not searched:
+        kept = f"what was tuned is saved beside {output}"
+    with training(options.device, kept):
         if searched:
             names = searched_names(searched)
             again: dict[str, Any] = {"trials": trials or 20, "resume": resume, "overwrite": overwrite}
@@ -102,12 +104,6 @@ def train_command(
             _show_runs(output, found, output_format)
             return
         train_classifier(model, read, output, options, resume=resume, overwrite=overwrite)
-    except Interrupted:
-        kept = f"the study is in {output}.search" if searched else f"the last step is saved in {output}.unfinished"
-        if options.few_shot and not searched:
-            kept = f"what was tuned is saved beside {output}"
-        click.echo(f"{kept}; the same command with --resume goes on", err=True)
-        raise
     if is_first_process():
         _show(output, json.loads((output / RUN_FILE).read_text()), options, output_format)
 
@@ -272,8 +268,9 @@ def evaluate_command(
     if encoder is not None and (Path(data).is_file() or split in ("train", "dev")):
         raise UsageError("--encoder learns from train and chooses by dev: judge the test of a folder or data set")
 
+    from bge_cocktail.data.labelled import number_labels
     from bge_cocktail.models.folder import model_folder
-    from bge_cocktail.training.classifier.data import check_form, number_labels, read_class_data, read_split
+    from bge_cocktail.training.classifier.data import check_form, read_class_data, read_split
     from bge_cocktail.training.classifier.evaluate import judge_classifier
     from bge_cocktail.training.classifier.model import load_classifier
 

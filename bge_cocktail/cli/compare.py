@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import rich_click as click
 
 from bge_cocktail.cli.flags import PATH, comparing_flags, format_flag
 from bge_cocktail.cli.flags import show as show_result
-from bge_cocktail.core.errors import CocktailError, UsageError, nearest
+from bge_cocktail.core.errors import CocktailError, UsageError
 
 if TYPE_CHECKING:
+    from bge_cocktail.evaluating.compare import Comparison
     from bge_cocktail.evaluating.query_changes import QueryChange
-    from bge_cocktail.evaluating.scores import ModelScores
-    from bge_cocktail.evaluating.store import EvaluationDetails
 
 
 @click.command("compare")
@@ -47,89 +46,77 @@ def command(
     EVALUATIONS are folders that `evaluate` wrote. Over the same queries and texts: a paired permutation test, corrected
     for the number of tasks (Holm), and a bootstrap interval of the difference.
     """
-    from bge_cocktail.evaluating.compare import compare_models, in_words, untested
-    from bge_cocktail.evaluating.store import load_details, load_evaluations
-    from bge_cocktail.report.text import text_table
+    from bge_cocktail.evaluating.compare import compare
 
-    models = {one.model: one for one in load_evaluations(evaluations)}
-    details = load_details(evaluations)
-    if len(models) < 2:
-        raise UsageError(f"only one model was evaluated in {', '.join(map(str, evaluations))}; comparing needs two")
-    first = baseline or next(iter(models))
-    if first not in models:
-        raise UsageError(f"--baseline: no model '{first}'.{nearest(first, models)}")
-    found = {
-        name: compare_models(models[first], one, details, confidence=confidence, resamples=resamples, seed=seed)
-        for name, one in models.items()
-        if name != first
-    }
-    roles = {one.role for changes in found.values() for one in changes}
+    compared = compare(evaluations, baseline=baseline, confidence=confidence, resamples=resamples, seed=seed)
+    roles = {change.role for changes in compared.changes.values() for change in changes}
     if fail_if_worse not in (None, "any", *roles):
         raise UsageError(
             f"--fail-if-worse {fail_if_worse}: no {fail_if_worse} task was compared, so nothing could fail"
         )
-    left = {name: untested(models[first], models[name], details) for name in found}
+    content = compared.to_json()
     blocks = []
-    most: dict[str, list[QueryChange]] = {}
-    for name, changes in found.items():
-        rows = [
-            (one.task, one.role, one.metric, f"{one.before:.4f}", f"{one.after:.4f}", f"{100 * one.difference:+.1f}",
-             f"[{100 * one.interval[0]:+.1f}, {100 * one.interval[1]:+.1f}]", f"{one.p_corrected:.4f}",
-             *(("-", "-") if one.effect is None else (f"{one.effect:+.2f}", f"{one.gained}/{one.lost}")), one.verdict)
-            for one in changes
-        ]  # fmt: skip
-        header = ("task", "role", "metric", first, name, "points", f"{100 * confidence:g} %", "p (Holm)", "effect",
-                  "gained/lost", "")  # fmt: skip
-        blocks.append(f"{name} against {first}: {in_words(changes, confidence)}.\n\n{text_table(header, rows)}")
-        if left[name]:
-            blocks.append("not tested: " + "; ".join(left[name]))
+    for model in compared.changes:
+        blocks += _change_table(compared, model)
         if show:
-            most[name] = _most_moved(models[first], models[name], details, show)
-            blocks += _moved_tables(most[name])
-            kept = {one.task for one in models[first].main() if (first, one.task) in details.answers and one.per_query}
-            if missing := [one.task for one in models[first].main() if one.task not in kept]:
-                blocks.append(f"no queries to show (not kept, or the score is no mean over them): {', '.join(missing)}")
-    content: dict[str, Any] = {
-        "baseline": first,
-        "models": {
-            name: {
-                "words": in_words(changes, confidence),
-                "tasks": [one.to_json() for one in changes],
-                "untested": left[name],
-                **({"moved": [one.to_json() for one in most[name]]} if show else {}),
-            }
-            for name, changes in found.items()
-        },
-    }
+            most = compared.query_changes(model, show)
+            content["models"][model]["moved"] = [change.to_json() for change in most]
+            blocks += [*_query_tables(most), *_not_kept(compared)]
     show_result(content, "\n\n".join(blocks), output_format)
-    if fail_if_worse and any("was not judged" in reason for reasons in left.values() for reason in reasons):
+    if fail_if_worse is not None:
+        _fail(compared, fail_if_worse)
+
+
+def _fail(compared: Comparison, role: str) -> None:
+    """Raise if a model is measurably worse, or that can't be told."""
+    if any("was not judged" in reason for reasons in compared.untested.values() for reason in reasons):
         raise CocktailError("--fail-if-worse: not all models were judged on the same tasks (see above)")
-    worse = [
-        f"{name} on {one.task}"
-        for name, changes in found.items()
-        for one in changes
-        if one.verdict == "worse" and fail_if_worse in (one.role, "any")
+    if worse := compared.worse(role):  # type: ignore[arg-type]
+        first = compared.baseline.model
+        raise CocktailError(f"--fail-if-worse {role}: measurably worse than {first}: {', '.join(worse)}")
+
+
+def _change_table(compared: Comparison, model: str) -> list[str]:
+    """Return the table of a model's changes, with its sentence, and what wasn't tested."""
+    from bge_cocktail.report.text import text_table
+
+    rows = [
+        (
+            change.task,
+            change.role,
+            change.metric,
+            f"{change.before:.4f}",
+            f"{change.after:.4f}",
+            f"{100 * change.difference:+.1f}",
+            f"[{100 * change.interval[0]:+.1f}, {100 * change.interval[1]:+.1f}]",
+            f"{change.p_corrected:.4f}",
+            "-" if change.effect is None else f"{change.effect:+.2f}",
+            "-" if change.effect is None else f"{change.gained}/{change.lost}",
+            change.verdict,
+        )
+        for change in compared.changes[model]
     ]
-    if worse:
-        raise CocktailError(f"--fail-if-worse {fail_if_worse}: measurably worse than {first}: {', '.join(worse)}")
+    points = ("points", f"{100 * compared.confidence:g} %", "p (Holm)", "effect", "gained/lost", "")
+    header = ("task", "role", "metric", compared.baseline.model, model, *points)
+    tables = [f"{compared.words()[model]}\n\n{text_table(header, rows)}"]
+    if compared.untested[model]:
+        tables.append("not tested: " + "; ".join(compared.untested[model]))
+    return tables
 
 
-def _most_moved(before: ModelScores, after: ModelScores, details: EvaluationDetails, count: int) -> list[QueryChange]:
-    """Of each task, the queries and texts that gained most, then those that lost most."""
-    from bge_cocktail.evaluating.query_changes import query_changes
-
-    known = {score.task: score for score in after.main()}
-    found = []
-    for score in before.main():
-        if score.task in known:
-            changed = query_changes((before.model, score), (after.model, known[score.task]), details)
-            gained = [one for one in changed if one.difference > 0][:count]
-            lost = [one for one in reversed(changed) if one.difference < 0][:count]
-            found += [*gained, *lost]
-    return found
+def _not_kept(compared: Comparison) -> list[str]:
+    """Name the tasks that have no queries to show."""
+    first = compared.baseline
+    missing = [
+        score.task
+        for score in first.main()
+        if not score.per_query or (first.model, score.task) not in compared.details.answers
+    ]
+    shown = "no queries to show (not kept, or the score is no mean over them)"
+    return [f"{shown}: {', '.join(missing)}"] if missing else []
 
 
-def _moved_tables(found: list[QueryChange]) -> list[str]:
+def _query_tables(found: list[QueryChange]) -> list[str]:
     from bge_cocktail.report.text import shortened, text_table
 
     tables = []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from bge_cocktail.cli.flags import flags_from, format_flag, options_from, output_flag, overwrite_flag, show
+from bge_cocktail.cli.flags import flags_from, format_flag, options_from, output_flag, overwrite_flag, plugin_flag, show
 from bge_cocktail.options import EncodeOptions, EvaluateOptions
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 @output_flag
 @overwrite_flag
 @format_flag
+@plugin_flag
 @flags_from(EvaluateOptions, EncodeOptions)
 def command(
     models: tuple[str, ...],

@@ -127,6 +127,26 @@ def table_flag(flag: str, name: str, text: str) -> Callable[[Command], Command]:
     return click.option(flag, name, multiple=True, callback=read, metavar="NAME.OPTION=VALUE", help=text)
 
 
+def _read_plugin_options(_context: Any, _parameter: Any, given: tuple[str, ...]) -> dict[str, str] | None:
+    values: dict[str, str] = {}
+    for entry in given:
+        name, equals, value = entry.partition("=")
+        if not (equals and name):
+            raise click.BadParameter(f"{entry}: expected NAME=VALUE")
+        values[name.strip().replace("-", "_")] = value
+    return values or None
+
+
+plugin_flag = click.option(
+    "--option",
+    "plugin_options",
+    multiple=True,
+    callback=_read_plugin_options,
+    metavar="NAME=VALUE",
+    help="An option that a method, weighting or task of another package brings along. Repeatable.",
+)
+
+
 def options_from(model: type[Options], flags: dict[str, Any]) -> Any:
     """The options that flags make; flags of other models are passed over.
 

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from bge_cocktail.cli.flags import PATH, flags_from, format_flag, given_flags, options_from, overwrite_flag, show
+from bge_cocktail.cli.flags import (
+    PATH,
+    flags_from,
+    format_flag,
+    given_flags,
+    options_from,
+    overwrite_flag,
+    plugin_flag,
+    show,
+)
 from bge_cocktail.core.errors import UsageError
 from bge_cocktail.options import EncodeOptions, EvaluateOptions, MergeOptions
 
@@ -53,8 +62,9 @@ def merge_with_heads(
         DataError: Labels that the classifier doesn't have.
     """
     from bge_cocktail.core.runs import hash_path
+    from bge_cocktail.data.labelled import number_labels
     from bge_cocktail.data.sources import Source
-    from bge_cocktail.training.classifier.data import number_labels, read_split
+    from bge_cocktail.training.classifier.data import read_split
     from bge_cocktail.training.classifier.merge import merge_classifiers
     from bge_cocktail.training.classifier.model import read_config
 
@@ -110,6 +120,7 @@ def merge_with_heads(
 @click.option("--verify", is_flag=True, help="Merge again by the recipe in the output folder, and compare all bytes.")
 @overwrite_flag
 @format_flag
+@plugin_flag
 @flags_from(MergeOptions, EncodeOptions)
 def command(
     models: tuple[str, ...],

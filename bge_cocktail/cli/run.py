@@ -19,7 +19,7 @@ def command(file: Path, settings: tuple[str, ...], dry_run: bool, output_format:
 
     A step that is finished already, with the same inputs and options, is not done again.
     """
-    from bge_cocktail.cli.show import show_outcome
+    from bge_cocktail.cli.show import show_outcome, training
     from bge_cocktail.flow.flow import Flow
     from bge_cocktail.options import read_run_file
     from bge_cocktail.report.text import text_table
@@ -29,8 +29,9 @@ def command(file: Path, settings: tuple[str, ...], dry_run: bool, output_format:
         steps = flow.plan()
         show(dict(steps), text_table(("step", "state"), steps), output_format)
         return
-    outcome = flow.run()
-    show_outcome(outcome, flow.options.evaluate, output_format)
+    with training(flow.options.train.device):
+        outcome = flow.run()
+    show_outcome(outcome, output_format)
 
 
 @click.command("init")
@@ -61,9 +62,11 @@ def demo(output: Path, output_format: str) -> None:
     The target is the handbook of an invented factory, full of words that the model can't know; the general tasks
     are everyday questions, sentiment and topics. A second call does nothing again that is done.
     """
-    from bge_cocktail.cli.show import show_outcome
+    from bge_cocktail.cli.show import show_outcome, training
     from bge_cocktail.flow.demo import demo_run
     from bge_cocktail.flow.flow import Flow
 
     options = demo_run(output)
-    show_outcome(Flow(options).run(), options.evaluate, output_format)
+    with training(options.train.device):
+        outcome = Flow(options).run()
+    show_outcome(outcome, output_format)

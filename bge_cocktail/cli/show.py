@@ -1,19 +1,19 @@
-"""How a search for options and the end of a run are shown."""
+"""What commands that train have in common: their frame, how a search and the end of a run are shown."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import rich_click as click
+
 from bge_cocktail.cli.flags import show
-from bge_cocktail.core.errors import CocktailError
 
 if TYPE_CHECKING:
     from bge_cocktail.evaluating.scores import ModelScores
     from bge_cocktail.flow.flow import RunResult
-    from bge_cocktail.options import EvaluateOptions
 
 
 def searched_names(given: str) -> list[str]:
@@ -39,28 +39,35 @@ def show_search(output: Path, found: dict[str, Any], names: Sequence[str], metri
     show({"output": str(output), **found}, text, output_format)
 
 
-REPORT_FILE = "report.html"
-log = logging.getLogger(__name__)
+@contextmanager
+def training(device: str, kept: str = "") -> Iterator[None]:
+    """Train inside with memory kept from step to step, and say what an interrupted run has kept.
 
+    Args:
+        device: Where the training computes.
+        kept: What there is to go on from.
+    """
+    from bge_cocktail.core.devices import choose_device
+    from bge_cocktail.training.engine.cpu_speed import keep_memory
+    from bge_cocktail.training.engine.run import Interrupted
 
-def show_outcome(outcome: RunResult, judging: EvaluateOptions, output_format: str) -> None:
-    """Write the report of a run into its folder, and print what it gave, with or without a report."""
-    from bge_cocktail.report.build import build_report, write_report
-    from bge_cocktail.report.collect import collect
-
-    page: Path | None = outcome.folder / REPORT_FILE
+    if choose_device(device) == "cpu":
+        keep_memory()  # for good, which only a process of our own may decide
     try:
-        material = collect([outcome.folder], confidence=judging.confidence, seed=judging.seed)
-        write_report(
-            build_report(material, f"Report: {outcome.folder.resolve().name}"), material, outcome.folder / REPORT_FILE
-        )
-    except (CocktailError, OSError) as error:
-        log.warning("no report (bge-cocktail report %s -o FILE tries again): %s", outcome.folder, error)
-        page = None
-    show({**outcome.to_json(), "report": page and str(page)}, summary(outcome, page), output_format)
+        yield
+    except Interrupted:
+        if kept:
+            click.echo(f"{kept}; the same command with --resume goes on", err=True)
+        raise
 
 
-def summary(outcome: RunResult, page: Path | None) -> str:
+def show_outcome(outcome: RunResult, output_format: str) -> None:
+    """Print what a run gave."""
+    shown = outcome.report and str(outcome.report)
+    show({**outcome.to_json(), "report": shown}, summary(outcome), output_format)
+
+
+def summary(outcome: RunResult) -> str:
     """Table of scores, what each cocktail keeps, the trade-off, and where the files are."""
     from bge_cocktail.report.text import score_table, text_table
 
@@ -77,8 +84,8 @@ def summary(outcome: RunResult, page: Path | None) -> str:
     lines += ["", f"run folder: {outcome.folder}"]
     if outcome.picture:
         lines.append(f"picture:    {outcome.picture}")
-    if page:
-        lines.append(f"report:     {page}")
+    if outcome.report:
+        lines.append(f"report:     {outcome.report}")
     return "\n".join(lines)
 
 

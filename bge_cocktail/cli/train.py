@@ -19,7 +19,7 @@ from bge_cocktail.cli.flags import (
     show,
     table_flag,
 )
-from bge_cocktail.cli.show import searched_names, show_search
+from bge_cocktail.cli.show import searched_names, show_search, training
 from bge_cocktail.core.errors import UsageError
 from bge_cocktail.options import TrainOptions
 
@@ -77,10 +77,10 @@ def command(
     from bge_cocktail.training.encoder.repeated_runs import search_options, train_seeds
     from bge_cocktail.training.encoder.train import train
     from bge_cocktail.training.engine.processes import is_first_process
-    from bge_cocktail.training.engine.run import Interrupted
 
     common: dict[str, Any] = {"general": general, "resume": resume, "overwrite": overwrite}
-    try:
+    kept = f"the study is in {output}.search" if searched else f"the last step is saved in {output}.unfinished"
+    with training(options.device, kept):
         if searched is not None and judged is not None:
             names = searched_names(searched)
             found = search_options(model, records, output, options, names, trials=trials or 20, dev=judged, **common)
@@ -90,10 +90,6 @@ def command(
             _show_seeds(output, described, output_format)
         else:
             train(model, records, output, options, dev=judged, **common)
-    except Interrupted:
-        kept = f"the study is in {output}.search" if searched else f"the last step is saved in {output}.unfinished"
-        click.echo(f"{kept}; the same command with --resume goes on", err=True)
-        raise
     if is_first_process() and searched is None and seeds is None:
         _show(output, json.loads((output / RUN_FILE).read_text()), output_format)
 

@@ -25,10 +25,12 @@ class Registry(Mapping[str, T]):
     Args:
         kind: What the entries are, in the plural with hyphens: ``merge-methods``.
         modules: Names of this package's own modules that add entries.
+        base: The class that entries are instances of, where they are objects.
     """
 
-    def __init__(self, kind: str, modules: Sequence[str] = ()) -> None:
+    def __init__(self, kind: str, modules: Sequence[str] = (), base: type | None = None) -> None:
         self.kind = kind
+        self._base = base
         self._modules = modules
         self._entries: dict[str, T] = {}
         self._traits: dict[str, dict[str, Any]] = {}
@@ -38,6 +40,8 @@ class Registry(Mapping[str, T]):
         """Return a decorator that adds its function under `name`, with what others need to know of it."""
 
         def add(entry: T) -> T:
+            if self._base is not None and not isinstance(entry, self._base):
+                raise TypeError(f"{entry!r} is no {self._base.__name__}")
             if name in self._entries:
                 raise ValueError(f"{self.kind}: '{name}' is registered already")
             self._entries[name] = entry
@@ -96,7 +100,7 @@ class Registry(Mapping[str, T]):
 def keyword_names(function: Callable[..., Any]) -> list[str]:
     """Return the names that a function takes by keyword alone."""
     parameters = inspect.signature(function).parameters.values()
-    return [one.name for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY]
+    return [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
 def own_options(function: Callable[..., Any], known: Collection[str], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,6 +120,7 @@ def own_options(function: Callable[..., Any], known: Collection[str], given: Map
     from pydantic import TypeAdapter, ValidationError
 
     types = get_type_hints(function)
+    parameters = inspect.signature(function).parameters
     values: dict[str, Any] = {}
     for name in keyword_names(function):
         if name in known:
@@ -125,6 +130,21 @@ def own_options(function: Callable[..., Any], known: Collection[str], given: Map
                 values[name] = TypeAdapter(types.get(name, Any)).validate_python(given[name])
             except ValidationError as error:
                 raise UsageError(f"option {name}: {error.errors()[0]['msg']} (got {given[name]!r})") from None
-        elif inspect.signature(function).parameters[name].default is inspect.Parameter.empty:
-            raise UsageError(f"'{name}' is missing: --option {name}=VALUE")
+        elif parameters[name].default is inspect.Parameter.empty:
+            raise UsageError(f"the option '{name}' is missing: --option {name}=VALUE")
     return values
+
+
+def refuse_unknown_options(
+    functions: Sequence[Callable[..., Any]], known: Collection[str], given: Mapping[str, Any]
+) -> None:
+    """Raise unless some function brings along each option that was given; see `own_options`.
+
+    Raises:
+        UsageError: With the nearest name.
+    """
+    taken = sorted({name for function in functions for name in keyword_names(function)} - set(known))
+    for name in given:
+        if name not in taken:
+            brought = f"; there are {', '.join(taken)}" if taken else ", which bring none along"
+            raise UsageError(f"no option '{name}' of the functions chosen{brought}.{nearest(name, taken)}")

@@ -1,70 +1,242 @@
-"""Labelled texts, scored pairs, candidates to rerank: folders of splits that models are judged by."""
+"""Folders of data by split, and what they hold: labelled texts, scored pairs, candidates to rerank."""
 
 from __future__ import annotations
 
+import logging
 import math
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bge_cocktail.core.errors import DataError, nearest
-from bge_cocktail.data.readers import read_lines, required_text
+from bge_cocktail.data.columns import SEPARATOR
+from bge_cocktail.data.examples import Change, Example, LabelledText, TextPair
+from bge_cocktail.data.readers import BadRows, required_text
 from bge_cocktail.data.record import Text
+from bge_cocktail.data.sources import examples_of_rows, files_of_split, kind_of, rows_of_file, split_of
+
+log = logging.getLogger(__name__)
+
+
+class DataFolder:
+    """A folder with a file or more for each split (JSON Lines, CSV, TSV, Parquet; plain or compressed).
+
+    A file is opened once, however often its first row or all rows are asked for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._begun: dict[str, tuple[list[tuple[str, Any]], Iterator[tuple[str, Any]]]] = {}
+
+    @cached_property
+    def splits(self) -> frozenset[str]:
+        """The names of the splits."""
+        if not self.path.is_dir():
+            return frozenset()
+        return frozenset(split_of(file) for file in self.path.iterdir() if file.is_file() and kind_of(file))
+
+    def holds(self, name: str) -> bool:
+        """Return whether there is a file or folder of this name."""
+        return (self.path / name).exists()
+
+    @property
+    def any_split(self) -> str | None:
+        """A split that the folder has, test if it can be."""
+        return next((split for split in ("test", "dev", "train") if split in self.splits), None)
+
+    def first_row(self) -> dict[str, Any]:
+        """Return the first row of `any_split`; empty where there is none, or it is no object."""
+        if self.any_split is None:
+            return {}
+        rows, rest = self._begin(self.any_split)
+        if not rows:
+            rows += [row for _, row in zip(range(1), rest, strict=False)]
+        row = rows[0][1] if rows else {}
+        return row if isinstance(row, dict) else {}
+
+    def rows(self, split: str) -> Sequence[tuple[str, Any]]:
+        """Return all rows of a split, each with ``file:line``.
+
+        Raises:
+            DataError: There is no such split, or the file is broken.
+        """
+        rows, rest = self._begin(split)
+        rows.extend(rest)
+        return rows
+
+    def file(self, split: str) -> Path:
+        """Return the (first) file of a split.
+
+        Raises:
+            DataError: There is none; with the nearest name.
+        """
+        if split not in self.splits:
+            raise DataError(f"{self.path}/{split}.jsonl: no such split.{nearest(split, sorted(self.splits))}")
+        return files_of_split(self.path, split)[0]
+
+    def _begin(self, split: str) -> tuple[list[tuple[str, Any]], Iterator[tuple[str, Any]]]:
+        if split not in self._begun:
+            self.file(split)
+            files = files_of_split(self.path, split)
+            rows = chain.from_iterable(rows_of_file(file, BadRows()) for file in files)
+            self._begun[split] = ([], rows)
+        return self._begun[split]
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
-    """Texts, or pairs of texts, and the label of each."""
+class LabelledTexts:
+    """Texts, or pairs of texts, with their labels.
 
-    texts: tuple[Text, ...]
-    labels: tuple[str, ...]
+    Attributes:
+        texts: Texts, or pairs.
+        labels: Of each, the numbers of its labels; one, unless a text may have several.
+        weights: Of each in a loss.
+        names: Of the labels, in the order of their numbers; empty where they are kept elsewhere.
+    """
+
+    texts: list[Text] = field(default_factory=list)
+    labels: list[tuple[int, ...]] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    names: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether there are pairs among the texts."""
+        return any(isinstance(text, tuple) for text in self.texts)
+
+    def at(self, rows: Iterable[int]) -> LabelledTexts:
+        """Return some of them."""
+        chosen = list(rows)
+        texts, labels = [self.texts[row] for row in chosen], [self.labels[row] for row in chosen]
+        return LabelledTexts(texts, labels, [self.weights[row] for row in chosen], self.names)
+
+    def joined(self, other: LabelledTexts) -> LabelledTexts:
+        """Return these, then others."""
+        return LabelledTexts(
+            self.texts + other.texts, self.labels + other.labels, self.weights + other.weights, self.names
+        )
+
+    def classes(self) -> NDArray[np.int64]:
+        """Return the number of the one label of each text, shape (texts,)."""
+        return np.array([labels[0] for labels in self.labels], np.int64)
+
+    def class_names(self) -> list[str]:
+        """Return the name of the one label of each text."""
+        return [self.names[labels[0]] for labels in self.labels]
+
+    def targets(self, classes: int) -> NDArray[np.float32]:
+        """Return 1 where a text has a label, shape (texts, classes)."""
+        targets = np.zeros((len(self), classes), np.float32)
+        for row, labels in enumerate(self.labels):
+            targets[row, list(labels)] = 1
+        return targets
 
 
-def is_labelled(path: Path) -> bool:
-    """Whether a folder holds splits of labelled texts."""
-    return (path / "train.jsonl").is_file() and not (path / "corpus.jsonl").is_file()
+LabelledRow = tuple[Text, str, float]
+"""Text, label as it was read, weight."""
 
 
-def read_labelled(path: Path, split: str) -> Labelled:
-    """Read one split of a folder of labelled texts.
+def labelled_rows(examples: Iterable[Example], source: str, change: Change | None = None) -> list[LabelledRow]:
+    """Return text, label and weight of each example.
 
     Args:
-        path: Folder with <split>.jsonl, each line ``{"text": ..., "label": ...}``, or premise, hypothesis and label.
-        split: Which file to read.
+        examples: What was read.
+        source: Where from, for messages.
+        change: What is done to every text; one that becomes None is left out with its label.
+
+    Raises:
+        DataError: Something else than labelled texts or pairs, or nothing at all.
+    """
+    rows: list[LabelledRow] = []
+    for number, example in enumerate(examples, start=1):
+        if not isinstance(example, LabelledText | TextPair) or (
+            isinstance(example, TextPair) and example.score is not None
+        ):
+            raise DataError(
+                f"{source}: row {number} is no labelled text; expected text and label, or premise, hypothesis and "
+                "label (name other columns with --columns)"
+            )
+        changed = example if change is None else example.changed(change)
+        if changed is not None:
+            texts = changed.own_texts()
+            text: Text = texts[0] if len(texts) == 1 else (texts[0], texts[1])
+            rows.append((text, changed.label_text(), float(example.extra.get("weight", 1.0))))
+    if not rows:
+        raise DataError(f"{source} holds no labelled texts")
+    return rows
+
+
+def label_names(labels: Iterable[str], multi_label: bool) -> list[str]:
+    """Return all labels in order: whole numbers by value, else by the alphabet."""
+    labels = list(labels)
+    if not multi_label and any(SEPARATOR in label for label in labels):
+        log.warning("labels hold '%s'; with multi_label, a text would have several", SEPARATOR)
+    distinct = {name for label in labels for name in _split_label(label, multi_label)}
+    alike: dict[str, set[str]] = {}
+    for name in distinct:
+        alike.setdefault(name.casefold(), set()).add(name)
+    for names in alike.values():
+        if len(names) > 1:
+            log.warning("labels that differ in case alone are several classes: %s", ", ".join(sorted(names)))
+    if all(name.isdecimal() for name in distinct):
+        return sorted(distinct, key=int)
+    return sorted(distinct)
+
+
+def number_labels(rows: Sequence[LabelledRow], names: Sequence[str], multi_label: bool, where: str) -> LabelledTexts:
+    """Return rows with the numbers of their labels.
+
+    Raises:
+        DataError: A label that isn't among the names, or none where each text needs one.
+    """
+    number_of = {name: number for number, name in enumerate(names)}
+    labels = []
+    for text, label, _ in rows:
+        row_names = _split_label(label, multi_label)
+        unknown = next((name for name in row_names if name not in number_of), None)
+        shown = text if isinstance(text, str) else text[0]
+        if not label and not multi_label:
+            raise DataError(f"{where}: {shown[:60]!r} has an empty list of labels, which goes only with multi_label")
+        if unknown is not None:
+            raise DataError(f"{where}: unknown label '{unknown}' of {shown[:60]!r}.{nearest(unknown, names)}")
+        labels.append(tuple(sorted(number_of[name] for name in row_names)))
+    return LabelledTexts([row[0] for row in rows], labels, [row[2] for row in rows], names)
+
+
+def _split_label(label: str, multi_label: bool) -> list[str]:
+    if not multi_label:
+        return [label]
+    return list(dict.fromkeys(name.strip() for name in label.split(SEPARATOR) if name.strip()))
+
+
+def read_labelled(folder: DataFolder, split: str, names: Sequence[str] = ()) -> LabelledTexts:
+    """Read one split of a folder of labelled texts, or pairs.
+
+    Args:
+        folder: With text and label in each row, or premise, hypothesis and label.
+        split: Which one.
+        names: The labels that there are; without them, those of the split.
 
     Raises:
         DataError: With file and line of what is wrong.
     """
-    file = split_file(path, split)
-    texts: list[Text] = []
-    labels: list[str] = []
-    for where, value in read_lines(file):
-        if "premise" in value:
-            texts.append((required_text(value, "premise", where), required_text(value, "hypothesis", where)))
-        else:
-            texts.append(required_text(value, "text", where))
-        label = value.get("label")
-        if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
-            raise DataError(f"{where}: 'label' must be a text or a whole number, got {label!r}")
-        labels.append(str(label))
-    if not texts:
+    file = folder.file(split)
+    rows = folder.rows(split)
+    if not rows:
         raise DataError(f"{file} is empty")
-    if len({isinstance(text, tuple) for text in texts}) > 1:
+    labelled = labelled_rows(examples_of_rows(rows, str(file)), str(file))
+    if len({isinstance(text, tuple) for text, _, _ in labelled}) > 1:
         raise DataError(f"{file} holds single texts and pairs; a task has one or the other")
-    return Labelled(tuple(texts), tuple(labels))
-
-
-def split_file(path: Path, split: str) -> Path:
-    """The file of a split.
-
-    Raises:
-        DataError: There is none; with the nearest name.
-    """
-    file = path / f"{split}.jsonl"
-    if not file.is_file():
-        raise DataError(f"{file}: no such split.{nearest(split, (other.stem for other in path.glob('*.jsonl')))}")
-    return file
+    return number_labels(labelled, names or label_names([row[1] for row in labelled], False), False, str(file))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,43 +253,40 @@ class ScoredPairs:
         return set(self.scores) <= {0.0, 1.0}
 
 
-def is_scored(path: Path) -> bool:
-    """Whether a folder holds splits of scored pairs: JSON Lines with sentence1, sentence2 and score."""
-    split = any_split(path)
-    if split is None or (path / "corpus.jsonl").is_file():
-        return False
-    first = islice(read_lines(path / f"{split}.jsonl"), 1)
-    return any({"sentence1", "sentence2", "score"} <= value.keys() for _, value in first)
-
-
-def any_split(path: Path) -> str | None:
-    """A split that the folder has, test if it can be."""
-    return next((name for name in ("test", "dev", "train") if (path / f"{name}.jsonl").is_file()), None)
-
-
-def read_scored(path: Path, split: str) -> ScoredPairs:
+def read_scored(folder: DataFolder, split: str) -> ScoredPairs:
     """Read one split of a folder of scored pairs.
 
     Args:
-        path: Folder with <split>.jsonl, each line ``{"sentence1": ..., "sentence2": ..., "score": ...}``.
-        split: Which file to read.
+        folder: With sentence1, sentence2 and score in each row.
+        split: Which one.
 
     Raises:
         DataError: With file and line of what is wrong, or all scores are the same.
     """
-    file = split_file(path, split)
-    rows: list[tuple[str, str, float]] = []
-    for where, value in read_lines(file):
-        score = value.get("score")
-        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-            raise DataError(f"{where}: 'score' must be a number, got {score!r}")
-        rows.append((required_text(value, "sentence1", where), required_text(value, "sentence2", where), float(score)))
+    rows = [
+        (required_text(value, "sentence1", where), required_text(value, "sentence2", where), _score(value, where))
+        for where, value in folder.rows(split)
+    ]
     if len({score for _, _, score in rows}) < 2:
-        raise DataError(f"{file}: all scores are the same, or there are none; nothing can be correlated with them")
+        raise DataError(
+            f"{folder.file(split)}: all scores are the same, or there are none; nothing can be correlated with them"
+        )
     return ScoredPairs(*(tuple(column) for column in zip(*rows, strict=True)))
 
 
-KEYS = {"query", "positive", "negative"}
+def _score(value: Any, where: str) -> float:
+    score = value.get("score") if isinstance(value, dict) else None
+    try:
+        # a table's cells are texts
+        number = math.nan if isinstance(score, bool) or score is None else float(score)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(f"{where}: 'score' must be a number, got {score!r}")
+    return number
+
+
+CANDIDATE_COLUMNS = frozenset({"query", "positive", "negative"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,40 +297,43 @@ class Candidates:
     positive: tuple[str, ...]
     negative: tuple[str, ...]
 
+    def ids(self) -> list[str]:
+        """Return ``p1``, ``p2``, ... for the relevant ones, ``n1``, ... for the others."""
+        return [
+            f"{letter}{number + 1}"
+            for letter, texts in (("p", self.positive), ("n", self.negative))
+            for number in range(len(texts))
+        ]
 
-def is_reranking(path: Path) -> bool:
-    """Whether a folder holds splits of JSON Lines with query, positive and negative."""
-    split = any_split(path)
-    if split is None or (path / "corpus.jsonl").is_file():
-        return False
-    return any(value.keys() >= KEYS for _, value in islice(read_lines(path / f"{split}.jsonl"), 1))
+    def by_id(self, change: Callable[[str], str] = str) -> dict[str, str]:
+        """Return the candidates by id."""
+        return dict(zip(self.ids(), map(change, (*self.positive, *self.negative)), strict=True))
 
 
-def read_candidates(path: Path, split: str) -> list[Candidates]:
+def read_candidates(folder: DataFolder, split: str) -> list[Candidates]:
     """Read one split.
 
     Args:
-        path: Folder with <split>.jsonl, each line ``{"query": ..., "positive": [...], "negative": [...]}``.
-        split: Which file to read.
+        folder: With query, positive and negative in each row.
+        split: Which one.
 
     Raises:
         DataError: With file and line of what is wrong.
     """
-    file = split_file(path, split)
-    found = [
+    candidates = [
         Candidates(
             required_text(value, "query", where), *(_texts(value, key, where) for key in ("positive", "negative"))
         )
-        for where, value in read_lines(file)
+        for where, value in folder.rows(split)
     ]
-    if not found:
-        raise DataError(f"{file} is empty")
-    return found
+    if not candidates:
+        raise DataError(f"{folder.file(split)} is empty")
+    return candidates
 
 
 def _texts(value: dict[str, Any], key: str, where: Any) -> tuple[str, ...]:
     given = value.get(key)
     texts = [given] if isinstance(given, str) else given
-    if not isinstance(texts, list) or not texts or not all(isinstance(one, str) and one.strip() for one in texts):
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise DataError(f"{where}: '{key}' must hold one text or more, none empty, got {str(given)[:80]!r}")
     return tuple(texts)

@@ -15,7 +15,7 @@ from bge_cocktail.data.beir import (
     read_beir,
     read_documents,
 )
-from bge_cocktail.data.readers import BadRows, read_lines
+from bge_cocktail.data.readers import BadRows
 from bge_cocktail.data.record import Record, normalise
 from bge_cocktail.data.record_files import read_records
 
@@ -72,23 +72,14 @@ def sample_retrieval(judged: RetrievalData, *, queries: int, documents: int, see
     )
 
 
-def holds_records(path: Path) -> bool:
-    """Whether a folder holds records by split (train.jsonl, dev.jsonl, test.jsonl), as `prepare` writes them."""
-    for split in ("test", "dev", "train"):
-        file = path / f"{split}.jsonl"
-        if file.is_file():
-            _, row = next(read_lines(file), ("", None))
-            return isinstance(row, dict) and "query" in row
-    return False
-
-
-def read_retrieval(path: Path, split: str) -> RetrievalData:
-    """Queries, documents and judgements.
+def read_retrieval(path: Path, split: str, records: Iterable[Record] | None = None) -> RetrievalData:
+    """Return queries, documents and judgements.
 
     Args:
         path: A BEIR folder, a folder that `prepare` wrote (with its corpus, if it has one), or a file of records,
             whose texts are the documents.
         split: Which split of a folder.
+        records: Those of the folder, where they have been read already.
 
     Raises:
         DataError: With file and line of what is wrong.
@@ -97,4 +88,4 @@ def read_retrieval(path: Path, split: str) -> RetrievalData:
         return read_beir(path, split)
     corpus = corpus_of(path) if path.is_dir() else None
     documents = dict(read_documents(corpus / CORPUS_FILE, BadRows())) if corpus else {}
-    return retrieval_from_records(read_records(path, split=split), documents)
+    return retrieval_from_records(read_records(path, split=split) if records is None else records, documents)

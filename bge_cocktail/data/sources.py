@@ -6,7 +6,7 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -82,20 +82,45 @@ def read_examples(
             roles, labels = roles or parse_columns(preset.columns), labels or preset.labels
             scale = scale or preset.scale
         rows = rows_of_hub(preset.name if preset else source, config, split)
-    first = list(islice(rows, PEEKED))
-    if not first:
-        raise DataError(f"{source} holds no rows")
-    rows = chain(first, rows)
-    parse = _parser(first, roles, labels or {}, scale or 1.0)
-    for where, row in rows:
-        try:
-            example = parse(row, where)
-        except DataError as error:
-            rejects.add(error, where, row)
-            continue
+    for example in examples_of_rows(rows, source, roles=roles, labels=labels, scale=scale, rejects=rejects):
         if no_in_batch and isinstance(example, RecordExample):
             example = RecordExample(replace(example.record, in_batch_negatives=False))
         yield example
+
+
+def examples_of_rows(
+    rows: Iterable[tuple[str, Any]],
+    source: str,
+    *,
+    roles: Mapping[str, tuple[str, ...]] | None = None,
+    labels: Mapping[str, str] | None = None,
+    scale: float | None = None,
+    rejects: BadRows | None = None,
+) -> Iterator[Example]:
+    """Yield the examples that rows hold; see `read_examples`.
+
+    Args:
+        rows: Each with ``file:line``.
+        source: What they were read from.
+        roles: Which columns are what; without it, told from the names of the first rows.
+        labels: Names for labels.
+        scale: What scores are divided by.
+        rejects: Takes bad rows; without it, the first ends the reading.
+
+    Raises:
+        DataError: With the place of what is wrong.
+    """
+    rejects = rejects or BadRows()
+    rows = iter(rows)
+    first = list(islice(rows, PEEKED))
+    if not first:
+        raise DataError(f"{source} holds no rows")
+    parse = _parser(first, dict(roles or {}), dict(labels or {}), scale or 1.0)
+    for where, row in chain(first, rows):
+        try:
+            yield parse(row, where)
+        except DataError as error:
+            rejects.add(error, where, row)
 
 
 def _parser(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_cocktail.core.errors import DataError, UsageError
+from bge_cocktail.core.errors import DataError, UsageError, nearest
 from bge_cocktail.evaluating.intervals import bootstrap_interval
+from bge_cocktail.evaluating.query_changes import QueryChange, query_changes
 from bge_cocktail.evaluating.scores import ModelScores, Role, Score
-from bge_cocktail.evaluating.store import EvaluationDetails
+from bge_cocktail.evaluating.store import Evaluation, EvaluationDetails, join_details, join_scores, open_evaluation
 from bge_cocktail.evaluating.tasks.pairs import average_precision, rank_correlations
 
 Verdict = Literal["better", "worse", "no measurable change"]
@@ -60,6 +62,135 @@ class TaskChange:
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Models judged on the same data, each compared with the first.
+
+    Attributes:
+        models: All of them, the baseline first.
+        details: What their evaluations keep for reading.
+        changes: From the baseline to each other model, by its name.
+        untested: The tasks that can't be compared, each with the reason, by model.
+        confidence: Of intervals and tests.
+    """
+
+    models: Sequence[ModelScores]
+    details: EvaluationDetails
+    changes: Mapping[str, Sequence[TaskChange]]
+    untested: Mapping[str, Sequence[str]]
+    confidence: float
+
+    @property
+    def baseline(self) -> ModelScores:
+        """What the others are compared with."""
+        return self.models[0]
+
+    def mean(self, model: ModelScores, role: Role) -> float | None:
+        """Return the mean main score over the tasks of a role that all models were judged on."""
+        judged = [{score.task for score in each.main()} for each in self.models]
+        shared = set.intersection(*judged)
+        values = [score.value for score in model.main() if score.role == role and score.task in shared]
+        return sum(values) / len(values) if values else None
+
+    def words(self) -> dict[str, str]:
+        """Return a sentence for each model."""
+        return {
+            model: f"{model} against {self.baseline.model}: {in_words(changes, self.confidence)}."
+            for model, changes in self.changes.items()
+        }
+
+    def worse(self, role: Role | Literal["any"]) -> list[str]:
+        """Return where a model is measurably worse: ``MODEL on TASK``."""
+        return [
+            f"{model} on {change.task}"
+            for model, changes in self.changes.items()
+            for change in changes
+            if change.verdict == "worse" and role in (change.role, "any")
+        ]
+
+    def query_changes(self, model: str, count: int) -> list[QueryChange]:
+        """Return the queries and texts that gained and lost most under a model.
+
+        Args:
+            model: Which one, against the baseline.
+            count: Of each task, at most so many that gained, then so many that lost.
+        """
+        known = {score.task: score for each in self.models if each.model == model for score in each.main()}
+        most = []
+        for score in self.baseline.main():
+            if score.task in known:
+                changed = query_changes((self.baseline.model, score), (model, known[score.task]), self.details)
+                gained = [change for change in changed if change.difference > 0][:count]
+                lost = [change for change in reversed(changed) if change.difference < 0][:count]
+                most += [*gained, *lost]
+        return most
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {
+            "baseline": self.baseline.model,
+            "models": {
+                model: {
+                    "words": in_words(changes, self.confidence),
+                    "tasks": [change.to_json() for change in changes],
+                    "untested": list(self.untested[model]),
+                }
+                for model, changes in self.changes.items()
+            },
+        }
+
+
+def compare(
+    evaluations: Sequence[str | Path | Evaluation],
+    *,
+    baseline: str | None = None,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 13,
+    partial: bool = False,
+) -> Comparison:
+    """Compare the models of evaluations with one of them.
+
+    Args:
+        evaluations: Folders that `evaluate` wrote, or what `open_evaluation` read of them.
+        baseline: The model that the others are compared with; the first without it.
+        confidence: Of the intervals; a change counts from a corrected p below 1 minus this.
+        resamples: Draws of the test and of the bootstrap.
+        seed: Of those.
+        partial: Whether a single model, a baseline that isn't there (the first takes its place), and models that can't
+            be compared are no errors; resamples are then more where there are many tasks.
+
+    Raises:
+        DataError: A folder holds no evaluation, or they were made with other options or on other data.
+        UsageError: There is one model only, or none of the baseline's name; too few resamples to find anything.
+    """
+    opened = [each if isinstance(each, Evaluation) else open_evaluation(Path(each)) for each in evaluations]
+    models, details = join_scores(opened), join_details(opened)
+    names = [model.model for model in models]
+    if not partial and len(models) < 2:
+        folders = ", ".join(str(each.folder) for each in opened)
+        raise UsageError(f"only one model was evaluated in {folders}; comparing needs two")
+    if not partial and baseline is not None and baseline not in names:
+        raise UsageError(f"--baseline: no model '{baseline}'.{nearest(baseline, names)}")
+    first, *others = sorted(models, key=lambda model: model.model != baseline)
+    if partial:
+        # of many tasks, fewer could not tell any difference once they are corrected
+        resamples = max(resamples, int(4 * len(first.main()) / (1 - confidence)) + 1)
+    changes: dict[str, list[TaskChange]] = {}
+    left: dict[str, list[str]] = {}
+    for model in others:
+        left[model.model] = untested(first, model, details)
+        try:
+            changes[model.model] = compare_models(
+                first, model, details, confidence=confidence, resamples=resamples, seed=seed
+            )
+        except DataError as error:
+            if not partial:
+                raise
+            left[model.model] = [str(error)]
+    return Comparison([first, *others], details, changes, left, confidence)
 
 
 def compare_models(
@@ -293,29 +424,37 @@ def swap_test(
     Returns:
         The two-sided p, and the bootstrap interval of second minus first.
     """
+    from scipy.stats import permutation_test as test
     from scipy.stats import rankdata
 
     of = STATISTICS[metric]
     ids = list(wanted)
     one, other = (rankdata([said[name] for name in ids]) for said in (before, after))
     scores = np.array([wanted[name] for name in ids], float)
-    count = len(ids)
-    observed = _difference(of, one[None], other[None], scores[None])[0]
-    generator = np.random.default_rng(seed)
-    block = max(1, _NUMBERS_AT_ONCE // count)
-    as_far = 1  # the observed one counts too, so that p is never 0
-    drawn: list[Any] = []
-    for start in range(0, resamples, block):
-        size = min(block, resamples - start)
-        swapped = generator.random((size, count)) < 0.5
-        first, second = np.where(swapped, other, one), np.where(swapped, one, other)
-        found = _difference(of, first, second, np.broadcast_to(scores, (size, count)))
-        as_far += int((np.abs(found) >= abs(observed) - 1e-12).sum())
-        rows = generator.integers(0, count, (size, count))
-        drawn.append(_difference(of, one[rows], other[rows], scores[rows]))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail])
-    return as_far / (resamples + 1), (float(low), float(high))
+
+    def difference(first: Floats, second: Floats, axis: int) -> Floats:
+        rows, changed = (np.atleast_2d(np.moveaxis(values, axis, -1)) for values in (first, second))
+        # differences that differ by rounding alone are as far
+        drawn = _difference(of, rows, changed, np.broadcast_to(scores, rows.shape)).round(12)
+        return drawn.reshape(np.shape(first)[:-1])
+
+    tested = test(
+        (one, other),
+        difference,
+        permutation_type="samples",
+        n_resamples=resamples,
+        batch=max(1, _NUMBERS_AT_ONCE // len(ids)),
+        rng=np.random.default_rng(seed),
+        vectorized=True,
+    )
+    interval = bootstrap_interval(
+        np.stack([one, other, scores], axis=1),
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
+        statistic=lambda drawn: _difference(of, drawn[..., 0], drawn[..., 1], drawn[..., 2]),
+    )
+    return float(tested.pvalue), interval
 
 
 def _difference(of: Callable[[Floats, Floats], Floats], one: Floats, other: Floats, wanted: Floats) -> Floats:

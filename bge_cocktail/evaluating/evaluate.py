@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from bge_cocktail.core.errors import UsageError
+from bge_cocktail.core.registry import refuse_unknown_options
 from bge_cocktail.core.runs import hash_path
 from bge_cocktail.evaluating.measures import parse_measure
-from bge_cocktail.evaluating.scores import ModelScores, Score, tasks
-from bge_cocktail.evaluating.tasks.task import Task, check_task, embed_sample, open_task, sample_texts
+from bge_cocktail.evaluating.scores import ModelScores, Role, Score
+from bge_cocktail.evaluating.tasks.task import Task, embed_sample, open_task, tasks
 from bge_cocktail.models.encoder import CachedEncoder, Encoder
 from bge_cocktail.options import EncodeOptions, EvaluateOptions
 
@@ -29,12 +30,16 @@ def evaluate(encoder: Encoder, task_list: Sequence[Task], options: EvaluateOptio
     options = options or EvaluateOptions()
     for name in options.metrics:
         parse_measure(name)  # a wrong name is said before anything is embedded
-    return [
-        score for task in task_list for score in tasks[task.kind](encoder, task.path, task.name, task.role, options)
-    ]
+    judges = [tasks[task.kind].judge for task in task_list]
+    refuse_unknown_options(judges, (), options.plugin_options)
+    return [score for task in task_list for score in task.judge(encoder, options)]
 
 
-def open_tasks(target: Sequence[str | Path], general: Sequence[str | Path], others: bool = False) -> list[Task]:
+TaskPath = str | Path | Task
+"""A task's folder, or the task, opened already."""
+
+
+def open_tasks(target: Sequence[TaskPath], general: Sequence[TaskPath], others: bool = False) -> list[Task]:
     """Recognise the tasks, the target's first.
 
     Args:
@@ -45,7 +50,11 @@ def open_tasks(target: Sequence[str | Path], general: Sequence[str | Path], othe
     Raises:
         UsageError: None, or two of the same name.
     """
-    task_list = [open_task(path, "target") for path in target] + [open_task(path, "general") for path in general]
+    given: list[tuple[TaskPath, Role]] = [
+        *((path, "target") for path in target),
+        *((path, "general") for path in general),
+    ]
+    task_list = [path if isinstance(path, Task) else open_task(path, role) for path, role in given]
     if not task_list and not others:
         raise UsageError("nothing to evaluate on: name at least one target or general task, or one of mteb")
     names = [task.name for task in task_list]
@@ -66,7 +75,7 @@ def evaluate_models(
         encoding: Prompts, precision, cache.
         options: Depth, split, intervals.
     """
-    drawn = {task.name: sample_texts(task, options.split, options.map_texts, options.seed) for task in task_list}
+    drawn = {task.name: task.map_texts(options.split, options.map_texts, options.seed) for task in task_list}
     results = []
     for name, path in models.items():
         encoder = CachedEncoder(path, encoding)
@@ -77,8 +86,8 @@ def evaluate_models(
 
 
 def scorer(
-    target: Sequence[str | Path],
-    general: Sequence[str | Path],
+    target: Sequence[TaskPath],
+    general: Sequence[TaskPath],
     options: EvaluateOptions,
     general_split: str | None = None,
 ) -> Callable[[Encoder], tuple[float, float | None]]:
@@ -99,7 +108,7 @@ def scorer(
     for_general = options.model_copy(update={"split": general_split or options.split})
     parts = [(task, for_general if task.role == "general" else options) for task in task_list]
     for task, judging in parts:
-        check_task(task, judging.split)
+        task.data(judging.split)  # what is wrong is said now
 
     def score(encoder: Encoder) -> tuple[float, float | None]:
         scores = [score for task, judging in parts for score in evaluate(encoder, [task], judging)]
@@ -118,7 +127,7 @@ def evaluation_inputs(
     inputs = {name: hash_path(model_folder(path)) for name, path in models.items()}
     if options.reranker is not None:
         inputs[f"reranker {options.reranker}"] = hash_path(model_folder(options.reranker))
-    return {**inputs, **{f"{task.role} {task.name}": hash_path(task.path) for task in task_list}}
+    return {**inputs, **{f"{task.role} {task.name}": task.hash for task in task_list}}
 
 
 def _about(encoder: CachedEncoder) -> dict[str, Any]:

@@ -154,3 +154,21 @@ def _rankings(run: Sequence[Collection[str]], qrels: Sequence[Mapping[str, int]]
 
 def _dcg(gains: Floats) -> Floats:
     return np.asarray(gains @ (1 / np.log2(np.arange(2, gains.shape[1] + 2))))
+
+
+def macro_f1(hits: Floats, total: Floats) -> Floats:
+    """Return the mean over the classes of F1, the harmonic mean of precision and recall.
+
+    A class that is neither in the truth nor predicted doesn't count in the mean; where none is, it is 1.
+
+    Args:
+        hits: How often each class was rightly predicted, shape (..., classes).
+        total: How often it is in the truth, and how often it was predicted, together; same shape.
+
+    Returns:
+        Shape (...).
+    """
+    seen = total > 0
+    f1 = np.divide(2 * hits, total, out=np.zeros(np.shape(hits)), where=seen)
+    classes = seen.sum(axis=-1)
+    return np.where(classes > 0, f1.sum(axis=-1) / np.maximum(classes, 1), 1.0)

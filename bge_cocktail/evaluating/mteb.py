@@ -18,27 +18,13 @@ from numpy.typing import NDArray
 
 from bge_cocktail.core.errors import CocktailError, DataError, UsageError, nearest
 from bge_cocktail.core.hub import hub_answers
-from bge_cocktail.core.runs import hash_path, hash_value
-from bge_cocktail.data.labelled import read_candidates, read_labelled, read_scored
-from bge_cocktail.data.retrieval import read_retrieval
+from bge_cocktail.core.runs import hash_value
 from bge_cocktail.evaluating.scores import Role, Score
-from bge_cocktail.evaluating.tasks.labelled import read_clustering
-from bge_cocktail.evaluating.tasks.reranking import candidate_ids
-from bge_cocktail.evaluating.tasks.task import Task, open_task
+from bge_cocktail.evaluating.tasks.task import Task, open_task, tasks
 from bge_cocktail.models.cache import default_cache_dir
 from bge_cocktail.models.encoder import CachedEncoder
 from bge_cocktail.models.layout import declared_length
 from bge_cocktail.models.prompts import declared_prompts
-
-# our kind of task: mteb's type, its main score
-TYPES = {
-    "retrieval": ("Retrieval", "ndcg_at_10"),
-    "classification": ("Classification", "accuracy"),
-    "sts": ("STS", "cosine_spearman"),
-    "pair-classification": ("PairClassification", "cosine_ap"),
-    "clustering": ("Clustering", "v_measure"),
-    "reranking": ("Reranking", "map_at_1000"),
-}
 
 
 def as_mteb_task(task: Task, split: str = "test") -> Any:
@@ -47,7 +33,7 @@ def as_mteb_task(task: Task, split: str = "test") -> Any:
     Its revision is the hash of the data, so that results of other data are never taken for it.
 
     Args:
-        task: From `tasks.open_task`.
+        task: From `open_task`.
         split: Which split is judged.
 
     Returns:
@@ -57,17 +43,13 @@ def as_mteb_task(task: Task, split: str = "test") -> Any:
         UsageError: Pairs with labels, which mteb has no task for, or a kind of task that it hasn't.
         DataError: Broken data.
     """
-    if task.kind not in TYPES:
+    kind = tasks[task.kind]
+    if not kind.mteb:
         raise UsageError(f"{task.name}: mteb has no tasks like our '{task.kind}'")
-    kind, main_score = TYPES[task.kind]
-    made = _class_of(kind)(_metadata(task, kind, main_score, split))
-    made.dataset = {"default": _DATA[task.kind](task, split)}
+    mteb_type, main_score = kind.mteb
+    made = _class_of(mteb_type)(_metadata(task, mteb_type, main_score, split))
+    kind.to_mteb(task, split, made)
     made.data_loaded = True
-    if task.kind == "sts":
-        scores = read_scored(task.path, split).scores
-        made.min_score, made.max_score = min(scores), max(scores)
-    if task.kind == "clustering":
-        made.max_fraction_of_documents_to_embed = None  # all of them, not 4 %
     return made
 
 
@@ -90,7 +72,7 @@ def _metadata(task: Task, kind: str, main_score: str, split: str) -> Any:
 
     return TaskMetadata(
         name=re.sub(r"[^A-Za-z0-9._-]", "-", task.name),
-        dataset={"path": f"local/{task.name}", "revision": hash_path(task.path)},
+        dataset={"path": f"local/{task.name}", "revision": task.hash},
         description=f"Local data: {task.name}",
         type=kind,
         category="t2t",
@@ -100,89 +82,6 @@ def _metadata(task: Task, kind: str, main_score: str, split: str) -> Any:
     )
 
 
-def _retrieval(task: Task, split: str) -> dict[str, Any]:
-    from datasets import Dataset
-
-    judged = read_retrieval(task.path, split)
-    return {
-        split: {
-            "corpus": Dataset.from_dict({"id": list(judged.corpus), "text": list(judged.corpus.values())}),
-            "queries": Dataset.from_dict({"id": list(judged.queries), "text": list(judged.queries.values())}),
-            "relevant_docs": {query: dict(judged.qrels[query]) for query in judged.queries},
-            "top_ranked": None,
-        }
-    }
-
-
-def _classification(task: Task, split: str) -> Any:
-    from datasets import Dataset, DatasetDict
-
-    parts = {name: read_labelled(task.path, name) for name in ("train", split)}
-    if any(isinstance(text, tuple) for part in parts.values() for text in part.texts):
-        raise UsageError(f"{task.name}: mteb has no classification of pairs; evaluate it as a task of ours")
-    names = sorted(set(parts["train"].labels))
-    return DatasetDict(
-        {
-            name: Dataset.from_dict({"text": list(part.texts), "label": [names.index(label) for label in part.labels]})
-            for name, part in parts.items()
-        }
-    )
-
-
-def _sts(task: Task, split: str) -> Any:
-    from datasets import Dataset, DatasetDict
-
-    pairs = read_scored(task.path, split)
-    columns = {"sentence1": list(pairs.first), "sentence2": list(pairs.second), "score": list(pairs.scores)}
-    return DatasetDict({split: Dataset.from_dict(columns)})
-
-
-def _pairs(task: Task, split: str) -> Any:
-    from datasets import Dataset, DatasetDict
-
-    pairs = read_scored(task.path, split)
-    labels = [int(score) for score in pairs.scores]
-    # one row holds all pairs, as in the sets of the hub
-    return DatasetDict(
-        {split: Dataset.from_dict({"sentence1": list(pairs.first), "sentence2": list(pairs.second), "labels": labels})}
-    )
-
-
-def _clustering(task: Task, split: str) -> Any:
-    from datasets import Dataset, DatasetDict
-
-    data = read_clustering(task.path, split)
-    return DatasetDict({split: Dataset.from_dict({"sentences": list(data.texts), "labels": list(data.labels)})})
-
-
-def _reranking(task: Task, split: str) -> dict[str, Any]:
-    from datasets import Dataset
-
-    rows = {f"q{line}": row for line, row in enumerate(read_candidates(task.path, split), start=1)}
-    texts = {
-        query: dict(zip(candidate_ids(row), (*row.positive, *row.negative), strict=True)) for query, row in rows.items()
-    }
-    documents = {f"{query}-{one}": text for query, own in texts.items() for one, text in own.items()}
-    return {
-        split: {
-            "corpus": Dataset.from_dict({"id": list(documents), "text": list(documents.values())}),
-            "queries": Dataset.from_dict({"id": list(rows), "text": [row.query for row in rows.values()]}),
-            "relevant_docs": {
-                query: {f"{query}-{one}": int(one.startswith("p")) for one in own} for query, own in texts.items()
-            },
-            "top_ranked": {query: [f"{query}-{one}" for one in own] for query, own in texts.items()},
-        }
-    }
-
-
-_DATA = {
-    "retrieval": _retrieval,
-    "classification": _classification,
-    "sts": _sts,
-    "pair-classification": _pairs,
-    "clustering": _clustering,
-    "reranking": _reranking,
-}
 OWNER = "local"
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-from bge_cocktail.core.registry import Registry
 from bge_cocktail.models.cache import Embeddings
-from bge_cocktail.models.encoder import Encoder
-from bge_cocktail.options import EvaluateOptions
 
 Role = Literal["target", "general"]
 Run = Mapping[str, Mapping[str, float]]
@@ -62,12 +58,6 @@ class Score:
         return {**value, "per_query": dict(self.per_query)} if per_query else value
 
 
-Judge = Callable[[Encoder, Path, str, Role, EvaluateOptions], list[Score]]
-tasks = Registry[Judge](
-    "tasks", [f"bge_cocktail.evaluating.tasks.{name}" for name in ("retrieval", "labelled", "pairs", "reranking")]
-)
-
-
 @dataclass(frozen=True, slots=True)
 class ModelScores:
     """The scores of one model.
@@ -76,7 +66,7 @@ class ModelScores:
         model: What tables call it.
         path: Its folder or hub name.
         scores: All scores of all tasks.
-        embeddings: Of the texts drawn for a map, by task; see `tasks.sample_texts`.
+        embeddings: Of the texts drawn for a map, by task; see `Task.map_texts`.
         about: The prompts and the precision it was judged with, and how many texts were embedded a second (None where
             all came from the cache).
     """

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bge_cocktail.core.errors import DataError, near_path
 from bge_cocktail.core.outputs import new_folder, read_object, write_json
 from bge_cocktail.core.runs import RUN_FILE, describe_run
 from bge_cocktail.evaluating.scores import ModelScores, Run, Score
-from bge_cocktail.evaluating.tasks.task import Task, cut, sample_texts, task_texts
+from bge_cocktail.evaluating.tasks.task import Task, cut, tasks
 
 SCORES_FILE = "scores.json"
 PER_QUERY_FILE = "per_query.jsonl"
@@ -136,7 +137,7 @@ class EvaluationDetails:
 
     Attributes:
         answers: What each model said, by model and task, then by query or text.
-        texts: Of each task, as `tasks.task_texts` gives them.
+        texts: Of each task, as `Task.texts` gives them.
         points: Of each model and task, the texts drawn for a map: their texts and groups, and their embeddings, shape
             (texts, dimensions).
     """
@@ -167,7 +168,7 @@ def write_details(
     with (folder / TEXTS_FILE).open("w", encoding="utf-8") as file:
         for task in task_list:
             answers = [one.answers for result in results for one in result.main() if one.task == task.name]
-            _write_line(file, {"task": task.name, "kind": task.kind, **task_texts(task, split, answers)})
+            _write_line(file, {"task": task.name, "kind": task.kind, **task.texts(split, answers)})
     _write_map(folder / MAP_FILE, results, task_list, split, map_texts, seed)
 
 
@@ -195,7 +196,7 @@ def _write_map(
 
     tables = []
     for task in task_list:
-        sample = sample_texts(task, split, count, seed)
+        sample = task.map_texts(split, count, seed)
         for result in results:
             found = result.embeddings.get(task.name)
             if found is None or not len(sample):
@@ -255,36 +256,59 @@ _ASIDE = ("confidence", "seed", "save_runs", "map_texts")
 log = logging.getLogger(__name__)
 
 
-def load_evaluations(folders: Sequence[Path]) -> list[ModelScores]:
-    """The models of several evaluations, each with all its scores.
+@dataclass(frozen=True)
+class Evaluation:
+    """What `write_evaluation` wrote, read once.
+
+    Attributes:
+        folder: Where.
+        models: The scores.
+        described: Its run.json.
+    """
+
+    folder: Path
+    models: Sequence[ModelScores]
+    described: Mapping[str, Any]
+
+    @cached_property
+    def details(self) -> EvaluationDetails:
+        """What it kept for reading."""
+        return read_details(self.folder)
+
+
+def open_evaluation(folder: Path) -> Evaluation:
+    """Read an evaluation.
 
     Raises:
-        DataError: A folder holds no evaluation; one was made with other options, or on other data of a task; two models
-            have one name.
+        DataError: The folder holds none.
+    """
+    return Evaluation(folder, read_evaluation(folder), read_object(folder / RUN_FILE))
+
+
+def join_scores(evaluations: Sequence[Evaluation]) -> list[ModelScores]:
+    """Return the models of several evaluations, each with all its scores.
+
+    Raises:
+        DataError: One was made with other options, or on other data of a task; two models have one name.
     """
     models: dict[str, tuple[str, ModelScores]] = {}
     data: dict[str, tuple[str, Path]] = {}
     options: tuple[dict[str, Any], Path] | None = None
     probe: tuple[str, Path] | None = None
-    for folder in folders:
-        found = read_evaluation(folder)
-        described = read_object(folder / RUN_FILE)
-        inputs = described.get("inputs", {})
-        mine = _what_scores_depend_on(described.get("options", {}))
-        way = str(mine.pop("probe", "that of an older version"))
-        if any(score.kind == "classification" for one in found for score in one.scores):
-            probe = probe or (way, folder)
-            if probe[0] != way:
+    for evaluation in evaluations:
+        folder, inputs = evaluation.folder, evaluation.described.get("inputs", {})
+        depended = _what_scores_depend_on(evaluation.described.get("options", {}))
+        chosen = str(depended.pop("probe", "that of an older version"))
+        if any(
+            score.kind in tasks and tasks[score.kind].learns for model in evaluation.models for score in model.scores
+        ):
+            probe = probe or (chosen, folder)
+            if probe[0] != chosen:
                 raise DataError(
-                    f"{folder} was evaluated with other options than {probe[1]}: probe {way} against {probe[0]}"
+                    f"{folder} was evaluated with other options than {probe[1]}: probe {chosen} against {probe[0]}"
                 )
-        options = options or (mine, folder)
-        changed = [name for name in mine.keys() | options[0].keys() if mine.get(name) != options[0].get(name)]
-        words = ", ".join(f"{name} {mine.get(name)} against {options[0].get(name)}" for name in sorted(changed))
-        if set(changed) - set(_ENCODING):
-            raise DataError(f"{folder} was evaluated with other options than {options[1]}: {words}")
-        if changed:
-            log.warning("%s was embedded otherwise than %s: %s", folder, options[1], words)
+        options = options or (depended, folder)
+        _refuse_other_options(depended, folder, *options)
         for name, value in inputs.items():
             role, _, task = name.partition(" ")
             if role not in ("target", "general"):
@@ -292,34 +316,41 @@ def load_evaluations(folders: Sequence[Path]) -> list[ModelScores]:
             known, where = data.setdefault(task, (value, folder))
             if known != value:
                 raise DataError(f"task '{task}' has other data in {folder} than in {where}; evaluate on the same")
-        for one in found:
-            content = inputs.get(one.model, "")
-            if one.model not in models:
-                models[one.model] = (content, one)
-                continue
-            earlier, before = models[one.model]
+        for model in evaluation.models:
+            content = inputs.get(model.model, "")
+            earlier, before = models.setdefault(model.model, (content, model))
             if earlier != content:
-                raise DataError(f"two models are called '{one.model}'; evaluate them as NAME=FOLDER")
-            seen = {score.task for score in before.scores}
-            scores = [*before.scores, *(score for score in one.scores if score.task not in seen)]
-            models[one.model] = (content, replace(before, scores=scores))
-    return [one for _, one in models.values()]
+                raise DataError(f"two models are called '{model.model}'; evaluate them as NAME=FOLDER")
+            judged = {score.task for score in before.scores}
+            scores = [*before.scores, *(score for score in model.scores if score.task not in judged)]
+            models[model.model] = (content, replace(before, scores=scores))
+    return [model for _, model in models.values()]
 
 
-def load_details(folders: Sequence[Path]) -> EvaluationDetails:
-    """What several evaluations kept for reading, which `load_evaluations` has found to be of the same data."""
+def _refuse_other_options(own: Mapping[str, Any], folder: Path, others: Mapping[str, Any], where: Path) -> None:
+    """Raise where scores depend on options that differ; warn where models are only embedded otherwise."""
+    changed = sorted(name for name in own.keys() | others.keys() if own.get(name) != others.get(name))
+    words = ", ".join(f"{name} {own.get(name)} against {others.get(name)}" for name in changed)
+    if set(changed) - set(_ENCODING):
+        raise DataError(f"{folder} was evaluated with other options than {where}: {words}")
+    if changed:
+        log.warning("%s was embedded otherwise than %s: %s", folder, where, words)
+
+
+def join_details(evaluations: Sequence[Evaluation]) -> EvaluationDetails:
+    """Return what several evaluations kept for reading, which `join_scores` has found to be of the same data."""
     # as with scores, what an earlier one says holds
-    found = [read_details(folder) for folder in reversed(folders)]
+    details = [evaluation.details for evaluation in reversed(evaluations)]
     texts: dict[str, dict[str, Any]] = {}
-    for one in found:
-        for task, more in one.texts.items():
+    for each in details:
+        for task, more in each.texts.items():
             known = texts.setdefault(task, {"asked": {}, "documents": {}})
             known["asked"] |= more.get("asked", {})
             known["documents"] |= more.get("documents", {})
     return EvaluationDetails(
-        {key: value for one in found for key, value in one.answers.items()},
+        {key: value for each in details for key, value in each.answers.items()},
         texts,
-        {key: value for one in found for key, value in one.points.items()},
+        {key: value for each in details for key, value in each.points.items()},
     )
 
 

@@ -1,4 +1,4 @@
-"""What a run gave."""
+"""One run of the whole flow: mine, train, merge, judge, report; steps that are done are not done again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from bge_cocktail.core.errors import UsageError
+from bge_cocktail.core.errors import CocktailError, UsageError
 from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
 from bge_cocktail.core.runs import RUN_FILE, describe_run, finished_key, hash_path, hash_value, step_key
 from bge_cocktail.data.record import Record
@@ -18,7 +18,7 @@ from bge_cocktail.data.record_files import read_records
 from bge_cocktail.evaluating.evaluate import evaluate_models, evaluation_inputs, open_tasks
 from bge_cocktail.evaluating.scores import ModelScores
 from bge_cocktail.evaluating.store import read_evaluation, write_evaluation
-from bge_cocktail.evaluating.tasks.task import check_task, task_path
+from bge_cocktail.evaluating.tasks.task import task_path
 from bge_cocktail.flow.steps import (
     AS_TUNED,
     COMMAND,
@@ -39,9 +39,12 @@ from bge_cocktail.merging.merge import merge
 from bge_cocktail.mining.miner import check_mining
 from bge_cocktail.models.folder import model_folder, sentence_transformers_folder
 from bge_cocktail.options import RunOptions, TrainOptions, read_run_file
+from bge_cocktail.report.build import build_report, write_report
+from bge_cocktail.report.collect import collect
 from bge_cocktail.training.encoder.checks import check_training
 from bge_cocktail.training.encoder.train import train, training_key
 from bge_cocktail.training.encoder.training_pairs import TrainingPairs
+from bge_cocktail.training.encoder.validation import open_watched
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +56,14 @@ class RunResult:
         results: The scores of base, tuned and cocktails.
         tradeoff: Share of the tuned model, mean target score, mean general score.
         picture: The trade-off picture, if there is one.
+        report: The page that shows all of it; None where it couldn't be written.
     """
 
     folder: Path
     results: list[ModelScores]
     tradeoff: list[tuple[float, float, float]]
     picture: Path | None
+    report: Path | None
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -71,6 +76,7 @@ class RunResult:
 
 
 log = logging.getLogger(__name__)
+PAGE_FILE = "report.html"
 
 
 def run(file: str | Path | RunOptions, settings: Sequence[str] = ()) -> RunResult:
@@ -101,6 +107,7 @@ class Flow:
         # what the base is judged with is what the tuned model is trained with
         self.training: TrainOptions = options.train.model_copy(update=prompts)
         self.tasks = open_tasks(options.data.target, options.data.general)
+        self.watched = open_watched(options.data.watch)
         self.done: list[str] = []
 
     def run(self) -> RunResult:
@@ -139,7 +146,19 @@ class Flow:
                 steps_found_done=self.done,
             ),
         )
-        return RunResult(self.folder, results, tradeoff, picture)
+        return RunResult(self.folder, results, tradeoff, picture, self.report())
+
+    def report(self) -> Path | None:
+        """Write the page about the run; a run is whole without it."""
+        page = self.folder / PAGE_FILE
+        judging = self.options.evaluate
+        try:
+            collected = collect([self.folder], confidence=judging.confidence, seed=judging.seed)
+            write_report(build_report(collected, f"Report: {self.folder.resolve().name}"), collected, page)
+        except (CocktailError, OSError) as error:
+            log.warning("no report (bge-cocktail report %s -o FILE tries again): %s", self.folder, error)
+            return None
+        return page
 
     def plan(self) -> list[tuple[str, str]]:
         """The steps and whether each is done, as far as that can be known before the ones that come first."""
@@ -184,7 +203,7 @@ class Flow:
         data = self.options.data
         tasks = [task_path(str(one))[1] for one in (*data.target, *data.general, *data.watch)]
         refuse_other_folder(self.folder, [self.base, data.train, *([data.dev] if data.dev else []), *map(Path, tasks)])
-        check_training(self.base, self.training, self.options.data.watch)
+        check_training(self.base, self.training, self.watched)
         check_mining(self.options.mine, self.options.mine.teacher is not None)
         for name in self.options.mine.also:
             sentence_transformers_folder(name)
@@ -197,7 +216,7 @@ class Flow:
         self.data.dev  # noqa: B018  (reads it)
         check_judging(self.base, self.options.encode, self.options.evaluate)
         for task in self.tasks:
-            check_task(task, self.options.evaluate.split)
+            task.data(self.options.evaluate.split)
 
     def mine(self, name: str, model: str | Path) -> None:
         """Hard negatives for the train records, and for dev records as examples for cocktail weights."""
@@ -215,9 +234,15 @@ class Flow:
         log.info("train %s: %d records", name, len(records))
         unfinished = output.with_name(output.name + ".unfinished")
         resume = finished_key(unfinished) == self._training_key(records)
-        watch = self.options.data.watch
         return train(
-            self.base, records, output, self.training, dev=self.data.dev, general=watch, resume=resume, overwrite=True
+            self.base,
+            records,
+            output,
+            self.training,
+            dev=self.data.dev,
+            general=self.watched,
+            resume=resume,
+            overwrite=True,
         )
 
     def blend(self, name: str, models: Sequence[str | Path], weights: Literal["uniform", "cocktail"]) -> Path:

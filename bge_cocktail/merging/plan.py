@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, NoReturn
@@ -12,6 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from bge_cocktail.core.errors import DataError, UsageError
+from bge_cocktail.core.registry import keyword_names, own_options
 from bge_cocktail.merging.checkpoints import Checkpoint, fingerprint, hash_of
 from bge_cocktail.merging.methods import TILE, Stack, merge_methods
 from bge_cocktail.merging.tensors import FLOATS, Floats, Key, Tensor, count_of
@@ -126,7 +126,7 @@ class Plan:
             if len(stack.models) == 1 and stack.base is None and stack.weights[0] == 1:
                 merged = stack.combine([1.0])
             else:
-                merged = method(stack, **parameters(self.options))
+                merged = method(stack, **parameters(method, self.options))
         except FloatingPointError:
             self._refuse_not_finite(key)
         for tile in merged:
@@ -220,16 +220,11 @@ def normalises(options: MergeOptions) -> bool:
     return bool(merge_methods.trait(options.method, "normalises", True))
 
 
-def parameters(options: MergeOptions) -> dict[str, Any]:
-    """The options that the method's signature names."""
-    values = {**dict(options), "normalise": normalises(options)}
-    return {name: values[name] for name in takes(merge_methods[options.method]) if name in values}
-
-
-def takes(function: Any) -> list[str]:
-    """The names that a method or a weighting takes by keyword."""
-    kinds = inspect.signature(function).parameters.values()
-    return [one.name for one in kinds if one.kind is inspect.Parameter.KEYWORD_ONLY]
+def parameters(function: Callable[..., Any], options: MergeOptions) -> dict[str, Any]:
+    """Return the options that the signature of a method or a weighting names, its own among them."""
+    values = {**{name: getattr(options, name) for name in MergeOptions.model_fields}, "normalise": normalises(options)}
+    named = {name: values[name] for name in keyword_names(function) if name in values}
+    return {**named, **own_options(function, values, options.plugin_options)}
 
 
 def check_method(options: MergeOptions, models: Sequence[Any]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from bge_cocktail.core.errors import DataError, UsageError
 from bge_cocktail.core.outputs import read_object
+from bge_cocktail.core.registry import keyword_names, refuse_unknown_options
 from bge_cocktail.data.record import Record
 from bge_cocktail.merging.checkpoints import Checkpoint, base_of, fold_adapter, is_adapter, read_checkpoint
 from bge_cocktail.merging.compatible import check_numbers, warn_of_other_bases
@@ -28,7 +29,7 @@ from bge_cocktail.merging.plan import (
     group_weights,
     is_excluded,
     normalises,
-    takes,
+    parameters,
     with_weights,
 )
 from bge_cocktail.merging.recipe import Recipe
@@ -348,10 +349,16 @@ def _check_options(options: MergeOptions) -> None:
     tables: tuple[tuple[Any, Any], ...] = ((merge_methods, options.method), (weightings, options.weights))
     for table, mine in tables:
         for name in table:
-            for option in takes(table[name]):
+            for option in keyword_names(table[name]):
                 users.setdefault(option, []).append(name)
                 if name == mine:
                     chosen.add(option)
+    functions: list[Callable[..., Any]] = [merge_methods[options.method]]
+    if isinstance(options.weights, str):
+        functions.append(weightings[options.weights])
+    refuse_unknown_options(functions, MergeOptions.model_fields, options.plugin_options)
+    for function in functions:
+        parameters(function, options)  # a value of the wrong type is said before anything is read
     if is_bridged(options.method):
         chosen |= {"scale", "density"}
     looks = set(data_of(options))

@@ -12,7 +12,7 @@ import numpy as np
 from bge_cocktail.core.errors import UsageError
 from bge_cocktail.core.registry import Registry
 from bge_cocktail.merging.methods import merge_methods
-from bge_cocktail.merging.plan import takes
+from bge_cocktail.merging.plan import parameters
 from bge_cocktail.options import MergeOptions
 
 
@@ -203,7 +203,7 @@ def find_weights(
         raise UsageError("--share needs a first model and others, and weights of sum 1")
     if isinstance(options.weights, str):
         weighting = weightings[options.weights]
-        found = weighting(objective, rows, **{name: getattr(options, name) for name in takes(weighting)})
+        found = weighting(objective, rows, **parameters(weighting, options))
         if options.weights == "uniform" and not normalise:
             found = WeightsResult([1.0] * len(rows))
     else:

@@ -6,7 +6,16 @@ import difflib
 import re
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from bge_cocktail.core.errors import UsageError, nearest
 
@@ -64,6 +73,23 @@ class Options(BaseModel):
     """The parts of a command's help: for each title, the names of its options, with spaces between."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class PluginOptions(Options):
+    """Options of a step whose functions other packages may bring, with options of their own."""
+
+    plugin_options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="options that a method, weighting or task of another package brings along, by name",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # outputs made without plugins are the same, whatever this version can do
+        values: dict[str, Any] = handler(self)
+        if not values.get("plugin_options", True):
+            del values["plugin_options"]
+        return values
 
 
 def checked(model: type[Options], values: dict[str, Any], where: dict[str, str] | None = None) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from bge_cocktail.options.base import Names, Options, Shares
+from bge_cocktail.options.base import Names, PluginOptions, Shares
 
 
 def _number_lists(value: object) -> object:
@@ -24,7 +24,7 @@ Weights = Annotated[str | list[float], BeforeValidator(_word_or_numbers)]
 NumberLists = Annotated[list[list[float]], BeforeValidator(_number_lists)]
 
 
-class MergeOptions(Options):
+class MergeOptions(PluginOptions):
     """How models become one."""
 
     panels: ClassVar[dict[str, str]] = {

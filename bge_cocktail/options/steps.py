@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from bge_cocktail.options.base import PROMPT_HELP, Limit, Names, Options, Prompt
+from bge_cocktail.options.base import PROMPT_HELP, Limit, Names, Options, PluginOptions, Prompt
 
 
 class EncodeOptions(Options):
@@ -110,7 +110,7 @@ class MineOptions(Options):
     seed: int = Field(13, ge=0, description="seeds the draw")
 
 
-class EvaluateOptions(Options):
+class EvaluateOptions(PluginOptions):
     """How models are judged."""
 
     depth: int = Field(100, ge=10, description="documents retrieved for a query")

@@ -153,7 +153,7 @@ def build_report(material: ReportInput, title: str) -> Report:
     """
     order = sorted(report_sections, key=lambda name: (report_sections.trait(name, "order", 50), name))
     sections = [section for name in order if (section := report_sections[name](material)) is not None]
-    summary = [sentence for group in material.evaluated for sentence in group.words()]
+    summary = [sentence for group in material.evaluated for sentence in group.words().values()]
     going = sum(not step.finished for step in material.steps)
     if going:
         summary.append(f"{going} of {len(material.steps)} runs {'is' if going == 1 else 'are'} not finished.")

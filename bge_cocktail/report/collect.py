@@ -6,15 +6,14 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from bge_cocktail.core.errors import DataError, UsageError, nearest
 from bge_cocktail.core.runs import RUN_FILE
-from bge_cocktail.evaluating.compare import TaskChange, compare_models, in_words, untested
-from bge_cocktail.evaluating.scores import ModelScores, Role
-from bge_cocktail.evaluating.store import EvaluationDetails, load_details, load_evaluations
+from bge_cocktail.evaluating.compare import Comparison, compare
+from bge_cocktail.evaluating.store import Evaluation, join_scores, open_evaluation
 
 log = logging.getLogger(__name__)
 UNFINISHED = (".unfinished", ".search")
@@ -46,48 +45,19 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class ComparedEvaluations:
-    """Evaluations of the same data, with each model compared with the first.
+class ComparedEvaluations(Comparison):
+    """Evaluations of the same data, side by side.
 
     Attributes:
         steps: The evaluations.
-        models: All of them, the baseline first.
-        details: What they keep for reading.
-        changes: From the baseline to each other model, by its name.
-        untested: The tasks that can't be compared, by model.
-        confidence: Of intervals and tests.
     """
 
-    steps: Sequence[Step]
-    models: Sequence[ModelScores]
-    details: EvaluationDetails
-    changes: Mapping[str, Sequence[TaskChange]]
-    untested: Mapping[str, Sequence[str]]
-    confidence: float
-
-    @property
-    def baseline(self) -> ModelScores:
-        """What the others are compared with."""
-        return self.models[0]
+    steps: Sequence[Step] = ()
 
     @property
     def names(self) -> list[str]:
         """What the evaluations are called."""
         return [step.name for step in self.steps]
-
-    def mean(self, model: ModelScores, role: Role) -> float | None:
-        """Mean main score over the tasks of a role that all models were judged on."""
-        judged = [{score.task for score in one.main()} for one in self.models]
-        shared = set.intersection(*judged)
-        values = [score.value for score in model.main() if score.role == role and score.task in shared]
-        return sum(values) / len(values) if values else None
-
-    def words(self) -> list[str]:
-        """A sentence for each model."""
-        return [
-            f"{model} against {self.baseline.model}: {in_words(changes, self.confidence)}."
-            for model, changes in self.changes.items()
-        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +116,21 @@ def collect(
     """
     steps = find_steps(folders)
     groups = _groups([step for step in steps if step.command == "evaluate" and step.finished])
-    names = {model.model for _, models in groups for model in models}
+    names = {model.model for group in groups for _, evaluation in group for model in evaluation.models}
     if baseline is not None and baseline not in names:
         raise UsageError(f"--baseline: no model '{baseline}' was evaluated.{nearest(baseline, names)}")
-    evaluated = [_compared(group, models, baseline, confidence, resamples, seed) for group, models in groups]
+    evaluated = []
+    for group in groups:
+        compared = compare(
+            [evaluation for _, evaluation in group],
+            baseline=baseline,
+            confidence=confidence,
+            resamples=resamples,
+            seed=seed,
+            partial=True,
+        )
+        values = {each.name: getattr(compared, each.name) for each in fields(compared)}
+        evaluated.append(ComparedEvaluations(**values, steps=[step for step, _ in group]))
     return ReportInput(steps, evaluated, reduce, seed)
 
 
@@ -204,47 +185,23 @@ def _steps_below(root: Path) -> list[Step]:
     return steps
 
 
-def _groups(steps: Sequence[Step]) -> list[tuple[list[Step], list[ModelScores]]]:
+def _groups(steps: Sequence[Step]) -> list[list[tuple[Step, Evaluation]]]:
     """Evaluations that can stand side by side; others get a table of their own."""
-    groups: list[tuple[list[Step], list[ModelScores]]] = []
+    groups: list[list[tuple[Step, Evaluation]]] = []
     for step in steps:
-        for place, (members, _) in enumerate(groups):
-            together = [*members, step]
+        try:
+            opened = (step, open_evaluation(step.folder))
+        except DataError as error:
+            log.warning("%s is left out: %s", step.name, error)
+            continue
+        for group in groups:
             try:
-                models = load_evaluations([one.folder for one in together])
+                join_scores([evaluation for _, evaluation in [*group, opened]])
             except DataError as error:
                 log.info("%s stands apart: %s", step.name, error)
                 continue
-            groups[place] = (together, models)
+            group.append(opened)
             break
         else:
-            try:
-                groups.append(([step], load_evaluations([step.folder])))
-            except DataError as error:
-                log.warning("%s is left out: %s", step.name, error)
+            groups.append([opened])
     return groups
-
-
-def _compared(
-    steps: Sequence[Step],
-    models: Sequence[ModelScores],
-    baseline: str | None,
-    confidence: float,
-    resamples: int,
-    seed: int,
-) -> ComparedEvaluations:
-    ordered = sorted(models, key=lambda one: one.model != baseline)
-    # of many tasks, fewer could not tell any difference once they are corrected
-    resamples = max(resamples, int(4 * len(ordered[0].main()) / (1 - confidence)) + 1)
-    details = load_details([step.folder for step in steps])
-    changes: dict[str, list[TaskChange]] = {}
-    left: dict[str, list[str]] = {}
-    for one in ordered[1:]:
-        left[one.model] = untested(ordered[0], one, details)
-        try:
-            changes[one.model] = compare_models(
-                ordered[0], one, details, confidence=confidence, resamples=resamples, seed=seed
-            )
-        except DataError as error:
-            left[one.model] = [str(error)]
-    return ComparedEvaluations(steps, ordered, details, changes, left, confidence)

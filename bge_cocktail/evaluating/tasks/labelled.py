@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_cocktail.core.errors import DataError, nearest
-from bge_cocktail.data.labelled import Labelled, read_labelled
+from bge_cocktail.core.errors import DataError, UsageError
+from bge_cocktail.data.labelled import DataFolder, LabelledTexts, read_labelled
 from bge_cocktail.data.record import Text
-from bge_cocktail.evaluating.intervals import bootstrap_interval
-from bge_cocktail.evaluating.scores import Role, Score, tasks
+from bge_cocktail.evaluating.measures import macro_f1
+from bge_cocktail.evaluating.scores import Score
+from bge_cocktail.evaluating.tasks.task import MapText, Task, TaskKind, interval_of, rows_of_texts, tasks
 from bge_cocktail.models.encoder import Encoder
 from bge_cocktail.options import EvaluateOptions
 from bge_cocktail.search.exact import top_k
@@ -119,47 +120,183 @@ def _unit(rows: Floats) -> Floats:
     return np.ascontiguousarray(found)
 
 
-@tasks("classification")
-def classification(encoder: Encoder, path: Path, name: str, role: Role, options: EvaluateOptions) -> list[Score]:
+# k-means ends elsewhere from other starts: the mean of so many
+STARTS, FIRST_SEED = 10, 42
+BATCH = 512
+# resamples of clusters, each judged ten times
+RESAMPLES = 1000
+# numbers of a table of classes by clusters, for many samples
+_AT_ONCE = 1 << 21
+
+
+@dataclass(frozen=True, slots=True)
+class ClassificationData:
+    """What a probe learns from, has C and k chosen on (where there is a dev that isn't judged), and is judged by."""
+
+    train: LabelledTexts
+    dev: LabelledTexts | None
+    test: LabelledTexts
+
+
+class Classification(TaskKind):
     """A probe on frozen embeddings of labelled texts or pairs: accuracy, macro-F1."""
-    train, test = read_split(path, options.split)
-    dev = read_dev(path, options.split, train)
-    labels = sorted(set(train.labels))
-    known, asked = _labelled_embeddings(encoder, train, labels), features(encoder, test.texts)
-    held = None if dev is None else _labelled_embeddings(encoder, dev, labels)
-    if options.probe == "few":
-        guesses = few_texts(known, asked)
-    else:
-        way = logistic if options.probe == "full" else knn
-        guesses = [way(known, held, asked)[0]]
-    truth = _numbers(test, labels)
-    ids = [f"{options.split}:{line}" for line in range(1, len(truth) + 1)]
-    # of several experiments, the share that are right
-    right = np.mean([guess == truth for guess in guesses], axis=0)
-    pairs = [np.stack([truth, guess], axis=1).astype(float) for guess in guesses]
-    f1 = [float(macro_f1(one[None], len(labels))[0]) for one in pairs]
-    interval = partial(bootstrap_interval, confidence=options.confidence, seed=options.seed)
-    score = partial(Score, task=name, kind="classification", role=role, count=len(truth))
-    return [
-        score(
-            metric="accuracy",
-            value=float(right.mean()),
-            interval=interval(right),
-            main=True,
-            per_query=dict(zip(ids, right.tolist(), strict=True)),
-            answers={one: labels[guess] for one, guess in zip(ids, guesses[0].tolist(), strict=True)},
-        ),
-        score(
-            metric="macro-F1",
-            value=float(np.mean(f1)),
-            interval=interval(
-                np.concatenate(pairs, axis=1),
-                statistic=lambda drawn: np.mean(
-                    [macro_f1(drawn[..., at : at + 2], len(labels)) for at in range(0, drawn.shape[-1], 2)], axis=0
-                ),
+
+    order = 90  # any other kind of rows is told by its columns
+    learns = True
+    mteb = ("Classification", "accuracy")
+
+    def recognises(self, folder: DataFolder) -> bool:
+        """Return whether there is something to learn from."""
+        return "train" in folder.splits and not folder.holds("corpus.jsonl")
+
+    def read(self, folder: DataFolder, split: str) -> ClassificationData:
+        """Return train, dev and the split that is judged.
+
+        Raises:
+            DataError: A file is missing or broken, train has one label only, or a label isn't in train.
+        """
+        train = read_labelled(folder, "train")
+        if len(train.names) < 2:
+            raise DataError(f"{folder.file('train')} holds one label only ({train.names[0]}); a probe needs two")
+        test = train if split == "train" else read_labelled(folder, split, train.names)
+        dev = read_labelled(folder, "dev", train.names) if split != "dev" and "dev" in folder.splits else None
+        return ClassificationData(train, dev, test)
+
+    def judge(self, encoder: Encoder, task: Task, options: EvaluateOptions) -> list[Score]:
+        """See `TaskKind.judge`."""
+        data: ClassificationData = task.data(options.split)
+        names = data.train.names
+        train, queries = _labelled_embeddings(encoder, data.train), features(encoder, data.test.texts)
+        dev = None if data.dev is None else _labelled_embeddings(encoder, data.dev)
+        if options.probe == "few":
+            predictions = few_texts(train, queries)
+        else:
+            predictions = [(logistic if options.probe == "full" else knn)(train, dev, queries)[0]]
+        truth = data.test.classes()
+        ids = [f"{options.split}:{line}" for line in range(1, len(truth) + 1)]
+        # of several experiments, the share that are right
+        right = np.mean([predicted == truth for predicted in predictions], axis=0)
+        pairs = [np.stack([truth, predicted], axis=1).astype(float) for predicted in predictions]
+        f1 = [float(macro_f1_of_samples(pair[None], len(names))[0]) for pair in pairs]
+
+        def mean_f1(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+            columns = range(0, drawn.shape[-1], 2)
+            values = [macro_f1_of_samples(drawn[..., column : column + 2], len(names)) for column in columns]
+            return np.asarray(np.mean(values, axis=0))
+
+        interval = interval_of(options)
+        return [
+            task.score(
+                "accuracy",
+                float(right.mean()),
+                interval(right),
+                len(truth),
+                main=True,
+                per_query=dict(zip(ids, right.tolist(), strict=True)),
+                answers={name: names[predicted] for name, predicted in zip(ids, predictions[0].tolist(), strict=True)},
             ),
-        ),
-    ]
+            task.score(
+                "macro-F1",
+                float(np.mean(f1)),
+                interval(np.concatenate(pairs, axis=1), statistic=mean_f1),
+                len(truth),
+            ),
+        ]
+
+    def texts(self, data: ClassificationData, split: str, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the texts with their labels."""
+        return rows_of_texts(data.test.texts, data.test.class_names(), split)
+
+    def map_texts(self, data: ClassificationData, count: int, generator: np.random.Generator) -> list[MapText]:
+        """Return a draw of single texts."""
+        return _drawn(data.test, count, generator)
+
+    def to_mteb(self, task: Task, split: str, made: Any) -> None:
+        """See `TaskKind.to_mteb`; mteb has no classification of pairs."""
+        from datasets import Dataset, DatasetDict
+
+        data: ClassificationData = task.data(split)
+        if data.train.pairs:
+            raise UsageError(f"{task.name}: mteb has no classification of pairs; evaluate it as a task of ours")
+        parts = {"train": data.train, split: data.test}
+        made.dataset = {
+            "default": DatasetDict(
+                {
+                    name: Dataset.from_dict({"text": list(part.texts), "label": part.classes().tolist()})
+                    for name, part in parts.items()
+                }
+            )
+        }
+
+
+class Clustering(TaskKind):
+    """k-means on embeddings of labelled texts, one cluster a label: V-measure, the mean over ten starts."""
+
+    mteb = ("Clustering", "v_measure")
+
+    def read(self, folder: DataFolder, split: str) -> LabelledTexts:
+        """Return the texts and their classes.
+
+        Raises:
+            DataError: Pairs of texts, or one class only.
+        """
+        data = read_labelled(folder, split)
+        if data.pairs:
+            raise DataError(f"{folder.file(split)} holds pairs; clustering takes single texts")
+        if len(data.names) < 2:
+            raise DataError(f"{folder.file(split)} holds one label only ({data.names[0]}); clustering needs two")
+        return data
+
+    def judge(self, encoder: Encoder, task: Task, options: EvaluateOptions) -> list[Score]:
+        """See `TaskKind.judge`."""
+        from sklearn.cluster import MiniBatchKMeans
+
+        data: LabelledTexts = task.data(options.split)
+        embeddings = encoder.encode_text([text for text in data.texts if isinstance(text, str)])
+        classes = len(data.names)
+        clusters = [
+            MiniBatchKMeans(classes, batch_size=BATCH, n_init=1, random_state=FIRST_SEED + start).fit_predict(
+                embeddings
+            )
+            for start in range(STARTS)
+        ]
+        both = np.stack([data.classes(), *clusters], axis=1).astype(float)
+
+        def mean_over_starts(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+            values = [v_measure(drawn[..., [0, 1 + start]].astype(np.int64), classes) for start in range(STARTS)]
+            return np.asarray(np.mean(values, axis=0))
+
+        value = float(mean_over_starts(both[None])[0])
+        interval = interval_of(options)(both, resamples=RESAMPLES, statistic=mean_over_starts)
+        return [task.score("V-measure", value, interval, len(data), main=True)]
+
+    def texts(self, data: LabelledTexts, split: str, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the texts with their labels."""
+        return rows_of_texts(data.texts, data.class_names(), split)
+
+    def map_texts(self, data: LabelledTexts, count: int, generator: np.random.Generator) -> list[MapText]:
+        """Return a draw of the texts."""
+        return _drawn(data, count, generator)
+
+    def to_mteb(self, task: Task, split: str, made: Any) -> None:
+        """See `TaskKind.to_mteb`."""
+        from datasets import Dataset, DatasetDict
+
+        data: LabelledTexts = task.data(split)
+        columns = {"sentences": list(data.texts), "labels": data.class_names()}
+        made.dataset = {"default": DatasetDict({split: Dataset.from_dict(columns)})}
+        made.max_fraction_of_documents_to_embed = None  # all of them, not 4 %
+
+
+tasks("classification")(Classification())
+tasks("clustering")(Clustering())
+
+
+def _drawn(data: LabelledTexts, count: int, generator: np.random.Generator) -> list[MapText]:
+    """Return a draw of the texts, coloured by their labels; pairs have no place on a map."""
+    rows = sorted(generator.permutation(len(data))[:count].tolist())
+    labels = data.class_names()
+    return [MapText("text", text, labels[row]) for row in rows if isinstance(text := data.texts[row], str)]
 
 
 def features(encoder: Encoder, texts: Sequence[Text]) -> NDArray[np.float32]:
@@ -174,37 +311,12 @@ def features(encoder: Encoder, texts: Sequence[Text]) -> NDArray[np.float32]:
     return np.concatenate([first, second, np.abs(first - second), first * second], axis=1)
 
 
-def read_split(path: Path, split: str) -> tuple[Labelled, Labelled]:
-    """The train split that the probe learns from, and the split that is judged.
-
-    Raises:
-        DataError: A file is missing or broken, train has one label only, or a label isn't in train.
-    """
-    train, test = read_labelled(path, "train"), read_labelled(path, split)
-    known = sorted(set(train.labels))
-    if len(known) < 2:
-        raise DataError(f"{path}/train.jsonl holds one label only ({known[0]}); a probe needs two")
-    _check_labels(test, known, f"{path}/{split}.jsonl")
-    return train, test
+def _labelled_embeddings(encoder: Encoder, data: LabelledTexts) -> LabelledEmbeddings:
+    return features(encoder, data.texts), data.classes()
 
 
-def read_dev(path: Path, split: str, train: Labelled) -> Labelled | None:
-    """What C and k are chosen on: dev, if there is one and it isn't what is judged.
-
-    Raises:
-        DataError: It is broken, or has a label that isn't in train.
-    """
-    if split == "dev" or not (path / "dev.jsonl").is_file():
-        return None
-    dev = read_labelled(path, "dev")
-    _check_labels(dev, sorted(set(train.labels)), f"{path}/dev.jsonl")
-    return dev
-
-
-def macro_f1(pairs: NDArray[np.float64], classes: int) -> NDArray[np.float64]:
-    """Mean over the classes of the harmonic mean of precision and recall, for many samples at once.
-
-    A class that is neither in the truth nor predicted in a sample doesn't count in its mean.
+def macro_f1_of_samples(pairs: NDArray[np.float64], classes: int) -> NDArray[np.float64]:
+    """Return `macro_f1` of many samples at once.
 
     Args:
         pairs: True and predicted class, shape (samples, texts, 2).
@@ -223,89 +335,7 @@ def macro_f1(pairs: NDArray[np.float64], classes: int) -> NDArray[np.float64]:
 
     hits = counts(truth, truth == predicted)
     total = counts(truth) + counts(predicted)
-    seen = total > 0
-    f1 = np.divide(2 * hits, total, out=np.zeros_like(hits), where=seen)
-    return np.asarray(f1.sum(axis=1) / seen.sum(axis=1))
-
-
-def _check_labels(data: Labelled, known: Sequence[str], where: str) -> None:
-    for label in data.labels:
-        if label not in known:
-            raise DataError(f"{where}: label '{label}' isn't in train.{nearest(label, known)}")
-
-
-def _labelled_embeddings(encoder: Encoder, data: Labelled, labels: Sequence[str]) -> LabelledEmbeddings:
-    return features(encoder, data.texts), _numbers(data, labels)
-
-
-def _numbers(data: Labelled, labels: Sequence[str]) -> NDArray[np.int64]:
-    places = {label: place for place, label in enumerate(labels)}
-    return np.array([places[label] for label in data.labels], np.int64)
-
-
-# k-means ends elsewhere from other starts: the mean of so many
-STARTS, FIRST_SEED = 10, 42
-
-
-BATCH = 512
-# numbers of a table of classes by clusters, for many samples
-_AT_ONCE = 1 << 21
-
-
-RESAMPLES = 1000
-
-
-@tasks("clustering")
-def clustering(encoder: Encoder, path: Path, name: str, role: Role, options: EvaluateOptions) -> list[Score]:
-    """k-means on embeddings of labelled texts, one cluster a label: V-measure, the mean over ten starts."""
-    from sklearn.cluster import MiniBatchKMeans
-
-    data = read_clustering(path, options.split)
-    labels, truth = np.unique(np.array(data.labels), return_inverse=True)
-    embeddings = encoder.encode_text([text for text in data.texts if isinstance(text, str)])
-    clusters = np.stack(
-        [
-            MiniBatchKMeans(len(labels), batch_size=BATCH, n_init=1, random_state=FIRST_SEED + start).fit_predict(
-                embeddings
-            )
-            for start in range(STARTS)
-        ],
-        axis=1,
-    )
-    both = np.concatenate([truth[:, None], clusters], axis=1).astype(float)
-
-    def mean_over_starts(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
-        found = [v_measure(drawn[..., [0, 1 + start]].astype(np.int64), len(labels)) for start in range(STARTS)]
-        return np.asarray(np.mean(found, axis=0))
-
-    return [
-        Score(
-            task=name,
-            kind="clustering",
-            role=role,
-            metric="V-measure",
-            value=float(mean_over_starts(both[None])[0]),
-            interval=bootstrap_interval(
-                both, confidence=options.confidence, seed=options.seed, resamples=RESAMPLES, statistic=mean_over_starts
-            ),
-            count=len(truth),
-            main=True,
-        )
-    ]
-
-
-def read_clustering(path: Path, split: str) -> Labelled:
-    """The texts and their classes.
-
-    Raises:
-        DataError: Pairs of texts, or one class only.
-    """
-    data = read_labelled(path, split)
-    if any(isinstance(text, tuple) for text in data.texts):
-        raise DataError(f"{path}/{split}.jsonl holds pairs; clustering takes single texts")
-    if len(set(data.labels)) < 2:
-        raise DataError(f"{path}/{split}.jsonl holds one label only ({data.labels[0]}); clustering needs two")
-    return data
+    return macro_f1(hits, total)
 
 
 def v_measure(pairs: NDArray[np.int64], classes: int) -> NDArray[np.float64]:

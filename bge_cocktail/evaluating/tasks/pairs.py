@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bge_cocktail.core.errors import DataError
-from bge_cocktail.data.labelled import ScoredPairs, read_scored
-from bge_cocktail.evaluating.intervals import bootstrap_interval
-from bge_cocktail.evaluating.scores import Role, Score, tasks
+from bge_cocktail.data.labelled import DataFolder, ScoredPairs, read_scored
+from bge_cocktail.evaluating.scores import Score
+from bge_cocktail.evaluating.tasks.task import Task, TaskKind, interval_of, rows_of_texts, tasks
 from bge_cocktail.models.encoder import Encoder
 from bge_cocktail.options import EvaluateOptions
 
@@ -21,36 +20,109 @@ Floats = NDArray[np.float64]
 RESAMPLES = 1000
 
 
-@tasks("sts")
-def sts(encoder: Encoder, path: Path, name: str, role: Role, options: EvaluateOptions) -> list[Score]:
+class ScoredKind(TaskKind):
+    """Pairs of texts with a score; what STS and pair classification have in common."""
+
+    def read(self, folder: DataFolder, split: str) -> ScoredPairs:
+        """See `TaskKind.read`."""
+        return read_scored(folder, split)
+
+    def texts(self, data: ScoredPairs, split: str, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the pairs and their scores."""
+        return rows_of_texts(list(zip(data.first, data.second, strict=True)), data.scores, split)
+
+
+class SemanticSimilarity(ScoredKind):
     """Cosine of pairs of texts against their scores: Spearman's and Pearson's correlation."""
-    from scipy.stats import pearsonr, spearmanr
 
-    pairs = read_scored(path, options.split)
-    found = cosines(encoder, pairs)
-    wanted = np.array(pairs.scores)
-    if np.ptp(found) == 0:
-        raise DataError(f"{name}: the model gives all pairs the same similarity")
-    return [
-        _score(name, "sts", role, "Spearman", float(spearmanr(found, wanted).statistic), True,
-               _interval(found, wanted, options, rank_correlations), len(wanted), _answers(found, options.split)),
-        _score(name, "sts", role, "Pearson", float(pearsonr(found, wanted).statistic), False,
-               _interval(found, wanted, options, _correlations), len(wanted)),
-    ]  # fmt: skip
+    order = 21
+    mteb = ("STS", "cosine_spearman")
+
+    def recognises(self, folder: DataFolder) -> bool:
+        """Return whether rows hold two sentences and a score."""
+        return not folder.holds("corpus.jsonl") and {"sentence1", "sentence2", "score"} <= folder.first_row().keys()
+
+    def judge(self, encoder: Encoder, task: Task, options: EvaluateOptions) -> list[Score]:
+        """See `TaskKind.judge`."""
+        from scipy.stats import pearsonr, spearmanr
+
+        pairs: ScoredPairs = task.data(options.split)
+        similarities, truth = cosines(encoder, pairs), np.array(pairs.scores)
+        if np.ptp(similarities) == 0:
+            raise DataError(f"{task.name}: the model gives all pairs the same similarity")
+        return [
+            task.score(
+                "Spearman",
+                float(spearmanr(similarities, truth).statistic),
+                _interval(similarities, truth, options, rank_correlations),
+                len(truth),
+                main=True,
+                answers=_answers(similarities, options.split),
+            ),
+            task.score(
+                "Pearson",
+                float(pearsonr(similarities, truth).statistic),
+                _interval(similarities, truth, options, _correlations),
+                len(truth),
+            ),
+        ]
+
+    def to_mteb(self, task: Task, split: str, made: Any) -> None:
+        """See `TaskKind.to_mteb`."""
+        from datasets import Dataset, DatasetDict
+
+        pairs: ScoredPairs = task.data(split)
+        columns = {"sentence1": list(pairs.first), "sentence2": list(pairs.second), "score": list(pairs.scores)}
+        made.dataset = {"default": DatasetDict({split: Dataset.from_dict(columns)})}
+        made.min_score, made.max_score = min(pairs.scores), max(pairs.scores)
 
 
-@tasks("pair-classification")
-def pair_classification(encoder: Encoder, path: Path, name: str, role: Role, options: EvaluateOptions) -> list[Score]:
+class PairClassification(ScoredKind):
     """Cosine of pairs that belong together or don't (score 1 or 0): average precision, the best F1 and accuracy."""
-    pairs = read_scored(path, options.split)
-    check_binary(pairs, name, options.split)
-    found, wanted = cosines(encoder, pairs), np.array(pairs.scores)
-    return [
-        _score(name, "pair-classification", role, metric, float(of(found[None], wanted[None])[0]), metric == "AP",
-               _interval(found, wanted, options, of), len(wanted),
-               _answers(found, options.split) if metric == "AP" else {})
-        for metric, of in (("AP", average_precision), ("best F1", _best_f1), ("best accuracy", _best_accuracy))
-    ]  # fmt: skip
+
+    order = 20
+    mteb = ("PairClassification", "cosine_ap")
+
+    def recognises(self, folder: DataFolder) -> bool:
+        """Return whether rows hold two sentences and a score of 0 or 1."""
+        split = folder.any_split
+        return bool(split) and _STS.recognises(folder) and read_scored(folder, str(split)).binary
+
+    def read(self, folder: DataFolder, split: str) -> ScoredPairs:
+        """See `TaskKind.read`."""
+        pairs = read_scored(folder, split)
+        check_binary(pairs, folder.path.resolve().name, split)
+        return pairs
+
+    def judge(self, encoder: Encoder, task: Task, options: EvaluateOptions) -> list[Score]:
+        """See `TaskKind.judge`."""
+        pairs: ScoredPairs = task.data(options.split)
+        similarities, truth = cosines(encoder, pairs), np.array(pairs.scores)
+        return [
+            task.score(
+                metric,
+                float(of(similarities[None], truth[None])[0]),
+                _interval(similarities, truth, options, of),
+                len(truth),
+                main=metric == "AP",
+                answers=_answers(similarities, options.split) if metric == "AP" else {},
+            )
+            for metric, of in (("AP", average_precision), ("best F1", _best_f1), ("best accuracy", _best_accuracy))
+        ]
+
+    def to_mteb(self, task: Task, split: str, made: Any) -> None:
+        """See `TaskKind.to_mteb`."""
+        from datasets import Dataset, DatasetDict
+
+        pairs: ScoredPairs = task.data(split)
+        labels = [int(score) for score in pairs.scores]
+        columns = {"sentence1": list(pairs.first), "sentence2": list(pairs.second), "labels": labels}
+        made.dataset = {"default": DatasetDict({split: Dataset.from_dict(columns)})}
+
+
+_STS = SemanticSimilarity()
+tasks("sts")(_STS)
+tasks("pair-classification")(PairClassification())
 
 
 def check_binary(pairs: ScoredPairs, name: str, split: str) -> None:
@@ -71,20 +143,6 @@ def cosines(encoder: Encoder, pairs: ScoredPairs) -> Floats:
     return np.asarray((first * second).sum(axis=1) / np.maximum(lengths, 1e-12))
 
 
-def _score(
-    name: str,
-    kind: str,
-    role: Role,
-    metric: str,
-    value: float,
-    main: bool,
-    interval: tuple[float, float],
-    count: int,
-    answers: Mapping[str, float] | None = None,
-) -> Score:
-    return Score(name, kind, role, metric, value, interval, count, main, answers=answers or {})
-
-
 def _answers(found: Floats, split: str) -> dict[str, float]:
     return {f"{split}:{line}": round(one, 6) for line, one in enumerate(found.tolist(), start=1)}
 
@@ -97,9 +155,7 @@ def _interval(
     def statistic(drawn: Floats) -> Any:
         return of(drawn[..., 0], drawn[..., 1])
 
-    return bootstrap_interval(
-        both, confidence=options.confidence, seed=options.seed, resamples=RESAMPLES, statistic=statistic
-    )
+    return interval_of(options)(both, resamples=RESAMPLES, statistic=statistic)
 
 
 def rank_correlations(found: Floats, wanted: Floats) -> Floats:

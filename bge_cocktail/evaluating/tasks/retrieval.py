@@ -8,17 +8,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bge_cocktail.core.errors import DataError
-from bge_cocktail.data.beir import RetrievalData
+from bge_cocktail.data.beir import RetrievalData, is_beir
+from bge_cocktail.data.examples import RecordExample
+from bge_cocktail.data.labelled import CANDIDATE_COLUMNS, DataFolder
 from bge_cocktail.data.record import normalise
 from bge_cocktail.data.retrieval import read_retrieval
+from bge_cocktail.data.sources import examples_of_rows
 from bge_cocktail.evaluating.intervals import mean_intervals
 from bge_cocktail.evaluating.measures import measure_run
-from bge_cocktail.evaluating.scores import FOUND_SHOWN, Role, Run, Score, tasks
+from bge_cocktail.evaluating.scores import FOUND_SHOWN, Run, Score
+from bge_cocktail.evaluating.tasks.task import MapText, Task, TaskKind, cut, tasks
 from bge_cocktail.models.encoder import Encoder
 from bge_cocktail.models.reranker import Reranker, load_reranker
 from bge_cocktail.options import EvaluateOptions
@@ -87,38 +91,112 @@ def ordered(scores: Mapping[str, float], depth: int) -> dict[str, float]:
 
 
 log = logging.getLogger(__name__)
+# of the texts on a map of a retrieval, so many are queries; the rest are their documents, and others
+QUERIES = 1 / 4
 
 
-@tasks("retrieval")
-def retrieval(encoder: Encoder, path: Path, name: str, role: Role, options: EvaluateOptions) -> list[Score]:
+class Retrieval(TaskKind):
     """Exact search over a corpus (a BEIR folder, or one that `prepare` wrote): nDCG, recall, MRR, MAP and others."""
-    judged = read_retrieval(path, options.split)
-    _tell(judged, name)
-    efficiency: dict[str, float] = {}
-    run = staged_run(encoder, judged, options, efficiency)
-    found = judge_run(run, judged, options.metrics)
-    values = np.stack([np.fromiter(per_query.values(), float) for per_query in found.values()], axis=1)
-    intervals = mean_intervals(values, confidence=options.confidence, seed=options.seed)
-    scores = []
-    for (metric, per_query), column, interval in zip(found.items(), values.T, intervals, strict=True):
-        main = metric == options.metrics[0]
-        scores.append(
-            Score(
-                task=name,
-                kind="retrieval",
-                role=role,
-                metric=metric,
-                value=float(column.mean()),
-                interval=interval,
-                count=len(column),
-                main=main,
-                per_query=per_query,
-                run=run if main and options.save_runs else {},
-                answers=_answers(run, judged) if main else {},
-                efficiency=efficiency if main else {},
+
+    order = 10
+    mteb = ("Retrieval", "ndcg_at_10")
+
+    def recognises(self, folder: DataFolder) -> bool:
+        """Return whether it is a BEIR folder, or rows are records."""
+        return is_beir(folder.path) or ("query" in (row := folder.first_row()) and not row.keys() >= CANDIDATE_COLUMNS)
+
+    def read(self, folder: DataFolder, split: str) -> RetrievalData:
+        """See `TaskKind.read`."""
+        if is_beir(folder.path) or not folder.splits:
+            return read_retrieval(folder.path, split)
+        examples = examples_of_rows(folder.rows(split), str(folder.file(split)))
+        records = [example.record for example in examples if isinstance(example, RecordExample)]
+        return read_retrieval(folder.path, split, records)
+
+    def judge(self, encoder: Encoder, task: Task, options: EvaluateOptions) -> list[Score]:
+        """See `TaskKind.judge`."""
+        judged: RetrievalData = task.data(options.split)
+        _tell(judged, task.name)
+        efficiency: dict[str, float] = {}
+        run = staged_run(encoder, judged, options, efficiency)
+        measured = judge_run(run, judged, options.metrics)
+        values = np.stack([np.fromiter(per_query.values(), float) for per_query in measured.values()], axis=1)
+        intervals = mean_intervals(values, confidence=options.confidence, seed=options.seed)
+        scores = []
+        for (metric, per_query), column, interval in zip(measured.items(), values.T, intervals, strict=True):
+            main = metric == options.metrics[0]
+            scores.append(
+                task.score(
+                    metric,
+                    float(column.mean()),
+                    interval,
+                    len(column),
+                    main=main,
+                    per_query=per_query,
+                    run=run if main and options.save_runs else {},
+                    answers=_answers(run, judged) if main else {},
+                    efficiency=efficiency if main else {},
+                )
             )
+        return scores
+
+    def texts(self, data: RetrievalData, split: str, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the queries with their judgements, and the documents that answers name."""
+        kept = {query for of_model in answers for query in of_model}
+        asked = {
+            query: {
+                "text": cut(text),
+                "wanted": {document: grade for document, grade in data.qrels[query].items() if grade > 0},
+                "unwanted": [document for document, grade in data.qrels[query].items() if grade <= 0],
+            }
+            for query, text in data.queries.items()
+            if query in kept
+        }
+        named = {
+            document
+            for of_model in answers
+            for answer in of_model.values()
+            for key in ("found", "ranks")
+            for document in answer[key]
+        }
+        return {"asked": asked, "documents": {document: cut(data.corpus[document]) for document in sorted(named)}}
+
+    def map_texts(self, data: RetrievalData, count: int, generator: np.random.Generator) -> list[MapText]:
+        """Return a draw of queries, their relevant documents, and others."""
+        queries = [query for query, grades in data.qrels.items() if any(grade > 0 for grade in grades.values())]
+        drawn = [queries[row] for row in sorted(generator.permutation(len(queries))[: max(1, int(count * QUERIES))])]
+        relevant = dict.fromkeys(
+            document for query in drawn for document, grade in data.qrels[query].items() if grade > 0
         )
-    return scores
+        relevant_shown = list(relevant)[: 2 * len(drawn)]
+        ids = list(data.corpus)
+        room = max(0, count - len(drawn) - len(relevant_shown))
+        shuffled = (ids[row] for row in generator.permutation(len(ids)).tolist())
+        others = [document for document in shuffled if document not in relevant][:room]
+        return [
+            *(MapText("query", data.queries[query], "query") for query in drawn),
+            *(MapText("document", data.corpus[document], "relevant document") for document in relevant_shown),
+            *(MapText("document", data.corpus[document], "other document") for document in others),
+        ]
+
+    def to_mteb(self, task: Task, split: str, made: Any) -> None:
+        """See `TaskKind.to_mteb`."""
+        from datasets import Dataset
+
+        data: RetrievalData = task.data(split)
+        made.dataset = {
+            "default": {
+                split: {
+                    "corpus": Dataset.from_dict({"id": list(data.corpus), "text": list(data.corpus.values())}),
+                    "queries": Dataset.from_dict({"id": list(data.queries), "text": list(data.queries.values())}),
+                    "relevant_docs": {query: dict(data.qrels[query]) for query in data.queries},
+                    "top_ranked": None,
+                }
+            }
+        }
+
+
+tasks("retrieval")(Retrieval())
 
 
 def judge(

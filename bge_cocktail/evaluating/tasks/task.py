@@ -1,123 +1,27 @@
-"""From a folder of data to a task, and from tasks to scores."""
+"""What a model is judged on: kinds of tasks, each one object of a file of its own, and tasks opened from folders."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from bge_cocktail.core.errors import DataError, UsageError, nearest
-from bge_cocktail.data.beir import is_beir
-from bge_cocktail.data.labelled import (
-    any_split,
-    is_labelled,
-    is_reranking,
-    is_scored,
-    read_candidates,
-    read_labelled,
-    read_scored,
-)
-from bge_cocktail.data.record import Text
-from bge_cocktail.data.retrieval import holds_records, read_retrieval
-from bge_cocktail.evaluating.scores import Role, tasks
-from bge_cocktail.evaluating.tasks.labelled import read_clustering, read_dev, read_split
-from bge_cocktail.evaluating.tasks.pairs import check_binary
-from bge_cocktail.evaluating.tasks.reranking import candidate_ids
+from bge_cocktail.core.registry import Registry, own_options
+from bge_cocktail.core.runs import hash_path
+from bge_cocktail.data.labelled import DataFolder
+from bge_cocktail.evaluating.intervals import bootstrap_interval
+from bge_cocktail.evaluating.scores import Role, Score
 from bge_cocktail.models.cache import Embeddings
 from bge_cocktail.models.encoder import Encoder
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """Something that a model is judged on.
-
-    Attributes:
-        name: The folder's name.
-        kind: Which of the registered tasks it is.
-        role: Whether it is tuned for (target) or must not get worse (general).
-        path: Its folder.
-    """
-
-    name: str
-    kind: str
-    role: Role
-    path: Path
-
-
-def open_task(path: str | Path, role: Role) -> Task:
-    """Recognise a task by the files in its folder.
-
-    Args:
-        path: A BEIR folder or a folder that `prepare` wrote (retrieval); a folder of train.jsonl and test.jsonl with
-            text and label, or premise, hypothesis and label (classification); one of test.jsonl with sentence1,
-            sentence2 and score: any number (sts), or 0 and 1 (pair-classification); or with query, positive and
-            negative (reranking). ``KIND:FOLDER`` says the kind, such as ``clustering:FOLDER`` for labelled texts.
-        role: target or general.
-
-    Raises:
-        UsageError: There is no such kind.
-        DataError: The folder is neither.
-    """
-    kind, path = task_path(path)
-    if kind:
-        return Task(f"{path.resolve().name} ({kind})", kind, role, path)
-    if is_scored(path):
-        kind = "pair-classification" if read_scored(path, any_split(path) or "test").binary else "sts"
-    elif is_reranking(path):
-        kind = "reranking"
-    elif is_beir(path) or (path.is_dir() and holds_records(path)):
-        kind = "retrieval"
-    elif is_labelled(path):
-        kind = "classification"
-    else:
-        raise DataError(
-            f"{path} is no task: expected a BEIR folder (corpus.jsonl, queries.jsonl, qrels/), "
-            "records (test.jsonl), labelled texts (train.jsonl, test.jsonl), scored pairs or candidates (test.jsonl)"
-        )
-    return Task(path.resolve().name, kind, role, path)
-
-
-def task_path(given: str | Path) -> tuple[str, Path]:
-    """The kind that ``KIND:FOLDER`` names (empty without one), and the folder.
-
-    Raises:
-        UsageError: There is no such kind.
-    """
-    kind, colon, folder = str(given).partition(":")
-    if not colon or not folder or Path(given).exists():
-        return "", Path(given)
-    if kind not in tasks:
-        raise UsageError(f"{given}: no kind of task is called '{kind}'; there are {', '.join(tasks)}."
-                         f"{nearest(kind, tasks)}")  # fmt: skip
-    return kind, Path(folder)
-
-
-def check_task(task: Task, split: str) -> None:
-    """Read a task's data, so that what is wrong with it is known before it is needed.
-
-    Raises:
-        DataError: With file and line of what is wrong.
-    """
-    if task.kind == "retrieval":
-        read_retrieval(task.path, split)
-    elif task.kind == "classification":
-        read_dev(task.path, split, read_split(task.path, split)[0])
-    elif task.kind == "clustering":
-        read_clustering(task.path, split)
-    elif task.kind == "reranking":
-        read_candidates(task.path, split)
-    elif task.kind in ("sts", "pair-classification"):
-        pairs = read_scored(task.path, split)
-        if task.kind == "pair-classification":
-            check_binary(pairs, task.name, split)
-
+from bge_cocktail.options import EvaluateOptions
 
 LONGEST = 600
-# of the texts on a map of a retrieval, so many are queries; the rest are their documents, and others
-QUERIES = 1 / 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,107 +39,194 @@ class MapText:
     group: str
 
 
-def task_texts(task: Task, split: str, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What was asked and wanted, and the documents that answers name; texts are cut at 600 characters.
+class TaskKind(ABC):
+    """How tasks of one kind are recognised, read, judged and shown.
+
+    A file registers one object: ``tasks("name")(Kind())``, or another package by the entry point ``name`` of the group
+    ``bge_cocktail.tasks``. Keywords of `judge` that have a default are options of the kind's own.
+
+    Attributes:
+        order: Kinds with lower numbers are asked first whether they recognise a folder.
+        learns: Whether something is learned from the task's train split, so that scores depend on how.
+        mteb: mteb's type of such tasks and their main score; empty where it has none.
+    """
+
+    order: ClassVar[int] = 50
+    learns: ClassVar[bool] = False
+    mteb: ClassVar[tuple[str, str] | tuple[()]] = ()
+
+    def recognises(self, folder: DataFolder) -> bool:
+        """Return whether a folder holds such a task; without this, users say ``KIND:FOLDER``."""
+        return False
+
+    @abstractmethod
+    def read(self, folder: DataFolder, split: str) -> Any:
+        """Return the data of a split, checked.
+
+        Raises:
+            DataError: With file and line of what is wrong.
+        """
+
+    @abstractmethod
+    def judge(self, encoder: Encoder, task: Task, options: EvaluateOptions) -> list[Score]:
+        """Return an encoder's scores on a task, the main one first; `Task.data` has been read."""
+
+    def texts(self, data: Any, split: str, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return what a reader of answers needs: texts and what would have been right.
+
+        Args:
+            data: From `read`.
+            split: Which one.
+            answers: Of each model, by query or text.
+
+        Returns:
+            ``asked``: text and what is wanted (relevant documents and those judged not to be, the label, the score) by
+            id; ``documents``: text by id. Texts are cut at 600 characters.
+        """
+        return {}
+
+    def map_texts(self, data: Any, count: int, generator: np.random.Generator) -> list[MapText]:
+        """Return a draw of texts for a map; none where texts have no place on one."""
+        return []
+
+    def to_mteb(self, task: Task, split: str, made: Any) -> None:
+        """Give a task of mteb (of the type that `mteb` names) the data: set its ``dataset``."""
+        raise NotImplementedError
+
+
+tasks = Registry[TaskKind](
+    "tasks",
+    [f"bge_cocktail.evaluating.tasks.{name}" for name in ("retrieval", "labelled", "pairs", "reranking")],
+    TaskKind,
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data of a folder that models are judged on; each split is read once, however often it is judged.
+
+    Attributes:
+        name: The folder's name.
+        kind: Which of the registered kinds it is.
+        role: Whether it is tuned for (target) or must not get worse (general).
+        path: Its folder.
+    """
+
+    name: str
+    kind: str
+    role: Role
+    path: Path
+    _folder: DataFolder | None = field(default=None, repr=False, compare=False)
+    _data: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def hash(self) -> str:
+        """Of all files in the folder."""
+        return hash_path(self.path)
+
+    def data(self, split: str) -> Any:
+        """Return a split's data, as its kind reads them.
+
+        Raises:
+            DataError: With file and line of what is wrong.
+        """
+        if split not in self._data:
+            self._data[split] = tasks[self.kind].read(self._folder or DataFolder(self.path), split)
+        return self._data[split]
+
+    def judge(self, encoder: Encoder, options: EvaluateOptions) -> list[Score]:
+        """Return an encoder's scores, the main one first."""
+        kind = tasks[self.kind]
+        self.data(options.split)
+        return kind.judge(encoder, self, options, **own_options(kind.judge, (), options.plugin_options))
+
+    def texts(self, split: str, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return what a reader of answers needs; see `TaskKind.texts`."""
+        return tasks[self.kind].texts(self.data(split), split, answers)
+
+    def map_texts(self, split: str, count: int, seed: int) -> list[MapText]:
+        """Return a draw of at most `count` texts for a map."""
+        if not count:
+            return []
+        return tasks[self.kind].map_texts(self.data(split), count, np.random.default_rng(seed))
+
+    def score(self, metric: str, value: float, interval: tuple[float, float], count: int, **more: Any) -> Score:
+        """Return a score of this task; `more` as in `Score`."""
+        return Score(self.name, self.kind, self.role, metric, value, interval, count, **more)
+
+
+def interval_of(options: EvaluateOptions) -> partial[tuple[float, float]]:
+    """Return `bootstrap_interval` with the confidence and the seed of an evaluation."""
+    return partial(bootstrap_interval, confidence=options.confidence, seed=options.seed)
+
+
+def open_task(path: str | Path, role: Role) -> Task:
+    """Recognise a task by the files in its folder.
 
     Args:
-        task: The task.
-        split: Which was judged.
-        answers: Of each model, by query or text.
+        path: A BEIR folder or a folder that `prepare` wrote (retrieval); a folder with splits (JSON Lines, CSV, TSV,
+            Parquet) train and test of text and label, or premise, hypothesis and label (classification); one with a
+            test of sentence1, sentence2 and score: any number (sts), or 0 and 1 (pair-classification); or of query,
+            positive and negative (reranking). ``KIND:FOLDER`` says the kind, such as ``clustering:FOLDER`` for
+            labelled texts.
+        role: target or general.
 
-    Returns:
-        ``asked``: text and what is wanted (relevant documents and those judged not to be, the label, the score) by id;
-        ``documents``: text by id.
+    Raises:
+        UsageError: There is no such kind.
+        DataError: The folder is neither.
     """
-    if task.kind == "retrieval":
-        judged = read_retrieval(task.path, split)
-        kept = {query for one in answers for query in one}
-        asked = {
-            query: {
-                "text": cut(text),
-                "wanted": {one: grade for one, grade in judged.qrels[query].items() if grade > 0},
-                "unwanted": [one for one, grade in judged.qrels[query].items() if grade <= 0],
-            }
-            for query, text in judged.queries.items()
-            if query in kept
-        }
-        named = _named_documents(answers)
-        return {"asked": asked, "documents": {one: cut(judged.corpus[one]) for one in sorted(named)}}
-    if task.kind == "reranking":
-        rows = read_candidates(task.path, split)
-        return {
-            "asked": {
-                f"{split}:{line}": {
-                    "text": cut(row.query),
-                    "wanted": {one: 1 for one in candidate_ids(row) if one.startswith("p")},
-                    "documents": dict(zip(candidate_ids(row), map(cut, (*row.positive, *row.negative)), strict=True)),
-                }
-                for line, row in enumerate(rows, start=1)
-            }
-        }
-    if task.kind in ("sts", "pair-classification"):
-        pairs = read_scored(task.path, split)
-        texts: Sequence[Text] = list(zip(pairs.first, pairs.second, strict=True))
-        wanted: Sequence[Any] = pairs.scores
-    elif task.kind in ("classification", "clustering"):
-        data = read_labelled(task.path, split)
-        texts, wanted = data.texts, data.labels
-    else:  # a package's own
-        return {}
+    kind, path = task_path(path)
+    folder = DataFolder(path)
+    if kind:
+        return Task(f"{path.resolve().name} ({kind})", kind, role, path, folder)
+    for name in sorted(tasks, key=lambda name: tasks[name].order):
+        if tasks[name].recognises(folder):
+            return Task(path.resolve().name, name, role, path, folder)
+    raise DataError(
+        f"{path} is no task: expected a BEIR folder (corpus.jsonl, queries.jsonl, qrels/), "
+        "records (test.jsonl), labelled texts (train.jsonl, test.jsonl), scored pairs or candidates (test.jsonl)"
+    )
+
+
+def task_path(given: str | Path) -> tuple[str, Path]:
+    """Return the kind that ``KIND:FOLDER`` names (empty without one), and the folder.
+
+    Raises:
+        UsageError: There is no such kind.
+    """
+    kind, colon, folder = str(given).partition(":")
+    if not colon or not folder or Path(given).exists():
+        return "", Path(given)
+    if kind not in tasks:
+        raise UsageError(f"{given}: no kind of task is called '{kind}'; there are {', '.join(tasks)}."
+                         f"{nearest(kind, tasks)}")  # fmt: skip
+    return kind, Path(folder)
+
+
+def rows_of_texts(texts: Sequence[str | tuple[str, str]], right: Sequence[Any], split: str) -> dict[str, Any]:
+    """Return, for `TaskKind.texts`, texts or pairs by line, each with its label or score."""
     return {
         "asked": {
-            f"{split}:{line}": {"text": cut(one) if isinstance(one, str) else [cut(part) for part in one], "wanted": of}
-            for line, (one, of) in enumerate(zip(texts, wanted, strict=True), start=1)
+            f"{split}:{line}": {
+                "text": cut(text) if isinstance(text, str) else [cut(part) for part in text],
+                "wanted": label,
+            }
+            for line, (text, label) in enumerate(zip(texts, right, strict=True), start=1)
         }
     }
 
 
-def sample_texts(task: Task, split: str, count: int, seed: int) -> list[MapText]:
-    """A draw of a task's texts: with their labels, or queries with their relevant documents and others.
-
-    Pairs have no place on a map, and neither have texts of a package's own kinds of task.
-    """
-    if not count:
-        return []
-    generator = np.random.default_rng(seed)
-    if task.kind in ("classification", "clustering"):
-        data = read_labelled(task.path, split)
-        rows = sorted(generator.permutation(len(data.texts))[:count].tolist())
-        return [MapText("text", text, data.labels[row]) for row in rows if isinstance(text := data.texts[row], str)]
-    if task.kind != "retrieval":
-        return []
-    judged = read_retrieval(task.path, split)
-    queries = [query for query, grades in judged.qrels.items() if any(grade > 0 for grade in grades.values())]
-    drawn = [queries[place] for place in sorted(generator.permutation(len(queries))[: max(1, int(count * QUERIES))])]
-    relevant = dict.fromkeys(one for query in drawn for one, grade in judged.qrels[query].items() if grade > 0)
-    relevant_shown = list(relevant)[: 2 * len(drawn)]
-    ids = list(judged.corpus)
-    room = max(0, count - len(drawn) - len(relevant_shown))
-    others = [one for place in generator.permutation(len(ids)).tolist() if (one := ids[place]) not in relevant][:room]
-    return [
-        *(MapText("query", judged.queries[query], "query") for query in drawn),
-        *(MapText("document", judged.corpus[one], "relevant document") for one in relevant_shown),
-        *(MapText("document", judged.corpus[one], "other document") for one in others),
-    ]
-
-
 def embed_sample(encoder: Encoder, sample: Sequence[MapText]) -> Embeddings:
-    """Embeddings of a draw, each text in its role; shape (texts, dimensions)."""
+    """Embed a draw, each text in its role; shape (texts, dimensions)."""
     ways = {"query": encoder.encode_query, "document": encoder.encode_document, "text": encoder.encode_text}
     rows: dict[int, Any] = {}
     for role, way in ways.items():
-        places = [place for place, one in enumerate(sample) if one.role == role]
+        places = [place for place, text in enumerate(sample) if text.role == role]
         if places:
             rows |= dict(zip(places, way([sample[place].text for place in places]), strict=True))
     return np.stack([rows[place] for place in range(len(sample))])
 
 
 def cut(text: str) -> str:
-    """A text of at most 600 characters."""
+    """Return at most 600 characters of a text."""
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
-
-
-def _named_documents(answers: Sequence[Mapping[str, Any]]) -> set[str]:
-    return {
-        document for one in answers for answer in one.values() for key in ("found", "ranks") for document in answer[key]
-    }

@@ -5,15 +5,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bge_cocktail.core.errors import DataError, nearest
+from bge_cocktail.core.errors import DataError
 from bge_cocktail.core.runs import hash_value
-from bge_cocktail.data.columns import SEPARATOR
-from bge_cocktail.data.examples import LabelledText, TextPair
+from bge_cocktail.data.labelled import LabelledRow, LabelledTexts, label_names, labelled_rows, number_labels
 from bge_cocktail.data.readers import BadRows
 from bge_cocktail.data.record import Text, normalise, pair_key
 from bge_cocktail.data.sources import SPLITS, Source, splits_of
@@ -23,41 +21,6 @@ from bge_cocktail.preparing.clean import Cleaner
 from bge_cocktail.preparing.duplicates import Groups, assign_splits
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class LabelledTexts:
-    """Texts with their labels.
-
-    Attributes:
-        texts: Texts, or pairs.
-        labels: Of each, the numbers of its labels; one, unless a text may have several.
-        weights: Of each in the loss.
-    """
-
-    texts: list[Text] = field(default_factory=list)
-    labels: list[tuple[int, ...]] = field(default_factory=list)
-    weights: list[float] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def at(self, rows: Iterable[int]) -> LabelledTexts:
-        """Some of them."""
-        chosen = list(rows)
-        texts, labels = [self.texts[row] for row in chosen], [self.labels[row] for row in chosen]
-        return LabelledTexts(texts, labels, [self.weights[row] for row in chosen])
-
-    def joined(self, other: LabelledTexts) -> LabelledTexts:
-        """These, then others."""
-        return LabelledTexts(self.texts + other.texts, self.labels + other.labels, self.weights + other.weights)
-
-    def targets(self, classes: int) -> NDArray[np.float32]:
-        """1 where a text has a label, shape (texts, classes)."""
-        found = np.zeros((len(self), classes), np.float32)
-        for row, labels in enumerate(self.labels):
-            found[row, list(labels)] = 1
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,77 +129,18 @@ def check_form(texts: Iterable[Text], pairs: bool | None, where: str) -> None:
             raise DataError(f"{where}: the classifier takes {wanted}, text {number} is {got}")
 
 
-def read_split(source: Source, clean: Sequence[str]) -> list[tuple[Text, str, float]]:
+def read_split(source: Source, clean: Sequence[str]) -> list[LabelledRow]:
     """Text, label and weight of each example of a split, cleaned.
 
     Raises:
         DataError: Something else than labelled texts or pairs.
     """
     cleaner = Cleaner(PrepareOptions(clean=list(clean)))
-    found: list[tuple[Text, str, float]] = []
-    for number, example in enumerate(source.examples(BadRows()), start=1):
-        if not isinstance(example, LabelledText | TextPair) or (
-            isinstance(example, TextPair) and example.score is not None
-        ):
-            raise DataError(
-                f"{source.name}: row {number} is no labelled text; expected text and label, or premise, hypothesis and "
-                "label (name other columns with --columns)"
-            )
-        cleaned = example.changed(cleaner)
-        if cleaned is not None:
-            texts = cleaned.own_texts()
-            text: Text = texts[0] if len(texts) == 1 else (texts[0], texts[1])
-            found.append((text, cleaned.label_text(), float(example.extra.get("weight", 1.0))))
+    where = f"{source.name} ({source.split})"
+    rows = labelled_rows(source.examples(BadRows()), where, cleaner)
     for reason, count in cleaner.dropped.items():
-        log.warning("%s (%s): %d are left out: %s", source.name, source.split, count, reason)
-    if not found:
-        raise DataError(f"{source.name} ({source.split}) holds no labelled texts")
-    return found
-
-
-def label_names(labels: Iterable[str], multi_label: bool) -> list[str]:
-    """All labels in order: whole numbers by value, else by the alphabet."""
-    labels = list(labels)
-    if not multi_label and any(SEPARATOR in label for label in labels):
-        log.warning("labels hold '%s'; with multi_label, a text would have several", SEPARATOR)
-    distinct = {name for label in labels for name in _names(label, multi_label)}
-    alike: dict[str, set[str]] = {}
-    for name in distinct:
-        alike.setdefault(name.casefold(), set()).add(name)
-    for some in alike.values():
-        if len(some) > 1:
-            log.warning("labels that differ in case alone are several classes: %s", ", ".join(sorted(some)))
-    if all(name.isdecimal() for name in distinct):
-        return sorted(distinct, key=int)
-    return sorted(distinct)
-
-
-def number_labels(
-    rows: Sequence[tuple[Text, str, float]], names: Sequence[str], multi_label: bool, where: str
-) -> LabelledTexts:
-    """Rows with the numbers of their labels.
-
-    Raises:
-        DataError: A label that isn't among the names, or none where each text needs one.
-    """
-    number_of = {name: number for number, name in enumerate(names)}
-    labels = []
-    for text, label, _ in rows:
-        own = _names(label, multi_label)
-        unknown = next((name for name in own if name not in number_of), None)
-        shown = text if isinstance(text, str) else text[0]
-        if not label and not multi_label:
-            raise DataError(f"{where}: {shown[:60]!r} has an empty list of labels, which goes only with multi_label")
-        if unknown is not None:
-            raise DataError(f"{where}: unknown label '{unknown}' of {shown[:60]!r}.{nearest(unknown, names)}")
-        labels.append(tuple(sorted(number_of[name] for name in own)))
-    return LabelledTexts([row[0] for row in rows], labels, [row[2] for row in rows])
-
-
-def _names(label: str, multi_label: bool) -> list[str]:
-    if not multi_label:
-        return [label]
-    return list(dict.fromkeys(name.strip() for name in label.split(SEPARATOR) if name.strip()))
+        log.warning("%s: %d are left out: %s", where, count, reason)
+    return rows
 
 
 def _split(data: LabelledTexts, ratio: Sequence[float], seed: int) -> list[LabelledTexts]:

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_cocktail.core.errors import UsageError
+from bge_cocktail.data.labelled import LabelledTexts
 from bge_cocktail.data.record import Text
 from bge_cocktail.evaluating.intervals import bootstrap_interval
 from bge_cocktail.evaluating.tasks.labelled import LabelledEmbeddings, features, knn, logistic
 from bge_cocktail.models.encoder import Encoder
 from bge_cocktail.options import EvaluateOptions, PredictOptions
-from bge_cocktail.training.classifier.data import LabelledTexts
-from bge_cocktail.training.classifier.metrics import accuracy, calibration_error, chosen, log_losses, macro_f1
+from bge_cocktail.training.classifier.metrics import accuracy, calibration_error, chosen, f1_of_classes, log_losses
 from bge_cocktail.training.classifier.model import Classifier, ClassifierConfig
 from bge_cocktail.training.classifier.predict import logits_of, probabilities
 
@@ -234,7 +234,7 @@ def _scores(
     sure, right = _sureness(found, truth, guessed, settings.multi_label)
     scores = [
         score("accuracy", lambda rows: accuracy(truth[rows], guessed[rows])),
-        score("macro-F1", lambda rows: macro_f1(truth[rows], guessed[rows])),
+        score("macro-F1", lambda rows: f1_of_classes(truth[rows], guessed[rows])),
         score("log-loss", lambda rows: float(losses[rows].mean())),
         score(
             "calibration error",

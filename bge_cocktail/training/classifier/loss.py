@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from bge_cocktail.data.labelled import LabelledTexts
 from bge_cocktail.options import ClassifyOptions
-from bge_cocktail.training.classifier.data import LabelledTexts
 from bge_cocktail.training.classifier.predict import Tokens
 from bge_cocktail.training.encoder.batches import CHUNK_TOKENS
 from bge_cocktail.training.engine.cpu_speed import fast_attention, joint_lookup

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bge_cocktail.core.errors import UsageError
+from bge_cocktail.data.labelled import LabelledTexts
 from bge_cocktail.merging.merge import Merged, merge
 from bge_cocktail.merging.objective import loadable_folder, parameters_by_key, put_tensors, tiles_of
 from bge_cocktail.merging.plan import Plan, source_of, with_weights
 from bge_cocktail.merging.recipe import Recipe
 from bge_cocktail.models.folder import declared_labels, model_folder
 from bge_cocktail.options import MergeOptions, PredictOptions
-from bge_cocktail.training.classifier.data import LabelledTexts
 from bge_cocktail.training.classifier.metrics import log_losses
 from bge_cocktail.training.classifier.model import Classifier, load_classifier
 from bge_cocktail.training.classifier.predict import cleaned, logits_of

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from bge_cocktail.data.labelled import LabelledTexts
+from bge_cocktail.evaluating.measures import macro_f1
 from bge_cocktail.options import ClassifyOptions
-from bge_cocktail.training.classifier.data import LabelledTexts
 
 Floats = NDArray[np.float64]
 BINS = 15
@@ -27,7 +28,7 @@ def dev_metrics(logits: NDArray[np.float32], data: LabelledTexts, options: Class
     truth = data.targets(logits.shape[1]).astype(bool)
     loss = float(np.mean(log_losses(logits, truth, options.multi_label)))
     guessed = chosen(logits.astype(np.float64), options.multi_label, options.threshold)
-    return {"accuracy": accuracy(truth, guessed), "macro-F1": macro_f1(truth, guessed), "loss": loss}
+    return {"accuracy": accuracy(truth, guessed), "macro-F1": f1_of_classes(truth, guessed), "loss": loss}
 
 
 def chosen(logits: Floats, multi_label: bool, threshold: float = 0.5) -> NDArray[np.bool_]:
@@ -49,12 +50,9 @@ def accuracy(truth: NDArray[np.bool_], guessed: NDArray[np.bool_]) -> float:
     return float((truth == guessed).all(axis=1).mean())
 
 
-def macro_f1(truth: NDArray[np.bool_], guessed: NDArray[np.bool_]) -> float:
-    """Mean of the classes' F1; a class that is neither there nor predicted doesn't count; 1 where none does."""
-    hits = (truth & guessed).sum(axis=0)
-    total = truth.sum(axis=0) + guessed.sum(axis=0)
-    seen = total > 0
-    return float((2 * hits[seen] / total[seen]).mean()) if seen.any() else 1.0
+def f1_of_classes(truth: NDArray[np.bool_], guessed: NDArray[np.bool_]) -> float:
+    """Return macro-F1 (see `measures.macro_f1`) of true and predicted labels, shapes (texts, classes)."""
+    return float(macro_f1((truth & guessed).sum(axis=0), truth.sum(axis=0) + guessed.sum(axis=0)))
 
 
 def log_losses(

@@ -17,10 +17,11 @@ from typing import Any
 from bge_cocktail.core.errors import UsageError
 from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
 from bge_cocktail.core.runs import RUN_FILE, describe_run, finished_key, hash_path, hash_value
+from bge_cocktail.data.labelled import LabelledTexts
 from bge_cocktail.data.record import pair_key
 from bge_cocktail.models.folder import model_folder
 from bge_cocktail.options import ClassifyOptions, PredictOptions, checked
-from bge_cocktail.training.classifier.data import ClassifierData, LabelledTexts
+from bge_cocktail.training.classifier.data import ClassifierData
 from bge_cocktail.training.classifier.metrics import dev_metrics
 from bge_cocktail.training.classifier.model import load_classifier
 from bge_cocktail.training.classifier.predict import logits_of

@@ -18,11 +18,12 @@ from bge_cocktail.core.errors import DataError, UsageError
 from bge_cocktail.core.outputs import new_file, new_folder, refuse_to_replace, require_space, write_json
 from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path, step_key
 from bge_cocktail.data.examples import LabelledText, records_from_labels
+from bge_cocktail.data.labelled import LabelledTexts
 from bge_cocktail.data.record import Record
 from bge_cocktail.models.encoder import LoadedEncoder, load_encoder
 from bge_cocktail.models.folder import model_folder
 from bge_cocktail.options import ClassifyOptions, CommonTrainOptions, PredictOptions, TrainOptions
-from bge_cocktail.training.classifier.data import ClassifierData, LabelledTexts, sample_per_class, with_augmented
+from bge_cocktail.training.classifier.data import ClassifierData, sample_per_class, with_augmented
 from bge_cocktail.training.classifier.metrics import calibration_temperature, dev_metrics
 from bge_cocktail.training.classifier.model import ClassifierConfig, head_parameters, make_classifier, save_classifier
 from bge_cocktail.training.classifier.predict import logits_of
@@ -343,14 +344,11 @@ def _prepare(
 ) -> tuple[CrossEncoder, Trainer, Callable[[], object]]:
     from bge_cocktail.training.classifier.loss import LabelCollator, LabelLoss, ShuffledBatches, class_weights
     from bge_cocktail.training.engine.callbacks import AnchorCallback
-    from bge_cocktail.training.engine.cpu_speed import keep_memory
     from bge_cocktail.training.engine.parameters import learning_rates, prepare_parameters
     from bge_cocktail.training.engine.trainer import DeviceSetup, assemble
 
     device = choose_device(options.device)
     precision = resolve_precision(options.precision, device)
-    if device == "cpu":
-        keep_memory()
     model = make_classifier(folder, data.names, options, processes.device(device))
     finish = prepare_parameters(model, options)
     head = head_parameters(model)

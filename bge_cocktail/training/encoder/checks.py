@@ -13,6 +13,7 @@ import numpy as np
 
 from bge_cocktail.core.errors import DataError, UsageError, nearest
 from bge_cocktail.core.outputs import read_object
+from bge_cocktail.evaluating.evaluate import TaskPath
 from bge_cocktail.losses.total import losses
 from bge_cocktail.models.layout import check_length, modules_of, refuse_unportable
 from bge_cocktail.options import TrainOptions
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 SHARDED_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 
 
-def check_training(base: Path, options: TrainOptions, general: Sequence[Path] = ()) -> None:
+def check_training(base: Path, options: TrainOptions, general: Sequence[TaskPath] = ()) -> None:
     """Look for options that the device or the base can't follow or that don't go together.
 
     Args:

@@ -18,6 +18,7 @@ from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
 from bge_cocktail.core.runs import RUN_FILE, describe_run, finished_key, hash_path, hash_value
 from bge_cocktail.data.beir import RetrievalData
 from bge_cocktail.data.record import Record
+from bge_cocktail.evaluating.evaluate import TaskPath
 from bge_cocktail.models.encoder import load_encoder
 from bge_cocktail.models.folder import model_folder
 from bge_cocktail.models.prompts import model_prompts
@@ -25,6 +26,7 @@ from bge_cocktail.options import MergeOptions, TrainOptions, checked
 from bge_cocktail.training.encoder.checks import check_pairs, check_training
 from bge_cocktail.training.encoder.train import train, training_key
 from bge_cocktail.training.encoder.training_pairs import TrainingPairs, hash_records, hash_retrieval
+from bge_cocktail.training.encoder.validation import open_watched
 from bge_cocktail.training.engine.processes import refuse_several
 from bge_cocktail.training.engine.search import (
     Report,
@@ -46,7 +48,7 @@ def train_seeds(
     seeds: Sequence[int],
     *,
     dev: RetrievalData | None = None,
-    general: Sequence[Path] = (),
+    general: Sequence[TaskPath] = (),
     resume: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -79,7 +81,8 @@ def train_seeds(
     each = {seed: checked(TrainOptions, {**options.model_dump(), "seed": seed}) for seed in seeds}
     started = time.monotonic()
     working = output.with_name(output.name + ".unfinished")
-    places = sorted(str(path) for path in general)
+    watched = open_watched(general)
+    places = sorted(str(task.path) for task in watched)
     key = hash_value([training_key(base, records, options, dev), places])
     with work_folder(working, "training with seeds", key, resume=resume, overwrite=overwrite):
         runs: dict[str, dict[str, Any]] = {}
@@ -89,7 +92,7 @@ def train_seeds(
             if finished_key(folder) != key:
                 log.info("seed %d", seed)
                 again = finished_key(folder.with_name(folder.name + ".unfinished")) == key
-                train(base, records, folder, one, dev=dev, general=general, resume=again, overwrite=True)
+                train(base, records, folder, one, dev=dev, general=watched, resume=again, overwrite=True)
             runs[f"seed {seed}"] = _result(json.loads((folder / RUN_FILE).read_text()))
 
         from bge_cocktail.merging.merge import merge
@@ -110,7 +113,7 @@ def train_seeds(
                 runs=runs,
                 mean=_over(runs, statistics.fmean),
                 spread=_over(runs, statistics.stdev),
-                soup=_judged(new / SOUP, dev, general, options),
+                soup=_judged(new / SOUP, dev, watched, options),
             )
             write_json(new / RUN_FILE, described)
             for folder in folders:  # linked, so that nothing is lost if this fails
@@ -132,7 +135,7 @@ def _over(runs: Mapping[str, Mapping[str, float]], what: Any) -> dict[str, float
 
 
 def _judged(
-    folder: Path, dev: RetrievalData | None, general: Sequence[Path], options: TrainOptions
+    folder: Path, dev: RetrievalData | None, general: Sequence[TaskPath], options: TrainOptions
 ) -> dict[str, float]:
     """The soup by what the seeds are judged by."""
     from bge_cocktail.training.encoder.validation import PRIMARY, make_validation
@@ -167,7 +170,7 @@ def search_options(
     *,
     trials: int,
     dev: RetrievalData,
-    general: Sequence[Path] = (),
+    general: Sequence[TaskPath] = (),
     resume: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -198,11 +201,12 @@ def search_options(
     _check_names(names, SPACE)
     refuse_to_replace(output, overwrite, [base])
     # what is wrong in every trial is said before the first
-    check_training(model_folder(base), options, general)
+    watched = open_watched(general)
+    check_training(model_folder(base), options, watched)
     check_pairs(TrainingPairs(records, options), options)
 
     def attempt(proposed: TrainOptions, folder: Path, report: Report) -> None:
-        train(base, records, folder, proposed, dev=dev, general=general, overwrite=True, report=report)
+        train(base, records, folder, proposed, dev=dev, general=watched, overwrite=True, report=report)
 
     key = training_key(base, records, options, dev)
     return search(output, options, names, SPACE, attempt, key, "nDCG@10", trials, resume=resume, overwrite=overwrite)

@@ -19,6 +19,7 @@ from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path, step_key
 from bge_cocktail.data.beir import RetrievalData
 from bge_cocktail.data.record import Record
 from bge_cocktail.data.record_files import write_records
+from bge_cocktail.evaluating.evaluate import TaskPath
 from bge_cocktail.models.encoder import load_encoder
 from bge_cocktail.models.folder import model_folder
 from bge_cocktail.models.layout import make_portable
@@ -28,6 +29,7 @@ from bge_cocktail.training.encoder.batches import Batches, Collator
 from bge_cocktail.training.encoder.checks import check_pairs, check_training
 from bge_cocktail.training.encoder.loss import BatchLoss
 from bge_cocktail.training.encoder.training_pairs import TrainingPairs, hash_records, hash_retrieval
+from bge_cocktail.training.encoder.validation import open_watched
 from bge_cocktail.training.engine.callbacks import (
     AnchorCallback,
 )
@@ -104,7 +106,7 @@ def train(
     options: TrainOptions | None = None,
     *,
     dev: RetrievalData | None = None,
-    general: Sequence[Path] = (),
+    general: Sequence[TaskPath] = (),
     resume: bool = False,
     overwrite: bool = False,
     report: Callable[[int, float], None] | None = None,
@@ -138,7 +140,8 @@ def train(
     options = options or TrainOptions()
     refuse_to_replace(output, overwrite, [base])
     folder = model_folder(base)
-    check_training(folder, options, general)
+    watched = open_watched(general)  # read once, by the checks and by all that is watched
+    check_training(folder, options, watched)
     rows = TrainingPairs(records, options)
     processes = join_processes(options.device)
     check_pairs(rows, options, processes.count)
@@ -150,7 +153,7 @@ def train(
     started = time.monotonic()
     working = output.with_name(output.name + ".unfinished")
     with shared_work_folder(processes, working, "training", key, resume=resume, overwrite=overwrite):
-        trainer, prompts, length, finish = _prepare(folder, rows, options, working, processes, dev, general, report)
+        trainer, prompts, length, finish = _prepare(folder, rows, options, working, processes, dev, watched, report)
         found = fit(
             trainer,
             options,
@@ -215,18 +218,15 @@ def _prepare(
     working: Path,
     processes: Processes,
     dev: RetrievalData | None,
-    general: Sequence[Path],
+    general: Sequence[TaskPath],
     report: Callable[[int, float], None] | None,
 ) -> tuple[Trainer, Prompts, int | None, Callable[[], object]]:
     """The trainer, the prompts by role, the longest text that the model declares, and what merges adapters in."""
     from bge_cocktail.training.encoder.validation import PRIMARY, make_validation
-    from bge_cocktail.training.engine.cpu_speed import keep_memory
     from bge_cocktail.training.engine.trainer import DeviceSetup
 
     device = choose_device(options.device)
     precision = resolve_precision(options.precision, device)
-    if device == "cpu":
-        keep_memory()
     model, finish = _model(folder, options, processes.device(device))
     length = model.max_seq_length
     if options.max_length:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bge_cocktail.data.beir import RetrievalData
 from bge_cocktail.data.record import Record
-from bge_cocktail.data.retrieval import read_retrieval, sample_retrieval
-from bge_cocktail.evaluating.evaluate import evaluate, open_tasks
+from bge_cocktail.data.retrieval import sample_retrieval
+from bge_cocktail.evaluating.evaluate import TaskPath, evaluate, open_tasks
 from bge_cocktail.evaluating.tasks.retrieval import judge
-from bge_cocktail.evaluating.tasks.task import Task, check_task
+from bge_cocktail.evaluating.tasks.task import Task
 from bge_cocktail.losses.total import Embedded, LossSettings, batch_targets, total_loss
 from bge_cocktail.models.encoder import LoadedEncoder
 from bge_cocktail.models.prompts import Prompts
@@ -67,7 +66,7 @@ class MemoryEncoder:
 
 def make_validation(
     dev: RetrievalData | None,
-    general: Sequence[Path],
+    general: Sequence[TaskPath],
     options: TrainOptions,
     prompts: Prompts,
     precision: str,
@@ -87,7 +86,7 @@ def make_validation(
     if dev is None and not general:
         return None
     smaller = _smaller(dev, options) if dev is not None else None
-    tasks = [(task, _smaller_task(task, options)) for task in (open_tasks([], general) if general else [])]
+    tasks = [(task, _smaller_task(task, options)) for task in open_watched(general)]
     judging = EvaluateOptions(split=options.general_split)
 
     def metrics(model: SentenceTransformer) -> dict[str, float]:
@@ -112,14 +111,19 @@ def make_validation(
     return metrics
 
 
-def check_general(general: Sequence[Path], split: str) -> None:
+def open_watched(general: Sequence[TaskPath]) -> list[Task]:
+    """Return the general tasks that are watched, opened."""
+    return open_tasks([], general) if general else []
+
+
+def check_general(general: Sequence[TaskPath], split: str) -> None:
     """Read the general tasks.
 
     Raises:
         UsageError, DataError: One can't be judged on this split.
     """
-    for task in open_tasks([], general) if general else []:
-        check_task(task, split)
+    for task in open_watched(general):
+        task.data(split)
 
 
 def _smaller(judged: RetrievalData, options: TrainOptions) -> RetrievalData:
@@ -127,7 +131,8 @@ def _smaller(judged: RetrievalData, options: TrainOptions) -> RetrievalData:
 
 
 def _smaller_task(task: Task, options: TrainOptions) -> RetrievalData | None:
-    return _smaller(read_retrieval(task.path, options.general_split), options) if task.kind == "retrieval" else None
+    data = task.data(options.general_split)
+    return _smaller(data, options) if isinstance(data, RetrievalData) else None
 
 
 def _loss(encoder: MemoryEncoder, judged: RetrievalData, options: TrainOptions) -> float:
