@@ -17,7 +17,7 @@ from bge_cocktail.data.beir import read_corpus, read_judgements
 from bge_cocktail.data.record import Record
 from bge_cocktail.data.record_files import read_records
 from bge_cocktail.flow.demo import demo_model
-from bge_cocktail.mining.audit import false_negatives
+from bge_cocktail.mining.candidates import false_negatives
 from bge_cocktail.mining.miner import mine
 from bge_cocktail.models.encoder import CachedEncoder
 from bge_cocktail.options import EncodeOptions, MineOptions

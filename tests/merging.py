@@ -65,10 +65,12 @@ def same_bytes(one: Path, two: Path) -> bool:
 
 def options_for(method: str, base: Path, **more: Any) -> MergeOptions:
     """Options with which a method runs; those that it doesn't take are left out."""
-    from bge_cocktail.merging.plan import takes
+    from bge_cocktail.core.registry import keyword_names
 
     known = {
-        name: value for name, value in more.items() if name != "density" or "density" in takes(merge_methods[method])
+        name: value
+        for name, value in more.items()
+        if name != "density" or "density" in keyword_names(merge_methods[method])
     }
     if merge_methods.trait(method, "weighted", True) is False:
         known = {name: value for name, value in known.items() if name not in ("weights", "normalise")}

@@ -20,6 +20,7 @@ from bge_cocktail.core.errors import DataError
 from bge_cocktail.data.record import Record, positives_by_query
 from bge_cocktail.data.record_files import RecordStore, open_records, read_records, write_records
 from bge_cocktail.models.encoder import load_encoder
+from bge_cocktail.models.prompts import Prompts
 from bge_cocktail.options import TrainOptions
 from bge_cocktail.training.encoder.batches import Batches, Collator
 from bge_cocktail.training.encoder.training_pairs import TrainingPairs, hash_records
@@ -170,7 +171,7 @@ def test_chunks_hold_each_text_once_sorted_by_tokens(tiny: Path) -> None:
     records = [Record(f"dog {'cat ' * (row % 7)}", ("the same horse",), others) for row in range(9)]
     chosen = TrainOptions(negatives=2, batch_size=9, chunk_tokens=24)
     model = load_encoder(tiny, device="cpu")
-    collator = Collator(model, TrainingPairs(records, chosen), chosen, {"query": "", "document": ""})
+    collator = Collator(model, TrainingPairs(records, chosen), chosen, Prompts())
     batch = collator([(0, row) for row in range(9)])
     assert sorted(batch["targets"]["embedded"].tolist()) == list(range(9 + 3))
     lengths = []
@@ -187,11 +188,9 @@ def test_processes_divide_the_texts(tiny: Path, processes: int) -> None:
     chosen = TrainOptions(negatives=0, batch_size=2)
     model = load_encoder(tiny, device="cpu")
     rows = TrainingPairs(records, chosen)
-    whole = Collator(model, rows, chosen, {"query": "a ", "document": ""})([(0, row) for row in range(8)])
+    whole = Collator(model, rows, chosen, Prompts("a "))([(0, row) for row in range(8)])
     parts = [
-        Collator(model, rows, chosen, {"query": "a ", "document": ""}, (number, processes))(
-            [(0, row) for row in range(8)]
-        )
+        Collator(model, rows, chosen, Prompts("a "), (number, processes))([(0, row) for row in range(8)])
         for number in range(processes)
     ]
     assert sorted(one for part in parts for one in part["targets"]["embedded"].tolist()) == list(range(16))
@@ -206,7 +205,7 @@ def test_drawn_negatives_differ_by_epoch_and_keep_their_scores(tiny: Path) -> No
     record = Record("q", ("p",), names, pos_scores=(99.0,), neg_scores=tuple(float(n) for n in range(10)))
     chosen = TrainOptions(negatives=3, batch_size=2, draw="random")
     rows = TrainingPairs([record, Record("r", ("s",))], chosen)
-    collator = Collator(load_encoder(tiny, device="cpu"), rows, chosen, {"query": "", "document": ""})
+    collator = Collator(load_encoder(tiny, device="cpu"), rows, chosen, Prompts())
     draws = [tuple(collator([(epoch, 0), (epoch, 1)])["targets"]["scores"][0].tolist()) for epoch in (0, 0, 1, 2, 3)]
     assert draws[0] == draws[1]
     assert len(set(draws)) > 2

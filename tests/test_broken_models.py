@@ -151,7 +151,7 @@ def test_a_damaged_cache_is_passed_over(
 ) -> None:
     expected = vectors(tiny)
     encoder = CachedEncoder(tiny)
-    (file,) = encoder._cache(encoder.prompt_for("query")).folder.glob("*.npy")
+    (file,) = encoder._cache(encoder.prompts.query).folder.glob("*.npy")
     content = file.read_bytes()
     if damage == "nan":
         rows = np.load(file)

@@ -23,9 +23,8 @@ from bge_cocktail.data.record import pair_key
 from bge_cocktail.data.sources import Source, read_examples, splits_of
 from bge_cocktail.options import ClassifyOptions, EvaluateOptions, PredictOptions
 from bge_cocktail.training.classifier.data import ClassifierData, read_class_data, sample_per_class
-from bge_cocktail.training.classifier.evaluate import judge_logits
+from bge_cocktail.training.classifier.evaluate import f1_of_classes, judge_logits
 from bge_cocktail.training.classifier.loss import label_loss
-from bge_cocktail.training.classifier.metrics import macro_f1
 from bge_cocktail.training.classifier.model import (
     Classifier,
     ClassifierConfig,
@@ -420,7 +419,7 @@ def test_all_doubtful_labels_are_listed() -> None:
 
 def test_no_labels_at_all_are_no_nan() -> None:
     nothing = np.zeros((3, 2), bool)
-    assert macro_f1(nothing, nothing) == 1.0
+    assert f1_of_classes(nothing, nothing) == 1.0
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -103,10 +103,9 @@ def test_contributing_adds_a_step_and_a_filter(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_contributing_adds_a_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bge_cocktail.report.blocks import Section, Words
+    from bge_cocktail.report.blocks import Section, Words, report_sections
     from bge_cocktail.report.build import build_report, markdown
     from bge_cocktail.report.collect import collect
-    from bge_cocktail.report.sections.registry import report_sections
 
     text = (ROOT / "CONTRIBUTING.md").read_text()
     code = re.search(r'(    @report_sections\("longest run".*? s\."\)\]\)\n)', text, re.DOTALL)

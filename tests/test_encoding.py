@@ -19,7 +19,7 @@ from bge_cocktail.models.embed import batches_by_tokens, embed
 from bge_cocktail.models.encoder import CachedEncoder, load_encoder
 from bge_cocktail.models.folder import model_folder
 from bge_cocktail.models.layout import make_portable
-from bge_cocktail.models.prompts import prompt_for, set_prompts
+from bge_cocktail.models.prompts import model_prompts, set_prompts
 from bge_cocktail.options import EncodeOptions
 
 TEXTS = ["the red dog runs", "boat", "who sings in the small garden near the river ?", "boat", "where"]
@@ -51,7 +51,7 @@ def test_prompts_are_applied_as_declared(tiny: Path, tmp_path: Path) -> None:
     assert np.allclose(declared.encode_text(["dog"]), plain.encode_text(["dog"]), atol=1e-6)
     chosen = CachedEncoder(folder, EncodeOptions(query_prompt="none", document_prompt="e5-document"))
     assert np.allclose(chosen.encode_query(["dog"]), plain.encode_text(["dog"]), atol=1e-6)
-    assert chosen.prompt_for("document") == "passage: "
+    assert chosen.prompts.document == "passage: "
     # and as sentence-transformers itself applies them
     model = load_encoder(folder, device="cpu")
     assert np.allclose(declared.encode_query(TEXTS), model.encode_query(TEXTS), atol=1e-6)
@@ -165,9 +165,9 @@ def test_a_cache_that_can_not_be_written_is_no_end(
 def test_no_document_prompt_stays_none(tiny: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny, tmp_path / "e5")
     set_prompts(folder, {"passage": "passage: "})
-    assert prompt_for(folder, "document") == "passage: "
+    assert model_prompts(folder).document == "passage: "
     set_prompts(folder, {"document": ""})
-    assert prompt_for(folder, "document") == ""
+    assert model_prompts(folder).document == ""
 
 
 def test_the_layout_of_newer_modules(tiny: Path, tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_no_model_there(tmp_path: Path, kind: str) -> None:
 def test_a_hub_name_out_of_reach_fails_fast(tmp_path: Path) -> None:
     code = (
         "import time; t = time.monotonic()\n"
-        "from bge_cocktail.hub import model_folder\n"
+        "from bge_cocktail.models.folder import model_folder\n"
         "from bge_cocktail.core.errors import DataError\n"
         "import huggingface_hub; t = time.monotonic()\n"
         "try: model_folder('BAAI/bge-small-en-v1.5')\n"

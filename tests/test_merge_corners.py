@@ -196,13 +196,13 @@ def test_whole_numbers_are_compared_inside_too(models: list[Path], tmp_path: Pat
 
 
 def test_layers_are_told_by_name_and_not_by_place() -> None:
-    from bge_cocktail.models.layers import layer_of
+    from bge_cocktail.models.layers import nearest_layer
 
     first = ["shared.weight", "wte.weight", "transformer.wpe.weight", "embeddings.tok_embeddings.weight"]
     last = ["final_norm.weight", "ln_f.bias", "norm.weight", "pooler.dense.weight", "classifier.bias", "lm_head.weight"]
-    assert [layer_of(name, 6) for name in first] == [0] * len(first)
-    assert [layer_of(name, 6) for name in last] == [5] * len(last)
-    assert layer_of("h.3.attn.weight", 6) == layer_of("layers.3.mlp.weight", 6) == 3
+    assert [nearest_layer(name, 6) for name in first] == [0] * len(first)
+    assert [nearest_layer(name, 6) for name in last] == [5] * len(last)
+    assert nearest_layer("h.3.attn.weight", 6) == nearest_layer("layers.3.mlp.weight", 6) == 3
 
 
 @pytest.mark.parametrize(

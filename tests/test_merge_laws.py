@@ -153,7 +153,8 @@ from pathlib import Path
 import sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
 from merging import options_for
-from bge_cocktail.merging import merge, merge_methods
+from bge_cocktail.merging.merge import merge
+from bge_cocktail.merging.methods import merge_methods
 models = {[str(path) for path in models]!r}
 for method in {PLAIN!r}:
     some = models[1:][: merge_methods.trait(method, "models") or 3]
@@ -213,7 +214,7 @@ def test_memory_does_not_grow_with_models_or_their_size(tmp_path: Path) -> None:
         return folder
 
     code = (
-        "import sys; from pathlib import Path; from bge_cocktail.merging import merge\n"
+        "import sys; from pathlib import Path; from bge_cocktail.merging.merge import merge\n"
         "from bge_cocktail.options import Merging\n"
         "options = Merging(method=sys.argv[1], **({'base': sys.argv[3]} if sys.argv[1] == 'ties' else {}))\n"
         "merge(sys.argv[3:], Path(sys.argv[2]), options)\n"

@@ -18,8 +18,7 @@ from bge_cocktail.core.errors import CocktailError, DataError, UsageError
 from bge_cocktail.data.beir import RetrievalData, read_corpus, read_judgements
 from bge_cocktail.data.record import Record, normalise
 from bge_cocktail.data.record_files import read_records
-from bge_cocktail.mining.audit import false_negatives
-from bge_cocktail.mining.candidates import candidate_sources
+from bge_cocktail.mining.candidates import candidate_sources, false_negatives
 from bge_cocktail.mining.filters import choices, negative_filters
 from bge_cocktail.mining.miner import distinct_texts, mine
 from bge_cocktail.models.encoder import CachedEncoder, load_encoder

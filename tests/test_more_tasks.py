@@ -16,7 +16,7 @@ from sklearn.metrics import v_measure_score
 from bge_cocktail.core.errors import DataError, UsageError
 from bge_cocktail.evaluating.evaluate import evaluate
 from bge_cocktail.evaluating.tasks.labelled import knn, logistic, v_measure
-from bge_cocktail.evaluating.tasks.task import check_task, open_task
+from bge_cocktail.evaluating.tasks.task import open_task
 from bge_cocktail.models.encoder import CachedEncoder
 from bge_cocktail.options import EvaluateOptions
 
@@ -62,7 +62,7 @@ def test_clusters_that_are_there_are_found(tmp_path: Path) -> None:
 def test_what_is_no_clustering(tmp_path: Path) -> None:
     write_lines(tmp_path / "test.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "x"}])
     with pytest.raises(DataError, match=r"one label only \(x\); clustering needs two"):
-        check_task(open_task(f"clustering:{tmp_path}", "general"), "test")
+        open_task(f"clustering:{tmp_path}", "general").data("test")
     with pytest.raises(UsageError, match=r"no kind of task is called 'clusterin'.*Did you mean 'clustering'"):
         open_task(f"clusterin:{tmp_path}", "general")
 
@@ -87,7 +87,7 @@ def test_candidates_that_are_broken(tmp_path: Path, bad: dict[str, object]) -> N
     good = {"query": "a", "positive": ["b"], "negative": ["c"]}
     write_lines(tmp_path / "test.jsonl", [good, {**good, **bad}])
     with pytest.raises(DataError, match=rf"test.jsonl:2: .*{next(iter(bad))}"):
-        check_task(open_task(tmp_path, "target"), "test")
+        open_task(tmp_path, "target").data("test")
 
 
 def noisy(folder: Path, *, dev: bool = True) -> Path:

@@ -24,7 +24,7 @@ from bge_cocktail.flow.steps import begin_run, refuse_other_folder
 from bge_cocktail.options import EncodeOptions, checked
 from bge_cocktail.report.collect import Step
 from bge_cocktail.report.sections.training import curves_of
-from bge_cocktail.training.engine.work_folder import work_folder
+from bge_cocktail.training.engine.run import work_folder
 
 Cli = Callable[..., Result]
 
@@ -94,7 +94,7 @@ ANEW = {"resume": False, "overwrite": False}
 def test_two_trainings_in_one_folder(tmp_path: Path) -> None:
     working = tmp_path / "out.unfinished"
     code = (
-        "import sys; from pathlib import Path; from bge_cocktail.training.engine.work_folder import work_folder\n"
+        "import sys; from pathlib import Path; from bge_cocktail.training.engine.run import work_folder\n"
         f"with work_folder(Path({str(working)!r}), 'training', 'k', resume=False, overwrite=False):\n"
         "    print('begun', flush=True); sys.stdin.read()"
     )
@@ -124,7 +124,7 @@ def test_of_many_that_begin_at_once_one_does(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"
         "from bge_cocktail.core.errors import UsageError\n"
-        "from bge_cocktail.training.engine.work_folder import work_folder\n"
+        "from bge_cocktail.training.engine.run import work_folder\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
         "try:\n"
         f"    with work_folder(Path({str(tmp_path / 'w')!r}), 'training', 'k', resume=False, overwrite=True):\n"

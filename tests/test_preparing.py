@@ -20,7 +20,7 @@ from bge_cocktail.data.record import Record, normalise
 from bge_cocktail.data.record_files import read_records
 from bge_cocktail.data.sources import Source
 from bge_cocktail.evaluating.evaluate import evaluate
-from bge_cocktail.evaluating.tasks.task import check_task, open_task
+from bge_cocktail.evaluating.tasks.task import open_task
 from bge_cocktail.options import PrepareOptions
 from bge_cocktail.preparing.duplicates import Groups, find_duplicates, jaccard, shingles
 from bge_cocktail.preparing.leaks import find_leaks
@@ -405,7 +405,7 @@ def test_prepared_records_are_a_task(tiny: Path, cli: Cli, beir: Path, tmp_path:
 
     cli("prepare", beir, "-o", tmp_path / "o", "--keep-splits", "--duplicates", "exact")
     task = open_task(tmp_path / "o", "target")
-    check_task(task, "test")
+    task.data("test")
     (score, *_) = evaluate(CachedEncoder(tiny), [task])
     (before, *_) = evaluate(CachedEncoder(tiny), [open_task(beir, "target")])
     assert score.value == pytest.approx(before.value)

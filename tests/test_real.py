@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, cpu_seconds, slowness
 
 from bge_cocktail.data.beir import read_beir
-from bge_cocktail.data.labelled import read_labelled
+from bge_cocktail.data.labelled import DataFolder, read_labelled
 from bge_cocktail.data.record import normalise
 from bge_cocktail.flow.demo import demo_data, demo_model, demo_run
 from bge_cocktail.models.encoder import CachedEncoder
@@ -81,7 +81,7 @@ def test_the_demo_data_keeps_its_promises() -> None:
     assert len(everyday.corpus) >= 150
     assert len(everyday.queries) >= 300
     for name, classes in (("sentiment", 2), ("topics", 8)):
-        parts = [read_labelled(data / name, split) for split in ("train", "test")]
+        parts = [read_labelled(DataFolder(data / name), split) for split in ("train", "test")]
         texts = [normalise(text) for part in parts for text in part.texts]
         assert len(texts) >= 300
         assert len(set(texts)) == len(texts)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bge_cocktail.core.errors import DataError
 from bge_cocktail.data.beir import read_beir, read_corpus
-from bge_cocktail.data.labelled import read_labelled
+from bge_cocktail.data.labelled import DataFolder, read_labelled
 from bge_cocktail.data.record import Record, normalise, parse_record
 from bge_cocktail.data.record_files import read_records, write_records
 from bge_cocktail.data.retrieval import retrieval_from_records, sample_retrieval
@@ -176,7 +176,7 @@ def test_sample_keeps_the_relevant(beir: Path) -> None:
 def test_bad_labels(tmp_path: Path, label: object) -> None:
     (tmp_path / "train.jsonl").write_text(json.dumps({"text": "x", "label": label}) + "\n")
     with pytest.raises(DataError, match=r"train.jsonl:1: 'label' must be"):
-        read_labelled(tmp_path, "train")
+        read_labelled(DataFolder(tmp_path), "train")
 
 
 @given(st.text(st.sampled_from("aB \t\n\x1c\x85éÉ  İß"), max_size=12) | st.text(max_size=8))

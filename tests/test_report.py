@@ -13,11 +13,10 @@ import pytest
 from click.testing import Result
 from conftest import WORDS, perturb, write_alike, write_lines
 
-from bge_cocktail.report.blocks import Plot, Queries, Table
+from bge_cocktail.report.blocks import Plot, Queries, Table, report_sections
 from bge_cocktail.report.build import build_report
 from bge_cocktail.report.collect import collect
 from bge_cocktail.report.sections.maps import project
-from bge_cocktail.report.sections.registry import report_sections
 
 Cli = Callable[..., Result]
 

@@ -22,7 +22,7 @@ from bge_cocktail.evaluating.evaluate import evaluate, evaluate_models, open_tas
 from bge_cocktail.evaluating.intervals import bootstrap_interval
 from bge_cocktail.evaluating.measures import measure_run
 from bge_cocktail.evaluating.store import read_details, read_evaluation, write_evaluation
-from bge_cocktail.evaluating.tasks.labelled import macro_f1
+from bge_cocktail.evaluating.tasks.labelled import macro_f1_of_samples
 from bge_cocktail.evaluating.tasks.retrieval import fused, judge, reranked, run_by_words, search_run, staged_run
 from bge_cocktail.evaluating.tasks.task import open_task
 from bge_cocktail.models.encoder import CachedEncoder
@@ -155,7 +155,7 @@ def test_top_k_equals_sorting(queries: int, k: int, seed: int) -> None:
 @given(st.integers(1, 60), st.integers(2, 5), st.integers(0, 10**6))
 def test_macro_f1_equals_scikit_learn(texts: int, classes: int, seed: int) -> None:
     pairs = np.random.default_rng(seed).integers(0, classes, (texts, 2))
-    found = macro_f1(pairs[None].astype(float), classes)[0]
+    found = macro_f1_of_samples(pairs[None].astype(float), classes)[0]
     assert found == pytest.approx(f1_score(pairs[:, 0], pairs[:, 1], average="macro", zero_division=0))
 
 
@@ -251,7 +251,7 @@ def test_unknown_label_in_test(tmp_path: Path, tiny: Path) -> None:
     rows = [{"text": f"dog {n}", "label": "animal" if n % 2 else "vehicle"} for n in range(6)]
     write_lines(tmp_path / "train.jsonl", rows)
     write_lines(tmp_path / "test.jsonl", [{"text": "cat", "label": "animals"}])
-    with pytest.raises(DataError, match="label 'animals' isn't in train. Did you mean 'animal'"):
+    with pytest.raises(DataError, match="test.jsonl: unknown label 'animals' of 'cat'. Did you mean 'animal'"):
         evaluate(CachedEncoder(tiny), [open_task(tmp_path, "general")])
     write_lines(tmp_path / "train.jsonl", rows[1::2])
     with pytest.raises(DataError, match="holds one label only"):

@@ -20,6 +20,7 @@ from bge_cocktail.data.beir import read_beir
 from bge_cocktail.data.record import Record
 from bge_cocktail.data.record_files import read_records
 from bge_cocktail.models.encoder import CachedEncoder, load_encoder
+from bge_cocktail.models.prompts import Prompts
 from bge_cocktail.options import TrainOptions
 from bge_cocktail.training.encoder import validation as watching
 from bge_cocktail.training.encoder.batches import Collator
@@ -355,7 +356,7 @@ def test_chunked_batches_give_the_plain_loss(tiny: Path, beir: Path) -> None:
     records = read_records(beir)[::2][:12]
     model = load_encoder(tiny, device="cpu").eval()
     plain = options(negatives=0, chunk_tokens=40)
-    collator = Collator(model, TrainingPairs(records, plain), plain, {"query": "", "document": ""})
+    collator = Collator(model, TrainingPairs(records, plain), plain, Prompts())
     batch = collator([(0, row) for row in range(12)])
     assert len(batch["chunks"]) > 3
     with torch.no_grad():
@@ -393,7 +394,7 @@ def test_a_full_disk_while_checkpoints_are_written(tiny: Path, beir: Path, tmp_p
     """A limit on file size stands for it; what was there before is still good to resume from."""
     code = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "import torch, sentence_transformers, bge_cocktail.training.trainer\n"
+        "import torch, sentence_transformers, bge_cocktail.training.engine.trainer\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (60000, 60000))\n"
         "from bge_cocktail.cli import main\n"
         f"main(['train', {str(beir)!r}, '-m', {str(tiny)!r}, '-o', {str(tmp_path / 'out')!r}, '--batch-size', '10'])"
@@ -429,7 +430,7 @@ def test_dev_and_checkpoints_follow_the_options(tiny: Path, beir: Path, tmp_path
             model,
             rows,
             options(evaluations=evaluations),
-            {"query": "", "document": ""},
+            Prompts(),
             tmp_path,
             DeviceSetup(),
             metrics=lambda _: {"dev": 0.0},

@@ -17,7 +17,7 @@ from bge_cocktail.core.errors import DataError, UsageError
 from bge_cocktail.data.record import Record
 from bge_cocktail.data.record_files import read_records
 from bge_cocktail.models.encoder import load_encoder
-from bge_cocktail.models.layers import layer_number
+from bge_cocktail.models.layers import layer_of
 from bge_cocktail.options import TrainOptions
 from bge_cocktail.training.encoder.batches import Collator
 from bge_cocktail.training.encoder.loss import BatchLoss
@@ -189,14 +189,14 @@ def test_frozen_parameters_stay_bit_for_bit(tiny: Path, beir: Path, tmp_path: Pa
     everything = names("all")
     assert any("word_embeddings" in name for name in everything)
     assert names("a", freeze_embeddings=True) == {name for name in everything if "embeddings" not in name}
-    assert names("b", freeze_layers=1) == {name for name in everything if layer_number(name) != 0}
+    assert names("b", freeze_layers=1) == {name for name in everything if layer_of(name) != 0}
     assert names("c", fixed_positions=True) == {name for name in everything if "position_embeddings" not in name}
 
 
 def test_lora_is_merged_into_the_weights_that_it_targets(tiny: Path, beir: Path, tmp_path: Path) -> None:
     changed = moved(tiny, train(tiny, data(beir), tmp_path / "out", options(**PLAIN, lora=4)))
     assert changed
-    assert all(layer_number(name) is not None or "pooler" in name for name in changed)
+    assert all(layer_of(name) is not None or "pooler" in name for name in changed)
     assert not any("bias" in name or "LayerNorm" in name for name in changed)
     for name in changed:  # of low rank
         old, new = (load_file(folder / "model.safetensors")[name] for folder in (tiny, tmp_path / "out"))
@@ -230,7 +230,7 @@ def test_layers_learn_at_falling_rates(tiny: Path, tmp_path: Path) -> None:
         for parameter in group["params"]
     }
     for name, parameter in model.named_parameters():
-        depth = {None: 0, 0: 1, 1: 0}[layer_number(name)] if "embeddings" not in name else 2
+        depth = {None: 0, 0: 1, 1: 0}[layer_of(name)] if "embeddings" not in name else 2
         assert rate_of[id(parameter)] == pytest.approx(1e-3 * 0.5**depth), name
         plain_one = name.endswith("bias") or "LayerNorm" in name
         assert decay_of[id(parameter)] == (0 if plain_one else 0.01), name

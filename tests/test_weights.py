@@ -231,7 +231,7 @@ def test_gradient_is_the_derivative(good_and_bad: list[Path], tmp_path: Path) ->
     from torch.func import functional_call
 
     from bge_cocktail.data.record import positives_by_query
-    from bge_cocktail.merging.objective import EncoderObjective, batch_loss, names_of
+    from bge_cocktail.merging.objective import EncoderObjective
     from bge_cocktail.merging.plan import GroupWeights, Plan
     from bge_cocktail.merging.resolve import open_model
 
@@ -241,13 +241,12 @@ def test_gradient_is_the_derivative(good_and_bad: list[Path], tmp_path: Path) ->
     from bge_cocktail.merging.gradient import _stacks
 
     stacks, _ = _stacks(tasting, False, False)
-    names = names_of(tasting)
+    names = dict(tasting.parameter_names)
     shapes = {key: value.shape for key, value in tasting.parameters.items()}
     known = positives_by_query(EXAMPLES)
     weights = torch.tensor([0.6, 0.4], requires_grad=True)
     merged = {names[key]: (weights @ rows).view(shapes[key]) for key, rows in stacks.items()}
-    loss = batch_loss(
-        tasting,
+    loss = tasting.batch_loss(
         EXAMPLES,
         known,
         lambda features: functional_call(tasting.model.eval(), merged, (features,))["sentence_embedding"],
@@ -259,7 +258,7 @@ def test_gradient_is_the_derivative(good_and_bad: list[Path], tmp_path: Path) ->
         del scores
         with torch.no_grad():
             return float(
-                batch_loss(tasting, EXAMPLES, known, lambda features: tasting.model(features)["sentence_embedding"])
+                tasting.batch_loss(EXAMPLES, known, lambda features: tasting.model(features)["sentence_embedding"])
             )
 
     step = 1e-2

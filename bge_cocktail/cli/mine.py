@@ -50,7 +50,7 @@ def command(
     from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path
     from bge_cocktail.data.beir import corpus_of, is_beir, read_corpus, read_judgements
     from bge_cocktail.data.record_files import read_records, write_records
-    from bge_cocktail.mining.audit import false_negatives
+    from bge_cocktail.mining.candidates import false_negatives
     from bge_cocktail.mining.miner import mine
     from bge_cocktail.models.encoder import CachedEncoder
     from bge_cocktail.models.folder import model_folder, sentence_transformers_folder

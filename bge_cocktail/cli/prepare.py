@@ -58,7 +58,8 @@ def command(
     """
     from bge_cocktail.data.sources import Source
     from bge_cocktail.preparing.prepare import prepare
-    from bge_cocktail.report.data_tables import data_page, data_text
+    from bge_cocktail.report.build import data_page
+    from bge_cocktail.report.sections.data import data_text
 
     preparing, encoding = options_from(PrepareOptions, flags), options_from(EncodeOptions, flags)
     one = Source("", split, config, columns, pairs_of(labels), scale)

@@ -25,7 +25,7 @@ KINDS = {
     "negative-filters": ("mining.filters", "negative_filters"),
     "choices": ("mining.filters", "choices"),
     "record-weightings": ("preparing.record_weights", "record_weightings"),
-    "report-sections": ("report.sections.registry", "report_sections"),
+    "report-sections": ("report.blocks", "report_sections"),
 }
 
 

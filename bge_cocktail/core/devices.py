@@ -1,7 +1,8 @@
-"""Where to compute, and in which arithmetic."""
+"""What this machine offers: where to compute and in which arithmetic; whether the hub is within reach."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -79,3 +80,24 @@ def enough_memory(what: str, cure: str) -> Iterator[None]:
         raise CocktailError(
             f"{what}: out of memory on the device; {cure} ({str(error).splitlines()[0][:120]})"
         ) from None
+
+
+NETWORK_SECONDS = 2.0
+
+
+def hub_answers() -> bool:
+    """Whether the hub answers at all; in a thread, because looking up its address can hang on its own."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=NETWORK_SECONDS)
+            answered.set()
+        except Exception as error:  # whatever the reason, it is out of reach; the caller says so
+            del error
+
+    threading.Thread(target=ask, daemon=True).start()
+    return answered.wait(NETWORK_SECONDS + 0.3)

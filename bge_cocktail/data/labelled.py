@@ -60,7 +60,7 @@ class DataFolder:
         row = rows[0][1] if rows else {}
         return row if isinstance(row, dict) else {}
 
-    def rows(self, split: str) -> Sequence[tuple[str, Any]]:
+    def split_rows(self, split: str) -> Sequence[tuple[str, Any]]:
         """Return all rows of a split, each with ``file:line``.
 
         Raises:
@@ -76,17 +76,22 @@ class DataFolder:
         Raises:
             DataError: There is none; with the nearest name.
         """
-        if split not in self.splits:
+        if _usual_name(split) not in self.splits:
             raise DataError(f"{self.path}/{split}.jsonl: no such split.{nearest(split, sorted(self.splits))}")
-        return files_of_split(self.path, split)[0]
+        return files_of_split(self.path, _usual_name(split))[0]
 
     def _begin(self, split: str) -> tuple[list[tuple[str, Any]], Iterator[tuple[str, Any]]]:
         if split not in self._begun:
             self.file(split)
-            files = files_of_split(self.path, split)
+            files = files_of_split(self.path, _usual_name(split))
             rows = chain.from_iterable(rows_of_file(file, BadRows()) for file in files)
             self._begun[split] = ([], rows)
         return self._begun[split]
+
+
+def _usual_name(split: str) -> str:
+    """Return ``dev`` for ``validation`` and its short forms."""
+    return split_of(Path(split))
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +235,7 @@ def read_labelled(folder: DataFolder, split: str, names: Sequence[str] = ()) -> 
         DataError: With file and line of what is wrong.
     """
     file = folder.file(split)
-    rows = folder.rows(split)
+    rows = folder.split_rows(split)
     if not rows:
         raise DataError(f"{file} is empty")
     labelled = labelled_rows(examples_of_rows(rows, str(file)), str(file))
@@ -265,7 +270,7 @@ def read_scored(folder: DataFolder, split: str) -> ScoredPairs:
     """
     rows = [
         (required_text(value, "sentence1", where), required_text(value, "sentence2", where), _score(value, where))
-        for where, value in folder.rows(split)
+        for where, value in folder.split_rows(split)
     ]
     if len({score for _, _, score in rows}) < 2:
         raise DataError(
@@ -324,7 +329,7 @@ def read_candidates(folder: DataFolder, split: str) -> list[Candidates]:
         Candidates(
             required_text(value, "query", where), *(_texts(value, key, where) for key in ("positive", "negative"))
         )
-        for where, value in folder.rows(split)
+        for where, value in folder.split_rows(split)
     ]
     if not candidates:
         raise DataError(f"{folder.file(split)} is empty")

@@ -12,8 +12,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from bge_cocktail.core.devices import hub_answers
 from bge_cocktail.core.errors import DataError, UsageError, near_path, nearest
-from bge_cocktail.core.hub import hub_answers
 from bge_cocktail.data.beir import is_beir, read_beir
 from bge_cocktail.data.columns import ABOUT, PRESETS, Columns, complete, guess_roles, parse_columns
 from bge_cocktail.data.examples import Example, RecordExample

@@ -168,6 +168,7 @@ def macro_f1(hits: Floats, total: Floats) -> Floats:
     Returns:
         Shape (...).
     """
+    total = np.asarray(total)
     seen = total > 0
     f1 = np.divide(2 * hits, total, out=np.zeros(np.shape(hits)), where=seen)
     classes = seen.sum(axis=-1)

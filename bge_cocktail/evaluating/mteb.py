@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bge_cocktail.core.devices import hub_answers
 from bge_cocktail.core.errors import CocktailError, DataError, UsageError, nearest
-from bge_cocktail.core.hub import hub_answers
 from bge_cocktail.core.runs import hash_value
 from bge_cocktail.evaluating.scores import Role, Score
 from bge_cocktail.evaluating.tasks.task import Task, open_task, tasks

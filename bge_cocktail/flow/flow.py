@@ -119,11 +119,13 @@ class Flow:
         for number in range(1, self.options.rounds):
             self.mine(f"rounds/{number}/mined", model)
             records = read_records(self.folder / f"rounds/{number}/mined")
-            model = self.tune(f"rounds/{number}/tuned", records)
+            model = self.train_model(f"rounds/{number}/tuned", records)
         self.mine("mined", model)
-        tuned = self.tune("tuned", self.records)
+        tuned = self.train_model("tuned", self.records)
         slices = self.options.merge.slices
-        variants = [self.tune(f"variants/slice-{number + 1}", self.records[number::slices]) for number in range(slices)]
+        variants = [
+            self.train_model(f"variants/slice-{number + 1}", self.records[number::slices]) for number in range(slices)
+        ]
         models: dict[str, str | Path] = {"base": self.options.base, "tuned": tuned}
         share = self.options.merge.share
         models[f"cocktail of 2 (share {share:g})"] = self.blend("cocktail", [tuned, self.base], "uniform")
@@ -225,7 +227,7 @@ class Flow:
         else:
             mine_step(self.options, self.data, model, self.folder / name)
 
-    def tune(self, name: str, records: list[Record]) -> Path:
+    def train_model(self, name: str, records: list[Record]) -> Path:
         """A tuned model."""
         output = self.folder / name
         if self._is_done(name, self._training_key(records)):

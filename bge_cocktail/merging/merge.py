@@ -15,7 +15,6 @@ from bge_cocktail.core.outputs import new_folder, read_object, refuse_to_replace
 from bge_cocktail.core.progress import progress
 from bge_cocktail.core.runs import RECIPE_FILE, RUN_FILE, describe_run
 from bge_cocktail.data.record import Record
-from bge_cocktail.merging.card import model_card
 from bge_cocktail.merging.checkpoints import Checkpoint, close, hash_of
 from bge_cocktail.merging.compatible import sampled_cosine
 from bge_cocktail.merging.methods import TILE
@@ -25,7 +24,7 @@ from bge_cocktail.merging.recipe import Recipe, expand, read_recipe, to_toml
 from bge_cocktail.merging.resolve import MergeContext, resolve
 from bge_cocktail.merging.tensors import ITEM_BYTES, WeightsFile, count_of
 from bge_cocktail.merging.weights import Objective, WeightsResult
-from bge_cocktail.merging.write import contents, output_bytes, write_model, write_settings
+from bge_cocktail.merging.write import contents, model_card, output_bytes, write_model, write_settings
 from bge_cocktail.options import EncodeOptions, MergeOptions
 
 

@@ -353,7 +353,7 @@ def _check_options(options: MergeOptions) -> None:
                 users.setdefault(option, []).append(name)
                 if name == mine:
                     chosen.add(option)
-    functions: list[Callable[..., Any]] = [merge_methods[options.method]]
+    functions: list[Callable[..., Any]] = [] if is_bridged(options.method) else [merge_methods[options.method]]
     if isinstance(options.weights, str):
         functions.append(weightings[options.weights])
     refuse_unknown_options(functions, MergeOptions.model_fields, options.plugin_options)

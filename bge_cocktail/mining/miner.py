@@ -12,10 +12,17 @@ from numpy.typing import NDArray
 from bge_cocktail.core.errors import DataError, UsageError
 from bge_cocktail.core.progress import progress
 from bge_cocktail.data.record import Record, normalise
-from bge_cocktail.mining.audit import Audit, CandidateDecision
-from bge_cocktail.mining.candidates import Candidates, MiningInput, candidate_sources, find_candidates
+from bge_cocktail.mining.candidates import (
+    Audit,
+    CandidateDecision,
+    Candidates,
+    MiningInput,
+    candidate_sources,
+    find_candidates,
+)
 from bge_cocktail.mining.filters import (
     Block,
+    KnownPositives,
     Mask,
     TeacherScores,
     choices,
@@ -23,7 +30,6 @@ from bge_cocktail.mining.filters import (
     teacher_limit,
     with_scores,
 )
-from bge_cocktail.mining.known_positives import KnownPositives
 from bge_cocktail.models.encoder import Encoder, encode_queries_of
 from bge_cocktail.models.reranker import Reranker
 from bge_cocktail.options import MineOptions

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from bge_cocktail.core.devices import NETWORK_SECONDS, hub_answers
 from bge_cocktail.core.errors import DataError, UsageError, near_path
-from bge_cocktail.core.hub import NETWORK_SECONDS, hub_answers
 from bge_cocktail.core.outputs import read_object
 from bge_cocktail.models.layout import CLASSIFIER_FILE
 

@@ -28,7 +28,7 @@ class MergeOptions(PluginOptions):
     """How models become one."""
 
     panels: ClassVar[dict[str, str]] = {
-        "Method": "method base scale density shrinkage normalise dtype seed",
+        "Method": "method base scale density shrinkage normalise dtype seed plugin_options",
         "Weights": "weights share weights_for layer_weights decay",
         "Finding weights": "temperature skill_temperature loss_temperature negatives like_lm_cocktail steps rate "
         "per_layer trials epsilon shares",

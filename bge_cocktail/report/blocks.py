@@ -1,4 +1,4 @@
-"""What a report is made of: sections of words, tables, plots and queries, whatever it is shown as."""
+"""What a report is made of: sections of words, tables, plots and queries; and the table of makers of sections."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import html
 import math
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from bge_cocktail.core.registry import Registry
+from bge_cocktail.report.collect import ReportInput
 
 _NUMBER = re.compile(r"-|[-+]?[\d.,]+( ?(%|s|MB))?( (to|±) [-+]?[\d.]+)?")
 Tone = Literal["", "better", "worse", "best", "muted"]
@@ -199,3 +202,10 @@ def hover(text: str, width: int = 70, lines: int = 4) -> str:
     if len(wrapped) > lines:
         kept[-1] += " …"
     return "<br>".join(html.escape(line, quote=False) for line in kept)
+
+
+Maker = Callable[[ReportInput], Section | None]
+report_sections = Registry[Maker](
+    "report-sections",
+    [f"bge_cocktail.report.sections.{name}" for name in ("changes", "data", "maps", "merging", "scores", "training")],
+)

@@ -12,10 +12,22 @@ from typing import Any
 from bge_cocktail.core.errors import UsageError, nearest
 from bge_cocktail.core.outputs import new_file
 from bge_cocktail.core.version import __version__
-from bge_cocktail.report.blocks import Block, Cell, Code, Plot, Queries, Report, Table, Words, finite
+from bge_cocktail.report.blocks import (
+    Block,
+    Cell,
+    Code,
+    Plot,
+    Queries,
+    Report,
+    Section,
+    Table,
+    Words,
+    finite,
+    report_sections,
+)
 from bge_cocktail.report.collect import ReportInput
+from bge_cocktail.report.sections.data import data_tables, flow_of
 from bge_cocktail.report.sections.maps import planes
-from bge_cocktail.report.sections.registry import report_sections
 
 
 def html_page(report: Report) -> str:
@@ -65,6 +77,25 @@ def _plotly() -> str:
         .read_text(encoding="utf-8")
         .replace("</script", "<\\/script")
     )
+
+
+def data_page(report: Mapping[str, Any], title: str) -> str:
+    """Return a page about prepared data alone.
+
+    Args:
+        report: What `prepare` found.
+        title: Of the page.
+    """
+    tables: list[Block] = [Table(header, rows, name) for name, header, rows in data_tables(report)]
+    sections = [Section("Data", tables)]
+    for reason, texts in report.get("samples", {}).items():
+        rows = [[text if isinstance(text, str) else " / ".join(text)] for text in texts]
+        sections.append(Section(f"Dropped: {reason}", [Table(["text"], rows)]))
+    return html_page(Report(title, [flow_of(report)], sections, _made()))
+
+
+def _made() -> str:
+    return f"Made by bge-cocktail {__version__}, {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}"
 
 
 MARKS = {"best": "**{}**"}
@@ -162,8 +193,7 @@ def build_report(material: ReportInput, title: str) -> Report:
         summary = [
             "One run, which compares no models." if one else f"{len(material.steps)} runs; none compares models."
         ]
-    made = f"Made by bge-cocktail {__version__}, {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}"
-    return Report(title, summary, sections, made)
+    return Report(title, summary, sections, _made())
 
 
 def check_output(path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bge_cocktail.evaluating.scores import ModelScores
-from bge_cocktail.mining.audit import Audit
+from bge_cocktail.mining.candidates import Audit
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -109,7 +109,7 @@ class Retrieval(TaskKind):
         """See `TaskKind.read`."""
         if is_beir(folder.path) or not folder.splits:
             return read_retrieval(folder.path, split)
-        examples = examples_of_rows(folder.rows(split), str(folder.file(split)))
+        examples = examples_of_rows(folder.split_rows(split), str(folder.file(split)))
         records = [example.record for example in examples if isinstance(example, RecordExample)]
         return read_retrieval(folder.path, split, records)
 

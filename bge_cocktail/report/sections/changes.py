@@ -7,9 +7,8 @@ from typing import Any
 
 from bge_cocktail.evaluating.query_changes import QueryChange, by_bucket, likely_relevant, query_changes
 from bge_cocktail.evaluating.scores import Score
-from bge_cocktail.report.blocks import Block, Cell, Queries, Section, Table, Words
+from bge_cocktail.report.blocks import Block, Cell, Queries, Section, Table, Words, report_sections
 from bge_cocktail.report.collect import ComparedEvaluations, ReportInput
-from bge_cocktail.report.sections.registry import report_sections
 from bge_cocktail.report.text import shortened
 
 # of all that gained and lost, over all models and tasks: what a page of some megabytes holds

@@ -6,11 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bge_cocktail.report.blocks import Block, Code, Section, Table, Words
+from bge_cocktail.report.blocks import Block, Code, Section, Table, Words, report_sections
 from bge_cocktail.report.collect import ReportInput, Step
-from bge_cocktail.report.data_tables import data_tables, flow_of
-from bge_cocktail.report.sections.registry import report_sections
-from bge_cocktail.report.text import shortened
+from bge_cocktail.report.text import shortened, text_table
 
 SHOWN = 10
 
@@ -149,3 +147,87 @@ def _versions(steps: Sequence[Step]) -> list[Block]:
         said = f"Runs were made with other versions of {', '.join(several)}: numbers may differ by that."
         blocks.append(Words(said, warns=True))
     return blocks
+
+
+DataTable = tuple[str, Sequence[str], list[list[str]]]
+"""A title, a header and rows."""
+LABELS_SHOWN = 30
+
+
+def data_tables(report: Mapping[str, Any]) -> list[DataTable]:
+    """The tables of a report on data, in the order they are read."""
+    splits: Mapping[str, Mapping[str, Any]] = report["splits"]
+    tables: list[DataTable] = [
+        ("Splits", ("split", "examples", "share"), _sizes(splits)),
+        ("What went", ("what", "reason", "count"), _went(report)),
+        ("Lengths", ("split", "texts", "count", "mean", "median", "95 %", "longest", "cut"), _lengths(splits)),
+        ("Labels", ("label", *splits), _labels(splits)),
+        ("Cleaning", ("step", "distinct texts changed"), _counts(report.get("cleaned_texts"))),
+        ("Augmentation", ("what", "count"), _counts(report.get("augmented"))),
+        ("Corpus", ("documents", "count"), _counts(report.get("corpus"))),
+        ("Leaks", ("held-out set", "what", "count", "for example"), _leaks(report.get("leaks") or {})),
+    ]
+    return [(title, header, rows) for title, header, rows in tables if rows]
+
+
+def flow_of(report: Mapping[str, Any]) -> str:
+    """One line: what came in, what went, what came out."""
+    dropped, rejected = sum(report["dropped"].values()), sum(report["rejected"].values())
+    out = ", ".join(f"{one['examples']:,} {name}" for name, one in report["splits"].items())
+    bad = f" ({rejected:,} bad rows left out)" if rejected else ""
+    copies = sum(one.get("augmented", 0) for one in report["splits"].values())
+    more = f" (of which {copies:,} are varied copies)" if copies else ""
+    return f"{report['read']:,} examples read{bad}, {dropped:,} dropped: {out}{more}"
+
+
+def data_text(report: Mapping[str, Any]) -> str:
+    """The report for a terminal."""
+    parts = [f"{title}\n{text_table(header, rows)}" for title, header, rows in data_tables(report)]
+    return "\n\n".join([flow_of(report), *parts])
+
+
+def _sizes(splits: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    total = max(1, sum(one["examples"] for one in splits.values()))
+    return [[name, str(one["examples"]), f"{one['examples'] / total:.3f}"] for name, one in splits.items()]
+
+
+def _went(report: Mapping[str, Any]) -> list[list[str]]:
+    kinds = {"rejected": "bad row", "dropped": "example", "texts_that_went": "text", "negatives_that_went": "negative"}
+    return [
+        [said, reason, str(count)] for key, said in kinds.items() for reason, count in (report.get(key) or {}).items()
+    ]
+
+
+def _lengths(splits: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    rows = []
+    for name, one in splits.items():
+        for key, spread in one.items():
+            role, _, unit = key.rpartition("_")
+            if unit not in ("chars", "tokens"):
+                continue
+            cut = one.get(f"{role}_cut")
+            shown = "-" if unit == "chars" or cut is None else f"{cut['share']:.1%}"
+            numbers = [f"{spread[which]:g}" for which in ("texts", "mean", "median", "p95", "most")]
+            rows.append([name, f"{role} in {'characters' if unit == 'chars' else unit}", *numbers, shown])
+    return rows
+
+
+def _labels(splits: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    counts = {name: one.get("labels", {}) for name, one in splits.items()}
+    labels = list(dict.fromkeys(label for found in counts.values() for label in found))
+    rows = [[label, *(str(found.get(label, 0)) for found in counts.values())] for label in labels[:LABELS_SHOWN]]
+    if len(labels) > LABELS_SHOWN:
+        rows.append([f"... and {len(labels) - LABELS_SHOWN} more", *("" for _ in counts)])
+    return rows
+
+
+def _counts(found: Mapping[str, int] | None) -> list[list[str]]:
+    return [[name, str(count)] for name, count in (found or {}).items()]
+
+
+def _leaks(leaks: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    return [
+        [name, kind, str(one["count"]), " = ".join(repr(one["examples"][0][side][:60]) for side in ("other", "train"))]
+        for name, kinds in leaks.items()
+        for kind, one in kinds.items()
+    ]

@@ -10,9 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_cocktail.core.errors import UsageError
-from bge_cocktail.report.blocks import COLOURS, MUTED, Block, Plot, Section, Words, figure, hover, plain
+from bge_cocktail.report.blocks import (
+    COLOURS,
+    MUTED,
+    Block,
+    Plot,
+    Section,
+    Words,
+    figure,
+    hover,
+    plain,
+    report_sections,
+)
 from bge_cocktail.report.collect import ComparedEvaluations, ReportInput
-from bge_cocktail.report.sections.registry import report_sections
 
 Plane = NDArray[np.float64]
 Points = Mapping[tuple[str, str], tuple[list[str], list[str], NDArray[np.float32]]]

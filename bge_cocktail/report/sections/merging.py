@@ -7,9 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bge_cocktail.report.blocks import MUTED, Block, Plot, Section, Table, Words, colour_of, figure, plain
+from bge_cocktail.report.blocks import (
+    MUTED,
+    Block,
+    Plot,
+    Section,
+    Table,
+    Words,
+    colour_of,
+    figure,
+    plain,
+    report_sections,
+)
 from bge_cocktail.report.collect import ReportInput, Step
-from bge_cocktail.report.sections.registry import report_sections
 
 
 @report_sections("merging", order=60)

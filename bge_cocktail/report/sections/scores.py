@@ -8,9 +8,21 @@ from typing import Any
 
 from bge_cocktail.evaluating.compare import TaskChange
 from bge_cocktail.evaluating.scores import ModelScores, Score
-from bge_cocktail.report.blocks import MUTED, Block, Cell, Plot, Section, Table, Tone, Words, colour_of, figure, plain
+from bge_cocktail.report.blocks import (
+    MUTED,
+    Block,
+    Cell,
+    Plot,
+    Section,
+    Table,
+    Tone,
+    Words,
+    colour_of,
+    figure,
+    plain,
+    report_sections,
+)
 from bge_cocktail.report.collect import ComparedEvaluations, ReportInput, Step
-from bge_cocktail.report.sections.registry import report_sections
 
 # names of points that lie near each other go to other sides of them
 SIDES = ("top center", "bottom center", "middle left", "top center", "middle right", "bottom right")

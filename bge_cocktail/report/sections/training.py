@@ -8,9 +8,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bge_cocktail.core.runs import BAD_BATCH_FILE
-from bge_cocktail.report.blocks import Block, Cell, Plot, Section, Table, Words, colour_of, figure, plain
+from bge_cocktail.report.blocks import (
+    Block,
+    Cell,
+    Plot,
+    Section,
+    Table,
+    Words,
+    colour_of,
+    figure,
+    plain,
+    report_sections,
+)
 from bge_cocktail.report.collect import ReportInput, Step
-from bge_cocktail.report.sections.registry import report_sections
 
 TRAININGS = ("train", "classify train")
 MOST_POINTS = 400

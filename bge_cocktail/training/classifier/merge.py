@@ -18,7 +18,7 @@ from bge_cocktail.merging.plan import Plan, source_of, with_weights
 from bge_cocktail.merging.recipe import Recipe
 from bge_cocktail.models.folder import declared_labels, model_folder
 from bge_cocktail.options import MergeOptions, PredictOptions
-from bge_cocktail.training.classifier.metrics import log_losses
+from bge_cocktail.training.classifier.evaluate import log_losses
 from bge_cocktail.training.classifier.model import Classifier, load_classifier
 from bge_cocktail.training.classifier.predict import cleaned, logits_of
 

@@ -23,7 +23,6 @@ from bge_cocktail.models.embed import batches_by_tokens
 from bge_cocktail.options import PredictOptions, PrepareOptions
 from bge_cocktail.preparing.clean import Cleaner
 from bge_cocktail.training.classifier.data import check_form
-from bge_cocktail.training.classifier.metrics import chosen
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -269,3 +268,17 @@ def as_json(row: dict[str, Any], prediction: Prediction, settings: ClassifierCon
     own = {name: None if isinstance(value, float) and not isfinite(value) else value for name, value in row.items()}
     value = {**own, "predicted": shown, "probabilities": {name: round(one, 6) for name, one in named}}
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def chosen(logits: NDArray[np.floating[Any]], multi_label: bool, threshold: float = 0.5) -> NDArray[np.bool_]:
+    """What is predicted: the likeliest class, or all labels whose probability reaches the threshold.
+
+    Returns:
+        True for predicted labels, shape (texts, classes).
+    """
+    if multi_label:
+        found: NDArray[np.bool_] = logits >= np.log(threshold / (1 - threshold))
+        return found
+    found = np.zeros(logits.shape, bool)
+    found[np.arange(len(logits)), logits.argmax(axis=1)] = True
+    return found

@@ -22,13 +22,13 @@ from bge_cocktail.data.record import pair_key
 from bge_cocktail.models.folder import model_folder
 from bge_cocktail.options import ClassifyOptions, PredictOptions, checked
 from bge_cocktail.training.classifier.data import ClassifierData
-from bge_cocktail.training.classifier.metrics import dev_metrics
+from bge_cocktail.training.classifier.evaluate import dev_metrics
 from bge_cocktail.training.classifier.model import load_classifier
 from bge_cocktail.training.classifier.predict import logits_of
 from bge_cocktail.training.classifier.train import check_classifying, train_classifier, training_key
 from bge_cocktail.training.engine.processes import refuse_several
+from bge_cocktail.training.engine.run import work_folder
 from bge_cocktail.training.engine.search import Report, Space, search
-from bge_cocktail.training.engine.work_folder import work_folder
 
 log = logging.getLogger(__name__)
 Runs = Mapping[str, tuple[ClassifierData, ClassifyOptions]]

@@ -24,14 +24,13 @@ from bge_cocktail.models.encoder import LoadedEncoder, load_encoder
 from bge_cocktail.models.folder import model_folder
 from bge_cocktail.options import ClassifyOptions, CommonTrainOptions, PredictOptions, TrainOptions
 from bge_cocktail.training.classifier.data import ClassifierData, sample_per_class, with_augmented
-from bge_cocktail.training.classifier.metrics import calibration_temperature, dev_metrics
+from bge_cocktail.training.classifier.evaluate import calibration_temperature, dev_metrics
 from bge_cocktail.training.classifier.model import ClassifierConfig, head_parameters, make_classifier, save_classifier
 from bge_cocktail.training.classifier.predict import logits_of
 from bge_cocktail.training.encoder.train import train
 from bge_cocktail.training.engine.parameters import common_problems
 from bge_cocktail.training.engine.processes import Processes, join_processes
-from bge_cocktail.training.engine.run import CURVES_FILE, fit, write_curves
-from bge_cocktail.training.engine.work_folder import shared_work_folder
+from bge_cocktail.training.engine.run import CURVES_FILE, fit, shared_work_folder, write_curves
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder

@@ -28,13 +28,13 @@ from bge_cocktail.training.encoder.train import train, training_key
 from bge_cocktail.training.encoder.training_pairs import TrainingPairs, hash_records, hash_retrieval
 from bge_cocktail.training.encoder.validation import open_watched
 from bge_cocktail.training.engine.processes import refuse_several
+from bge_cocktail.training.engine.run import work_folder
 from bge_cocktail.training.engine.search import (
     Report,
     Space,
     _check_names,
     search,
 )
-from bge_cocktail.training.engine.work_folder import work_folder
 
 log = logging.getLogger(__name__)
 SOUP = "soup"

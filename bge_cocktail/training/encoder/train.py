@@ -36,7 +36,7 @@ from bge_cocktail.training.engine.callbacks import (
 from bge_cocktail.training.engine.checkpoints import shard
 from bge_cocktail.training.engine.parameters import learning_rates
 from bge_cocktail.training.engine.processes import Processes, join_processes
-from bge_cocktail.training.engine.run import fit, write_curves
+from bge_cocktail.training.engine.run import fit, shared_work_folder, write_curves
 from bge_cocktail.training.engine.trainer import (
     DeviceSetup,
     Metrics,
@@ -44,7 +44,6 @@ from bge_cocktail.training.engine.trainer import (
     Trainer,
     assemble,
 )
-from bge_cocktail.training.engine.work_folder import shared_work_folder
 
 
 def make_trainer(

@@ -15,7 +15,7 @@ from bge_cocktail.core.errors import CocktailError, UsageError, nearest
 from bge_cocktail.core.outputs import new_file, new_folder, write_json
 from bge_cocktail.core.runs import RUN_FILE, hash_value
 from bge_cocktail.training.engine.processes import refuse_several
-from bge_cocktail.training.engine.work_folder import work_folder
+from bge_cocktail.training.engine.run import work_folder
 
 log = logging.getLogger(__name__)
 Space = Mapping[str, tuple[Any, ...]]
