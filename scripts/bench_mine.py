@@ -63,7 +63,7 @@ import faiss
 import numpy as np
 from bge_cocktail import mine, read_records
 from bge_cocktail.data.beir import read_corpus
-from bge_cocktail.options import Mining
+from bge_cocktail.options import MineOptions
 from pathlib import Path
 records, corpus = read_records(sys.argv[1]), read_corpus(Path(sys.argv[2]))
 texts = list(dict.fromkeys([record.query for record in records])), corpus
@@ -80,14 +80,14 @@ start = time.process_time()
 faiss.knn(rows[: len(records)], rows[: len(corpus)], 60, metric=faiss.METRIC_INNER_PRODUCT)
 alone = time.process_time() - start
 start = time.process_time()
-mine(records, Given(), Mining(), corpus=corpus)
+mine(records, Given(), MineOptions(), corpus=corpus)
 print(json.dumps([time.process_time() - start, alone]))
 """
 LARGE = """
 import sys
 import numpy as np
 from bge_cocktail import Record, mine
-from bge_cocktail.options import Mining
+from bge_cocktail.options import MineOptions
 queries, documents = int(sys.argv[1]), int(sys.argv[2])
 class Made:
     # a vector that depends on the number of the text alone
@@ -99,7 +99,7 @@ class Made:
     def encode_query(self, texts, prompt=None):
         return self.encode_document(texts)
 records = [Record(f"q{number}", (f"d{number}",)) for number in range(queries)]
-mined = mine(records, Made(), Mining(relative_margin=None), corpus=(f"d{number}" for number in range(documents)))
+mined = mine(records, Made(), MineOptions(relative_margin=None), corpus=(f"d{number}" for number in range(documents)))
 assert len(mined.records) == queries and mined.short == 0
 """
 

@@ -281,11 +281,11 @@ def refuse(*args, **kwargs):
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refuse
 from pathlib import Path
 from bge_cocktail import mine, read_records, train, merge, evaluate, open_task, CachedEncoder
-from bge_cocktail.options import Training
+from bge_cocktail.options import TrainOptions
 from bge_cocktail.data.beir import read_beir
 model, data, out = {str(tiny)!r}, Path({str(beir)!r}), Path({str(tmp_path)!r})
 records = mine(read_records(data), CachedEncoder(model)).records
-train(model, records, out / "tuned", Training(epochs=1, batch_size=8, negatives=1), dev=read_beir(data, "dev"))
+train(model, records, out / "tuned", TrainOptions(epochs=1, batch_size=8, negatives=1), dev=read_beir(data, "dev"))
 merge([model, out / "tuned"], out / "merged")
 evaluate(CachedEncoder(out / "merged"), [open_task(data, "target")])
 print("calls", len(calls), calls[:3])

@@ -215,8 +215,8 @@ def test_memory_does_not_grow_with_models_or_their_size(tmp_path: Path) -> None:
 
     code = (
         "import sys; from pathlib import Path; from bge_cocktail.merging.merge import merge\n"
-        "from bge_cocktail.options import Merging\n"
-        "options = Merging(method=sys.argv[1], **({'base': sys.argv[3]} if sys.argv[1] == 'ties' else {}))\n"
+        "from bge_cocktail.options import MergeOptions\n"
+        "options = MergeOptions(method=sys.argv[1], **({'base': sys.argv[3]} if sys.argv[1] == 'ties' else {}))\n"
         "merge(sys.argv[3:], Path(sys.argv[2]), options)\n"
         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )

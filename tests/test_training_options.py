@@ -18,6 +18,7 @@ from bge_cocktail.data.record import Record
 from bge_cocktail.data.record_files import read_records
 from bge_cocktail.models.encoder import load_encoder
 from bge_cocktail.models.layers import layer_of
+from bge_cocktail.models.prompts import Prompts
 from bge_cocktail.options import TrainOptions
 from bge_cocktail.training.encoder.batches import Collator
 from bge_cocktail.training.encoder.loss import BatchLoss
@@ -139,7 +140,7 @@ def test_chunks_and_the_gradient_cache_give_the_plain_gradient(
         prepare_parameters(model, chosen)
         rows = TrainingPairs(data(beir), chosen)
         loss = BatchLoss(model, chosen, rows.tasks).train()
-        batch = Collator(model, rows, chosen, {"query": "", "document": ""})([(0, row) for row in range(0, 40, 2)])
+        batch = Collator(model, rows, chosen, Prompts())([(0, row) for row in range(0, 40, 2)])
         found = loss(batch["chunks"], batch["targets"])
         total = sum(found.values()) if isinstance(found, dict) else found
         total.backward()
@@ -158,7 +159,7 @@ def test_the_gradient_cache_repeats_dropout(tiny: Path, beir: Path, tmp_path: Pa
     model = load_encoder(tiny, device="cpu")
     rows = TrainingPairs(data(beir), chosen)
     loss = BatchLoss(model, chosen, rows.tasks).train()
-    batch = Collator(model, rows, chosen, {"query": "", "document": ""})([(0, row) for row in range(0, 20, 2)])
+    batch = Collator(model, rows, chosen, Prompts())([(0, row) for row in range(0, 20, 2)])
     name, weight = next((name, one) for name, one in model.named_parameters() if "value.weight" in name)
 
     def value() -> torch.Tensor:
@@ -240,7 +241,7 @@ def test_layers_learn_at_falling_rates(tiny: Path, tmp_path: Path) -> None:
 def trainer_of(model: Any, chosen: TrainOptions, folder: Path) -> Any:
     records = [Record(f"q{row}", (f"p{row}",)) for row in range(20)]
     rows = TrainingPairs(records, chosen)
-    return make_trainer(model, rows, chosen, {"query": "", "document": ""}, folder, DeviceSetup())
+    return make_trainer(model, rows, chosen, Prompts(), folder, DeviceSetup())
 
 
 def test_the_anchor_holds_on_to_the_base(tiny: Path, beir: Path, tmp_path: Path) -> None:
@@ -361,7 +362,7 @@ def test_the_gradient_cache_scales_the_heads_gradients_too(tiny: Path, beir: Pat
         prepare_parameters(model, chosen)
         rows = TrainingPairs(data(beir), chosen)
         loss = BatchLoss(model, chosen, rows.tasks).train()
-        collator = Collator(model, rows, chosen, {"query": "", "document": ""})
+        collator = Collator(model, rows, chosen, Prompts())
         for first in (0, 20):  # two batches of a step, as accumulation has them
             batch = collator([(0, row) for row in range(first, first + 20, 2)])
             (loss(batch["chunks"], batch["targets"]) / 2).backward()

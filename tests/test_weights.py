@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,6 +15,7 @@ import pytest
 from conftest import ROOT, build_model, perturb
 from hypothesis import given
 from hypothesis import strategies as st
+from merging import tensors_in
 
 from bge_cocktail.core.errors import UsageError
 from bge_cocktail.data.record import Record
@@ -348,3 +350,39 @@ def test_a_large_model_and_a_small_one(tiny: Path, tmp_path: Path) -> None:
 
 def test_scripts_are_found() -> None:
     assert (ROOT / "scripts/compare_lm_cocktail.py").is_file()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weights": "gradient", "steps": 3},
+        {"weights": "self-positioning", "steps": 3, "method": "task-arithmetic"},
+        {"method": "fisher"},
+        {"method": "regmean"},
+    ],
+    ids=str,
+)
+def test_what_looks_at_data_embeds_with_the_prompts_that_are_written(
+    good_and_bad: list[Path], tmp_path: Path, options: dict[str, object]
+) -> None:
+    """With --prompts-from 2 the merge is the one that is found where the first model declares the same prompts."""
+    from bge_cocktail.models.prompts import set_prompts
+
+    first, second = good_and_bad
+    prompts = {"query": "small red dog runs near the river ", "document": "the blue boat "}
+    prompted = shutil.copytree(second, tmp_path / "prompted")
+    set_prompts(prompted, prompts)
+    alike = shutil.copytree(first, tmp_path / "alike")
+    set_prompts(alike, prompts)
+    data = {"examples": EXAMPLES, "encoding": EncodeOptions(cache=False, device="cpu")}
+
+    def merged(one: Path, **more: object) -> np.ndarray:
+        if options.get("method") == "task-arithmetic":
+            more["base"] = str(one)
+        result = merge([one, prompted], tmp_path / "out", MergeOptions(**options, **more), **data, overwrite=True)
+        tensors = tensors_in(result.folder)
+        return np.concatenate([tensors[name].ravel() for name in sorted(tensors) if tensors[name].dtype == np.float32])
+
+    expected, found, without = merged(alike), merged(first, prompts_from=2), merged(first, prompts_from=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+    assert np.abs(without - expected).max() > 1e-6

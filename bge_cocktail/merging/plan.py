@@ -222,9 +222,11 @@ def normalises(options: MergeOptions) -> bool:
 
 def parameters(function: Callable[..., Any], options: MergeOptions) -> dict[str, Any]:
     """Return the options that the signature of a method or a weighting names, its own among them."""
-    values = {**{name: getattr(options, name) for name in MergeOptions.model_fields}, "normalise": normalises(options)}
-    named = {name: values[name] for name in keyword_names(function) if name in values}
-    return {**named, **own_options(function, values, options.plugin_options)}
+    known = MergeOptions.model_fields
+    values = {name: getattr(options, name) for name in keyword_names(function) if name in known}
+    if "normalise" in values:
+        values["normalise"] = normalises(options)
+    return {**values, **own_options(function, known, options.plugin_options)}
 
 
 def check_method(options: MergeOptions, models: Sequence[Any]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import tomli_w
 
 from bge_cocktail.core.errors import DataError, UsageError, nearest
 from bge_cocktail.options import MergeOptions, checked
@@ -135,39 +136,13 @@ def expand(models: Sequence[str | Path]) -> list[str]:
 
 
 def to_toml(recipe: Recipe) -> str:
-    """The recipe as TOML, with the options that differ from the defaults."""
-    return "\n".join(_lines(recipe, "")).lstrip("\n") + "\n"
+    """Return the recipe as TOML, with the options that differ from the defaults."""
+    return tomli_w.dumps(_table(recipe))
 
 
-def _lines(recipe: Recipe, path: str) -> Iterator[str]:
-    if path:
-        yield from ("", f"[{path}]")
-    if recipe.name != "merge":
-        yield f"name = {_text(recipe.name)}"
-    changed = recipe.options.model_dump(exclude_defaults=True)
-    changed = {"method": recipe.options.method, "weights": recipe.options.weights, **changed}
-    tables = {name: value for name, value in changed.items() if isinstance(value, dict)}
-    for name, value in changed.items():
-        if name not in tables:
-            yield f"{name} = {_value(value)}"
-    for name, table in tables.items():
-        yield from ("", f"[{path}{'.' if path else ''}{name}]")
-        yield from (f"{_text(key)} = {_value(value)}" for key, value in table.items())
-    inner = f"{path}.models" if path else "models"
-    for model in recipe.models:
-        yield from ("", f"[[{inner}]]")
-        if isinstance(model, Recipe):
-            yield from _lines(model, f"{inner}.recipe")
-        else:
-            yield f"model = {_value(model)}"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return "[" + ", ".join(_value(one) for one in value) + "]"
-    return _text(value) if isinstance(value, str) else json.dumps(value)
-
-
-def _text(value: str) -> str:
-    # a JSON text is a TOML text, but for the one sign that JSON leaves as it is
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+def _table(recipe: Recipe) -> dict[str, Any]:
+    options = {"method": recipe.options.method, "weights": recipe.options.weights}
+    options |= recipe.options.model_dump(exclude_defaults=True)
+    models = [{"recipe": _table(model)} if isinstance(model, Recipe) else {"model": model} for model in recipe.models]
+    named = {} if recipe.name == "merge" else {"name": recipe.name}
+    return {**named, **options, "models": models}

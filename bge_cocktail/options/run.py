@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 from pydantic import BaseModel, Field
 from pydantic_core import PydanticUndefined
 
@@ -139,7 +140,8 @@ def _toml(value: Any) -> str:
         return "{}"
     if isinstance(value, list):
         return "[" + ", ".join(_toml(one) for one in value) + "]"
-    return json.dumps(value if isinstance(value, bool | int | float) else str(value), ensure_ascii=False)
+    shown = value if isinstance(value, bool | int | float) else str(value)
+    return tomli_w.dumps({"value": shown}).removeprefix("value = ").rstrip("\n")
 
 
 def _lines_of_names(text: str) -> dict[str, int]:
