@@ -19,8 +19,8 @@ from sklearn.metrics import f1_score
 from bge_cocktail.core.errors import DataError, UsageError
 from bge_cocktail.data.beir import RetrievalData
 from bge_cocktail.evaluating.evaluate import evaluate, evaluate_models, open_tasks
-from bge_cocktail.evaluating.intervals import bootstrap_interval
 from bge_cocktail.evaluating.measures import measure_run
+from bge_cocktail.evaluating.scores import bootstrap_interval
 from bge_cocktail.evaluating.store import read_details, read_evaluation, write_evaluation
 from bge_cocktail.evaluating.tasks.labelled import macro_f1_of_samples
 from bge_cocktail.evaluating.tasks.retrieval import fused, judge, reranked, run_by_words, search_run, staged_run
@@ -335,7 +335,7 @@ def test_ties_are_cut_by_row_however_many(seed: int, k: int, values: int) -> Non
 
 
 def test_means_have_the_intervals_of_a_plain_bootstrap() -> None:
-    from bge_cocktail.evaluating.intervals import bootstrap_interval, mean_intervals
+    from bge_cocktail.evaluating.scores import bootstrap_interval, mean_intervals
 
     generator = np.random.default_rng(5)
     values = generator.random((300, 3)) * [1, 0.2, 3]

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +28,7 @@ from bge_cocktail.cli.flags import (
 from bge_cocktail.cli.lazy import LazyGroup
 from bge_cocktail.cli.show import searched_names, show_search, training
 from bge_cocktail.core.errors import UsageError
-from bge_cocktail.options import ClassifyOptions, EvaluateOptions, PredictOptions
+from bge_cocktail.options import ClassifyOptions, PredictOptions
 
 _SHOWN = ("steps", "best_step", "dev_before", "dev_best", "final_loss", "precision", "device", "seconds")
 
@@ -225,9 +224,6 @@ def _opened(output: Path | None) -> Iterator[IO[str]]:
         yield file
 
 
-JUDGEMENT_FILE = "judgement.json"
-
-
 @click.command("evaluate")
 @click.argument("model")
 @click.argument("data")
@@ -256,68 +252,13 @@ def evaluate_command(
     DATA is what `classify train` takes; its test split is judged, or a file as it is. Texts whose label is likely
     wrong are named too (confident learning).
     """
-    from dataclasses import replace
-
-    from bge_cocktail.core.errors import UsageError
-    from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
-    from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path
     from bge_cocktail.data.sources import Source
+    from bge_cocktail.training.classifier.evaluate import run_classifier_evaluate
 
-    options = options_from(PredictOptions, flags)
-    refuse_to_replace(output, overwrite, [data, model])
-    if encoder is not None and (Path(data).is_file() or split in ("train", "dev")):
-        raise UsageError("--encoder learns from train and chooses by dev: judge the test of a folder or data set")
-
-    from bge_cocktail.data.labelled import number_labels
-    from bge_cocktail.models.folder import model_folder
-    from bge_cocktail.training.classifier.data import check_form, read_class_data, read_split
-    from bge_cocktail.training.classifier.evaluate import judge_classifier
-    from bge_cocktail.training.classifier.model import load_classifier
-
-    started = time.monotonic()
-    classifier = load_classifier(model, device=options.device)
-    settings = classifier.settings
-    if encoder is not None and settings.multi_label:
-        raise UsageError("--encoder: probe and nearest neighbours give a text one label, this classifier any number")
     source = Source(data, split=split, config=config, columns=columns, labels=pairs_of(labels))
-    rows = read_split(source, settings.clean)
-    judged_on = number_labels(rows, settings.labels, settings.multi_label, f"{data} ({split})")
-    check_form(judged_on.texts, settings.pairs, f"{data} ({split})")
-    judged = judge_classifier(classifier, judged_on, options)
-    if encoder is not None:
-        chosen = ClassifyOptions(clean=settings.clean, multi_label=settings.multi_label)
-        known = read_class_data(replace(source, split="train"), chosen, settings.labels)
-        judged["frozen"] = _frozen(encoder, known.train, known.dev, judged_on, options)
-    inputs = {model: hash_path(model_folder(model)), data: hash_path(source.path) if source.path.exists() else ""}
-    with new_folder(output, overwrite=overwrite) as new:
-        write_json(new / JUDGEMENT_FILE, judged)
-        seconds = time.monotonic() - started
-        described = describe_run(
-            "classify evaluate", options=options.model_dump(mode="json"), inputs=inputs, seconds=seconds
-        )
-        write_json(new / RUN_FILE, described)
+    options = options_from(PredictOptions, flags)
+    judged = run_classifier_evaluate(model, source, output, options, encoder=encoder, overwrite=overwrite)
     show({"output": str(output), **judged}, _text(judged), output_format)
-
-
-def _frozen(encoder: str, train: Any, dev: Any, judged_on: Any, options: PredictOptions) -> list[dict[str, Any]]:
-    import numpy as np
-
-    from bge_cocktail.evaluating.intervals import bootstrap_interval
-    from bge_cocktail.models.encoder import CachedEncoder
-    from bge_cocktail.options import EncodeOptions
-    from bge_cocktail.training.classifier.evaluate import nearest_neighbours, probe
-
-    embeds = CachedEncoder(encoder, EncodeOptions(device=options.device))
-    truth = np.array([own[0] for own in judged_on.labels])
-    found = []
-    for name, made in (
-        ("probe", probe(embeds, train, dev, judged_on.texts)),
-        ("nearest neighbours", nearest_neighbours(embeds, train, dev, judged_on.texts)),
-    ):
-        right = (made.pop("predicted") == truth).astype(float)
-        interval = bootstrap_interval(right, seed=EvaluateOptions().seed)
-        found.append({"way": name, "accuracy": float(right.mean()), "interval": interval, **made})
-    return found
 
 
 def _text(judged: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -39,57 +38,24 @@ def command(
 
     DATA is a BEIR folder or what `prepare` wrote; nDCG@10 is that of the documents that each index finds.
     """
-    import numpy as np
-
-    from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
-    from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path
-    from bge_cocktail.data.retrieval import read_retrieval
-    from bge_cocktail.evaluating.measures import measure_run
-    from bge_cocktail.models.encoder import CachedEncoder
-    from bge_cocktail.models.folder import model_folder
-    from bge_cocktail.report.pictures import draw_indexes
+    from bge_cocktail.evaluating.evaluate import run_indexes
     from bge_cocktail.report.text import text_table
-    from bge_cocktail.search.approximate import check_indexes, judge_indexes
 
-    encoding = options_from(EncodeOptions, flags)
-    refuse_to_replace(output, overwrite, [model, data])
-    started = time.monotonic()
     chosen = [name.strip() for name in names.split(",")]
-    judged = read_retrieval(data, split)
-    check_indexes(chosen, k, len(judged.corpus))
-    encoder = CachedEncoder(model, encoding)
-    documents = _unit(encoder.encode_document(list(judged.corpus.values())))
-    queries = _unit(encoder.encode_query(list(judged.queries.values())))
-    scores, rows = judge_indexes(queries, documents, chosen, k)
-    ids, asked = list(judged.corpus), list(judged.queries)
-    quality = {}
-    for name, found in rows.items():
-        run = {query: [ids[row] for row in line if row >= 0] for query, line in zip(asked, found.tolist(), strict=True)}
-        quality[name] = float(np.mean(list(measure_run(run, judged.qrels, [f"nDCG@{k}"])[f"nDCG@{k}"].values())))
-    described = [{**one.to_json(), f"nDCG@{k}": quality[one.index]} for one in scores]
-    with new_folder(output, overwrite=overwrite) as new:
-        draw_indexes(scores, new / "indexes.png", k=k, title=f"{len(ids):,} documents of {data.resolve().name}")
-        run_of = describe_run(
-            "indexes",
-            options={"index": chosen, "k": k, "split": split, "encode": encoding.model_dump(mode="json")},
-            inputs={model: hash_path(model_folder(model)), str(data): hash_path(data)},
-            seconds=time.monotonic() - started,
-            indexes=described,
+    encoding = options_from(EncodeOptions, flags)
+    run = run_indexes(model, data, output, chosen, encoding, k=k, split=split, overwrite=overwrite)
+    rows = [
+        (
+            score["index"] + (" *" if score["rescored"] else ""),
+            f"{score['recall']:.4f}",
+            f"{score[f'nDCG@{k}']:.4f}",
+            f"{score['megabytes']:.2f}",
+            f"{score['queries_a_second']:.0f}",
+            f"{score['build_seconds']:.2f}",
         )
-        write_json(new / RUN_FILE, run_of)
-    table = [
-        (one.index + (" *" if one.rescored else ""), f"{one.recall:.4f}", f"{quality[one.index]:.4f}",
-         f"{one.megabytes:.2f}", f"{one.queries_a_second:.0f}", f"{one.build_seconds:.2f}")
-        for one in scores
-    ]  # fmt: skip
-    header = ("index", f"recall@{k}", f"nDCG@{k}", "MB", "queries/s", "build s")
-    note = (
-        "\n\n* full embeddings order its candidates, and are kept beside it" if any(s.rescored for s in scores) else ""
-    )
-    show({"output": str(output), "indexes": described}, text_table(header, table) + note, output_format)
-
-
-def _unit(rows: Any) -> Any:
-    import numpy as np
-
-    return np.ascontiguousarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), np.float32)
+        for score in run.indexes
+    ]
+    table = text_table(("index", f"recall@{k}", f"nDCG@{k}", "MB", "queries/s", "build s"), rows)
+    if any(score["rescored"] for score in run.indexes):
+        table += "\n\n* full embeddings order its candidates, and are kept beside it"
+    show({"output": str(output), "indexes": run.indexes}, table, output_format)

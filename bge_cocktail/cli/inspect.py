@@ -10,7 +10,7 @@ import rich_click as click
 from bge_cocktail.cli.flags import PATH, format_flag, overwrite_flag, show
 
 if TYPE_CHECKING:
-    from bge_cocktail.merging.inspect import Comparison
+    from bge_cocktail.merging.inspect import Inspection
 
 SCREEN = 8
 
@@ -39,17 +39,18 @@ def command(
     Configuration, tokenizer and modules; layer by layer, how far tuning led each model from the base, and whether two
     of them went the same way: cosines of task vectors, and the part of the numbers that were moved to opposite sides.
     """
-    from bge_cocktail.merging.inspect import inspect
+    from bge_cocktail.merging.inspect import inspect, run_inspect
 
-    found = inspect(models, base, pooling)
     if overwrite and output is None:
         raise click.UsageError("--overwrite goes with -o")
-    if output is not None:
-        _write(found, output, [*([base] if base else []), *models], overwrite)
+    if output is None:
+        found = inspect(models, base, pooling)
+    else:
+        found = run_inspect(models, output, base=base, pooling=pooling, overwrite=overwrite)
     show(found.to_json(), "\n\n".join(_tables(found)), output_format)
 
 
-def _tables(found: Comparison) -> list[str]:
+def _tables(found: Inspection) -> list[str]:
     from bge_cocktail.merging.inspect import short_names
     from bge_cocktail.report.text import text_table
 
@@ -96,36 +97,6 @@ def _tables(found: Comparison) -> list[str]:
         rows = [[layer, *(_number(column[number]) for column in columns)] for number, layer in enumerate(found.layers)]
         tables.append(text_table(header, rows))
     return tables
-
-
-def _write(found: Comparison, output: Path, names: list[str], overwrite: bool) -> None:
-    import time
-
-    from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
-    from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path
-    from bge_cocktail.models.folder import model_folder
-    from bge_cocktail.report.pictures import draw_heatmap
-
-    started = time.monotonic()
-    folders = {name: model_folder(name) for name in names}
-    refuse_to_replace(output, overwrite, folders.values())
-    with new_folder(output, overwrite=overwrite) as new:
-        write_json(new / "inspect.json", found.to_json())
-        if found.moved:
-            parts = [
-                ("How far from the reference, in % of its length", found.compared, found.moved, "size"),
-                ("Cosine of task vectors", list(found.agreement), list(found.agreement.values()), "cosine"),
-                (
-                    "Part of the numbers moved to opposite sides",
-                    list(found.conflicts),
-                    list(found.conflicts.values()),
-                    "share",
-                ),
-            ]
-            draw_heatmap(found.layers, parts, new / "heatmap.png")
-        inputs = {name: hash_path(folder) for name, folder in folders.items()}
-        seconds = time.monotonic() - started
-        write_json(new / RUN_FILE, describe_run("inspect", options={}, inputs=inputs, seconds=seconds))
 
 
 def _number(value: float | None) -> str:

@@ -229,7 +229,7 @@ def _draw(target: tuple[Path, ...], general: tuple[Path, ...]) -> Callable[[Any,
         return None
 
     def draw(found: Any, folder: Path) -> None:
-        from bge_cocktail.report.pictures import draw_front
+        from bge_cocktail.core.pictures import draw_front
 
         if not found.trials or found.trials[0].get("general") is None:
             return  # an inner merge was searched, not this one

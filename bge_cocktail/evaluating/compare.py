@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_cocktail.core.errors import DataError, UsageError, nearest
-from bge_cocktail.evaluating.intervals import bootstrap_interval
 from bge_cocktail.evaluating.query_changes import QueryChange, query_changes
-from bge_cocktail.evaluating.scores import ModelScores, Role, Score
+from bge_cocktail.evaluating.scores import ModelScores, Role, Score, bootstrap_interval
 from bge_cocktail.evaluating.store import Evaluation, EvaluationDetails, join_details, join_scores, open_evaluation
 from bge_cocktail.evaluating.tasks.pairs import average_precision, rank_correlations
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bge_cocktail.core.errors import UsageError
+from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
+from bge_cocktail.core.pictures import draw_indexes
 from bge_cocktail.core.registry import refuse_unknown_options
-from bge_cocktail.core.runs import hash_path
-from bge_cocktail.evaluating.measures import parse_measure
+from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path
+from bge_cocktail.data.retrieval import read_retrieval
+from bge_cocktail.evaluating.measures import measure_run, parse_measure
 from bge_cocktail.evaluating.scores import ModelScores, Role, Score
-from bge_cocktail.evaluating.tasks.task import Task, embed_sample, open_task, tasks
+from bge_cocktail.evaluating.tasks.task import Task, embed_sample, open_task, task_path, tasks
 from bge_cocktail.models.encoder import CachedEncoder, Encoder
 from bge_cocktail.options import EncodeOptions, EvaluateOptions
+from bge_cocktail.search.exact import unit_rows
 
 
 def evaluate(encoder: Encoder, task_list: Sequence[Task], options: EvaluateOptions | None = None) -> list[Score]:
@@ -137,3 +145,153 @@ def _about(encoder: CachedEncoder) -> dict[str, Any]:
         "texts_embedded": encoder.embedded,
         "texts_a_second": round(encoder.embedded / encoder.seconds, 1) if encoder.seconds else None,
     }
+
+
+def named_models(models: Sequence[str]) -> dict[str, str]:
+    """Return the models by what tables call them: ``NAME=FOLDER`` gives one a name, else it is its folder's.
+
+    Raises:
+        UsageError: Two of one name.
+        DataError: A folder that isn't there.
+    """
+    from bge_cocktail.models.folder import model_folder
+
+    named: dict[str, str] = {}
+    for model in models:
+        name, equals, path = model.partition("=")
+        if not equals or Path(model).is_dir():
+            name, path = model.rstrip("/").rsplit("/", 1)[-1], model
+        if name in named:
+            raise UsageError(f"two models are called '{name}'; give them names: NAME=FOLDER")
+        model_folder(path)
+        named[name] = path
+    return named
+
+
+def run_evaluate(
+    models: Mapping[str, str] | Sequence[str],
+    output: Path,
+    options: EvaluateOptions | None = None,
+    encoding: EncodeOptions | None = None,
+    *,
+    target: Sequence[TaskPath] = (),
+    general: Sequence[TaskPath] = (),
+    mteb: Sequence[str] = (),
+    overwrite: bool = False,
+) -> list[ModelScores]:
+    """Judge models on tasks, and keep scores, answers and what made them in a folder.
+
+    Args:
+        models: Folders or hub names by what tables call them, or a list of them; see `named_models`.
+        output: The folder to write.
+        options: Depth, split, intervals.
+        encoding: Prompts, precision, cache.
+        target: Folders of tasks that are tuned for.
+        general: Folders of tasks that must not get worse.
+        mteb: Tasks and benchmarks of mteb, or folders that are judged by mteb's own code.
+        overwrite: Replace an older output of this tool.
+
+    Raises:
+        UsageError: No task, names that come twice, or an output that exists.
+        DataError: Data or a model that can't be read.
+    """
+    from bge_cocktail.evaluating.store import write_evaluation
+
+    options, encoding = options or EvaluateOptions(), encoding or EncodeOptions()
+    named = dict(models) if isinstance(models, Mapping) else named_models(models)
+    folders = [task.path if isinstance(task, Task) else task_path(task)[1] for task in (*target, *general)]
+    refuse_to_replace(output, overwrite, [*named.values(), *folders])
+    task_list = open_tasks(target, general, others=bool(mteb))
+    theirs = None
+    if mteb:
+        from bge_cocktail.evaluating.mteb import MtebTasks
+
+        theirs = MtebTasks(mteb, named, encoding, options.split)
+
+    def judge() -> list[ModelScores]:
+        scores = evaluate_models(named, task_list, encoding, options)
+        return scores if theirs is None else theirs.added(scores)
+
+    used: dict[str, Any] = {"evaluate": options.model_dump(mode="json"), "encode": encoding.model_dump(mode="json")}
+    return write_evaluation(
+        output,
+        judge,
+        {**used, **({"mteb": list(mteb)} if mteb else {})},
+        {**evaluation_inputs(named, task_list, options), **(theirs.inputs() if theirs else {})},
+        task_list,
+        theirs.copy_results if theirs else lambda _: None,
+        overwrite=overwrite,
+    )
+
+
+@dataclass(frozen=True)
+class IndexRun:
+    """What `run_indexes` gave.
+
+    Attributes:
+        folder: With indexes.png and run.json.
+        indexes: Of each its name, recall, nDCG, megabytes, queries a second, seconds to build, and whether full
+            embeddings order its candidates.
+    """
+
+    folder: Path
+    indexes: Sequence[Mapping[str, Any]]
+
+
+def run_indexes(
+    model: str | Path,
+    data: Path,
+    output: Path,
+    names: Sequence[str],
+    encoding: EncodeOptions | None = None,
+    *,
+    k: int = 10,
+    split: str = "test",
+    overwrite: bool = False,
+) -> IndexRun:
+    """Judge indexes by what they find of the exact search's documents, and keep it in a folder.
+
+    Args:
+        model: Folder or hub name of the encoder.
+        data: A BEIR folder or what `prepare` wrote.
+        output: The folder to write.
+        names: Of `search.approximate.indexes`.
+        encoding: How texts are embedded.
+        k: Documents wanted of each query.
+        split: Whose queries are asked.
+        overwrite: Replace an older output of this tool.
+
+    Raises:
+        UsageError: An unknown index, more documents wanted than there are, or an output that exists.
+        DataError: Data or a model that can't be read.
+    """
+    from bge_cocktail.models.folder import model_folder
+    from bge_cocktail.search.approximate import check_indexes, judge_indexes
+
+    encoding = encoding or EncodeOptions()
+    refuse_to_replace(output, overwrite, [model, data])
+    started = time.monotonic()
+    judged = read_retrieval(data, split)
+    check_indexes(names, k, len(judged.corpus))
+    encoder = CachedEncoder(model, encoding)
+    documents = unit_rows(encoder.encode_document(list(judged.corpus.values())))
+    queries = unit_rows(encoder.encode_query(list(judged.queries.values())))
+    scores, rows = judge_indexes(queries, documents, names, k)
+    ids, metric = list(judged.corpus), f"nDCG@{k}"
+    described = []
+    for score in scores:
+        ranked = zip(judged.queries, rows[score.index].tolist(), strict=True)
+        run = {query: [ids[row] for row in line if row >= 0] for query, line in ranked}
+        quality = float(np.mean(list(measure_run(run, judged.qrels, [metric])[metric].values())))
+        described.append({**score.to_json(), metric: quality})
+    with new_folder(output, overwrite=overwrite) as new:
+        draw_indexes(described, new / "indexes.png", k=k, title=f"{len(ids):,} documents of {data.resolve().name}")
+        run_of = describe_run(
+            "indexes",
+            options={"index": list(names), "k": k, "split": split, "encode": encoding.model_dump(mode="json")},
+            inputs={str(model): hash_path(model_folder(model)), str(data): hash_path(data)},
+            seconds=time.monotonic() - started,
+            indexes=described,
+        )
+        write_json(new / RUN_FILE, run_of)
+    return IndexRun(output, described)

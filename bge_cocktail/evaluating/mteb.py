@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from bge_cocktail.core.devices import hub_answers
 from bge_cocktail.core.errors import CocktailError, DataError, UsageError, nearest
 from bge_cocktail.core.runs import hash_value
-from bge_cocktail.evaluating.scores import Role, Score
+from bge_cocktail.evaluating.scores import ModelScores, Role, Score
 from bge_cocktail.evaluating.tasks.task import Task, open_task, tasks
 from bge_cocktail.models.cache import default_cache_dir
 from bge_cocktail.models.encoder import CachedEncoder
 from bge_cocktail.models.layout import declared_length
 from bge_cocktail.models.prompts import declared_prompts
+from bge_cocktail.options import EncodeOptions
 
 
 def as_mteb_task(task: Task, split: str = "test") -> Any:
@@ -290,6 +291,31 @@ def _without_network(tasks: Sequence[Any]) -> None:
     log.warning("the hub doesn't answer: mteb's tasks are taken from the cache, if they are there")
     constants.HF_HUB_OFFLINE = True
     datasets.config.HF_HUB_OFFLINE = True
+
+
+class MtebTasks:
+    """Tasks of mteb beside ours."""
+
+    def __init__(self, names: Sequence[str], models: Mapping[str, str], encoding: EncodeOptions, split: str) -> None:
+        self._tasks = open_mteb_tasks(names, split)
+        self._encoders = {name: CachedEncoder(path, encoding) for name, path in models.items()}
+        self._cache = encoding.cache_dir
+
+    def added(self, found: list[ModelScores]) -> list[ModelScores]:
+        """The models' scores with those on these tasks."""
+        results = []
+        for one in found:
+            scores = run_mteb(one.model, self._encoders[one.model], self._tasks, "general", cache_dir=self._cache)
+            results.append(replace(one, scores=[*one.scores, *scores]))
+        return results
+
+    def inputs(self) -> dict[str, str]:
+        """Revisions of the tasks' data."""
+        return {f"mteb {task.metadata.name}": str(task.metadata.dataset["revision"]) for task in self._tasks}
+
+    def copy_results(self, folder: Path) -> None:
+        """mteb's own files, in its layout."""
+        copy_results(list(self._encoders.items()), folder / "mteb", self._cache)
 
 
 LOCAL = "Local"

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import regex
 
-from bge_cocktail.evaluating.intervals import bootstrap_interval
-from bge_cocktail.evaluating.scores import Score
+from bge_cocktail.evaluating.scores import Score, bootstrap_interval
 from bge_cocktail.evaluating.store import EvaluationDetails
 
 # words; the last bucket is open

@@ -16,6 +16,7 @@ import numpy as np
 from bge_cocktail.core.devices import choose_device
 from bge_cocktail.core.errors import UsageError
 from bge_cocktail.core.outputs import new_folder, read_object, refuse_nested, write_json
+from bge_cocktail.core.pictures import draw_tradeoff
 from bge_cocktail.core.progress import progress
 from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path, hash_value, step_key
 from bge_cocktail.data.beir import RetrievalData, corpus_of, read_corpus
@@ -32,7 +33,6 @@ from bge_cocktail.models.folder import model_folder
 from bge_cocktail.models.layout import check_length
 from bge_cocktail.models.reranker import load_reranker
 from bge_cocktail.options import DataOptions, EncodeOptions, EvaluateOptions, MergeOptions, RunOptions
-from bge_cocktail.report.pictures import draw_tradeoff
 
 COMMAND = "run"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
@@ -12,7 +13,10 @@ from typing import Any
 import numpy as np
 
 from bge_cocktail.core.errors import CocktailError, UsageError
+from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
+from bge_cocktail.core.pictures import draw_heatmap
 from bge_cocktail.core.progress import progress
+from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path
 from bge_cocktail.merging.checkpoints import Checkpoint, close
 from bge_cocktail.merging.compatible import (
     LEAST_COSINE,
@@ -88,7 +92,7 @@ class ModelPair:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class Inspection:
     """What differs between models.
 
     Attributes:
@@ -114,7 +118,7 @@ class Comparison:
         return asdict(self)
 
 
-def inspect(models: Sequence[str], base: str | None = None, pooling: str | None = None) -> Comparison:
+def inspect(models: Sequence[str], base: str | None = None, pooling: str | None = None) -> Inspection:
     """Compare models that might be merged.
 
     Args:
@@ -139,7 +143,48 @@ def inspect(models: Sequence[str], base: str | None = None, pooling: str | None 
                 close(one)
 
 
-def _compare(opened: list[Checkpoint]) -> Comparison:
+def run_inspect(
+    models: Sequence[str],
+    output: Path,
+    *,
+    base: str | None = None,
+    pooling: str | None = None,
+    overwrite: bool = False,
+) -> Inspection:
+    """Compare models that might be merged, and keep all numbers and a heat map in a folder.
+
+    Args:
+        models: See `inspect`.
+        output: The folder to write: inspect.json, run.json, heatmap.png.
+        base: See `inspect`.
+        pooling: See `inspect`.
+        overwrite: Replace an older output of this tool.
+
+    Raises:
+        UsageError: Fewer than two models, or an output that exists.
+        DataError: A model that can't be read.
+    """
+    started = time.monotonic()
+    folders = {name: model_folder(name) for name in [*([base] if base else []), *models]}
+    refuse_to_replace(output, overwrite, folders.values())
+    inspected = inspect(models, base, pooling)
+    with new_folder(output, overwrite=overwrite) as new:
+        write_json(new / "inspect.json", inspected.to_json())
+        if inspected.moved:
+            cosines, shares = inspected.agreement, inspected.conflicts
+            parts = [
+                ("How far from the reference, in % of its length", inspected.compared, inspected.moved, "size"),
+                ("Cosine of task vectors", list(cosines), list(cosines.values()), "cosine"),
+                ("Part of the numbers moved to opposite sides", list(shares), list(shares.values()), "share"),
+            ]
+            draw_heatmap(inspected.layers, parts, new / "heatmap.png")
+        inputs = {name: hash_path(folder) for name, folder in folders.items()}
+        seconds = time.monotonic() - started
+        write_json(new / RUN_FILE, describe_run("inspect", options={}, inputs=inputs, seconds=seconds))
+    return inspected
+
+
+def _compare(opened: list[Checkpoint]) -> Inspection:
     # prompts and lengths can be chosen, so they stand in the table of models and refuse nothing here
     lenient = MergeOptions(prompts_from=1, length_from=1)
     described = tuple(_describe(one) for one in opened)
@@ -167,7 +212,7 @@ def _compare(opened: list[Checkpoint]) -> Comparison:
         pairs.append(ModelPair(*names, (), cosine, angle, opposite, verdict))
     short = short_names([one.name for one in opened])
     shown = {place: f"{short[kept[place[0] + 1]]} × {short[kept[place[1] + 1]]}" for place in agreement}
-    return Comparison(
+    return Inspection(
         described,
         tuple(pairs),
         tuple(layers),

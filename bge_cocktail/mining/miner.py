@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bge_cocktail.core.errors import DataError, UsageError
+from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
 from bge_cocktail.core.progress import progress
+from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path
+from bge_cocktail.data.beir import corpus_of, is_beir, read_corpus, read_judgements
 from bge_cocktail.data.record import Record, normalise
+from bge_cocktail.data.record_files import read_records, write_records
 from bge_cocktail.mining.candidates import (
     Audit,
     CandidateDecision,
     Candidates,
+    FalseNegatives,
     MiningInput,
     candidate_sources,
+    false_negatives,
     find_candidates,
 )
 from bge_cocktail.mining.filters import (
@@ -30,11 +40,14 @@ from bge_cocktail.mining.filters import (
     teacher_limit,
     with_scores,
 )
-from bge_cocktail.models.encoder import Encoder, encode_queries_of
-from bge_cocktail.models.reranker import Reranker
-from bge_cocktail.options import MineOptions
+from bge_cocktail.models.encoder import CachedEncoder, Encoder, encode_queries_of
+from bge_cocktail.models.folder import model_folder, sentence_transformers_folder
+from bge_cocktail.models.reranker import Reranker, load_reranker
+from bge_cocktail.options import EncodeOptions, MineOptions
 from bge_cocktail.search.exact import embedded, take
 
+AUDIT_FILE = "audit.json"
+log = logging.getLogger(__name__)
 BLOCK = 512
 # what stands for a candidate that is left, and for none, where others have the number of their reason
 LEFT, NONE = -1, -2
@@ -316,6 +329,111 @@ def mine(
         dict(zip(candidates.names, candidates.recalls, strict=True)),
         work.padded,
     )
+
+
+@dataclass(frozen=True)
+class MiningRun:
+    """What `run_mine` gave.
+
+    Attributes:
+        folder: With records.jsonl, run.json, and audit.json where decisions were kept.
+        mined: Records with negatives.
+        summary: What run.json says of them: counts by name, and what was ``dropped``, by reason.
+        wrong: How many negatives are judged relevant; None without judgements.
+    """
+
+    folder: Path
+    mined: Mined
+    summary: Mapping[str, Any]
+    wrong: FalseNegatives | None
+
+
+def run_mine(
+    data: Path,
+    model: str | Path,
+    output: Path,
+    options: MineOptions | None = None,
+    encoding: EncodeOptions | None = None,
+    *,
+    corpus: Path | None = None,
+    split: str = "train",
+    judgements: Sequence[Path] = (),
+    audit: int = 0,
+    overwrite: bool = False,
+) -> MiningRun:
+    """Find hard negatives for the records of a file or folder, and keep them in a folder.
+
+    Args:
+        data: A file of records, a folder that `prepare` wrote, or a BEIR folder; the corpus of a folder is then mined.
+        model: Folder or hub name of the encoder that ranks the documents.
+        output: The folder to write.
+        options: See `mine`; further encoders and the teacher are loaded by name.
+        encoding: How texts are embedded.
+        corpus: Documents to mine from: JSON Lines with ``text``, or a BEIR folder.
+        split: Which split of a folder.
+        judgements: BEIR folders whose judgements tell false negatives.
+        audit: Keep the decisions about the candidates of so many records.
+        overwrite: Replace an older output of this tool.
+
+    Raises:
+        UsageError: Options that can't go together, or an output that exists.
+        DataError: Data or a model that can't be read.
+    """
+    options, encoding = options or MineOptions(), encoding or EncodeOptions()
+    teachers = [options.teacher] if options.teacher else []
+    sources = [data, model, *([corpus] if corpus else []), *options.also, *teachers, *judgements]
+    refuse_to_replace(output, overwrite, sources)
+    for name in options.also:
+        sentence_transformers_folder(name)
+    judged = judgements or ((data,) if audit and is_beir(data) else ())
+    relevant = [qrels for path in judged for qrels in read_judgements(path)]
+    started = time.monotonic()
+    records = read_records(data, split=split)
+    source = corpus or corpus_of(data)
+    encoder = CachedEncoder(model, encoding)
+    also = {name: CachedEncoder(name, encoding) for name in options.also}
+    mined = mine(
+        records,
+        encoder,
+        options,
+        corpus=read_corpus(source) if source else None,
+        also=also,
+        teacher=load_reranker(options.teacher, device=encoding.device) if options.teacher else None,
+        audit=audit,
+    )
+    if not any(record.neg for record in mined.records):
+        log.warning("no record got a negative; what was dropped, and the limits of ranks and similarity, tell why")
+    wrong = false_negatives(mined.records, relevant) if judged else None
+    embedded_texts = encoder.embedded + sum(each.embedded for each in also.values())
+    summary = _summary(mined, options, wrong, embedded_texts)
+    inputs = {str(model): encoder.hash, str(data): hash_path(data), **{name: each.hash for name, each in also.items()}}
+    inputs |= {str(path): hash_path(path) for path in judgements}
+    inputs |= {name: hash_path(model_folder(name)) for name in teachers}
+    inputs |= {str(corpus): hash_path(corpus)} if corpus else {}
+    used: dict[str, Any] = {"mine": options.model_dump(mode="json"), "encode": encoding.model_dump(mode="json")}
+    used |= {"split": split, "audit": audit}
+    with new_folder(output, overwrite=overwrite) as new:
+        write_records(mined.records, new / "records.jsonl")
+        if audit:
+            write_json(new / AUDIT_FILE, [decisions.to_json() for decisions in mined.audits])
+        seconds = time.monotonic() - started
+        write_json(new / RUN_FILE, describe_run("mine", options=used, inputs=inputs, seconds=seconds, **summary))
+    return MiningRun(output, mined, summary, wrong)
+
+
+def _summary(mined: Mined, options: MineOptions, wrong: FalseNegatives | None, embedded_texts: int) -> dict[str, Any]:
+    summary: dict[str, Any] = {
+        "records": len(mined.records),
+        "negatives": sum(len(record.neg) for record in mined.records),
+        "records_short_of_negatives": mined.short,
+    }
+    if options.pad:
+        summary["random_negatives"] = mined.padded
+    if options.index != "exact":
+        summary |= {f"recall_of_{name}": round(recall, 4) for name, recall in mined.recalls.items()}
+    if wrong is not None:
+        summary |= {"judged_negatives": wrong.negatives, "judged_relevant": wrong.relevant}
+    return {**summary, "texts_embedded": embedded_texts, "dropped": mined.dropped}
 
 
 def check_mining(options: MineOptions, teacher: bool) -> None:

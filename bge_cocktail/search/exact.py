@@ -182,3 +182,9 @@ def _ordered(
         found[tied] = np.take_along_axis(found[tied], order, 1)
         rows[tied] = np.take_along_axis(rows[tied], order, 1)
     return found[:, :k], rows[:, :k]
+
+
+def unit_rows(rows: Embeddings) -> Embeddings:
+    """Return embeddings at length 1, shape (texts, dimensions); rows of zeros stay."""
+    scaled = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return np.ascontiguousarray(scaled, np.float32)

@@ -17,7 +17,7 @@ from bge_cocktail.evaluating.scores import Score
 from bge_cocktail.evaluating.tasks.task import MapText, Task, TaskKind, interval_of, rows_of_texts, tasks
 from bge_cocktail.models.encoder import Encoder
 from bge_cocktail.options import EvaluateOptions
-from bge_cocktail.search.exact import top_k
+from bge_cocktail.search.exact import top_k, unit_rows
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
@@ -62,7 +62,7 @@ def knn(train: LabelledEmbeddings, dev: LabelledEmbeddings | None, asked: Floats
     Returns:
         The class of each text asked, and how many vote.
     """
-    known, truth = _unit(train[0]), train[1]
+    known, truth = unit_rows(train[0]), train[1]
     depth = min(NEIGHBOURS[-1] if dev is not None else NEIGHBOUR_COUNT, len(truth))
     counts = [count for count in NEIGHBOURS if count <= depth] if dev is not None else [depth]
     votes = {} if dev is None else _votes(known, truth, dev[0], counts, depth)
@@ -101,7 +101,7 @@ def _first_of_each(truth: Classes, order: list[int]) -> list[int]:
 
 
 def _votes(known: Floats, truth: Classes, asked: Floats, counts: list[int], depth: int) -> dict[int, Classes]:
-    similarities, rows = top_k(_unit(asked), known, depth)
+    similarities, rows = top_k(unit_rows(asked), known, depth)
     found = {}
     for count in counts:
         votes = np.zeros((len(asked), int(truth.max()) + 1))
@@ -113,11 +113,6 @@ def _votes(known: Floats, truth: Classes, asked: Floats, counts: list[int], dept
 
 def _best(guesses: list[Classes], wanted: Classes) -> int:
     return int(np.argmax([float((guess == wanted).mean()) for guess in guesses]))
-
-
-def _unit(rows: Floats) -> Floats:
-    found: Floats = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    return np.ascontiguousarray(found)
 
 
 # k-means ends elsewhere from other starts: the mean of so many

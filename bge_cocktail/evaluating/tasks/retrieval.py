@@ -19,9 +19,8 @@ from bge_cocktail.data.labelled import CANDIDATE_COLUMNS, DataFolder
 from bge_cocktail.data.record import normalise
 from bge_cocktail.data.retrieval import read_retrieval
 from bge_cocktail.data.sources import examples_of_rows
-from bge_cocktail.evaluating.intervals import mean_intervals
 from bge_cocktail.evaluating.measures import measure_run
-from bge_cocktail.evaluating.scores import FOUND_SHOWN, Run, Score
+from bge_cocktail.evaluating.scores import FOUND_SHOWN, Run, Score, mean_intervals
 from bge_cocktail.evaluating.tasks.task import MapText, Task, TaskKind, cut, tasks
 from bge_cocktail.models.encoder import Encoder
 from bge_cocktail.models.reranker import Reranker, load_reranker

@@ -15,8 +15,7 @@ from bge_cocktail.core.errors import DataError, UsageError, nearest
 from bge_cocktail.core.registry import Registry, own_options
 from bge_cocktail.core.runs import hash_path
 from bge_cocktail.data.labelled import DataFolder
-from bge_cocktail.evaluating.intervals import bootstrap_interval
-from bge_cocktail.evaluating.scores import Role, Score
+from bge_cocktail.evaluating.scores import Role, Score, bootstrap_interval
 from bge_cocktail.models.cache import Embeddings
 from bge_cocktail.models.encoder import Encoder
 from bge_cocktail.options import EvaluateOptions

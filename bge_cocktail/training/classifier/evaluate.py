@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bge_cocktail.core.errors import UsageError
-from bge_cocktail.data.labelled import LabelledTexts
+from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
+from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path
+from bge_cocktail.data.labelled import LabelledTexts, number_labels
 from bge_cocktail.data.record import Text
-from bge_cocktail.evaluating.intervals import bootstrap_interval
+from bge_cocktail.data.sources import Source
 from bge_cocktail.evaluating.measures import macro_f1
+from bge_cocktail.evaluating.scores import bootstrap_interval
 from bge_cocktail.evaluating.tasks.labelled import LabelledEmbeddings, features, knn, logistic
-from bge_cocktail.models.encoder import Encoder
-from bge_cocktail.options import ClassifyOptions, EvaluateOptions, PredictOptions
-from bge_cocktail.training.classifier.model import Classifier, ClassifierConfig
+from bge_cocktail.models.encoder import CachedEncoder, Encoder
+from bge_cocktail.models.folder import model_folder
+from bge_cocktail.options import ClassifyOptions, EncodeOptions, EvaluateOptions, PredictOptions
+from bge_cocktail.training.classifier.data import check_form, read_class_data, read_split
+from bge_cocktail.training.classifier.model import Classifier, ClassifierConfig, load_classifier
 from bge_cocktail.training.classifier.predict import chosen, logits_of, probabilities
 
 Floats = NDArray[np.float64]
@@ -213,6 +221,82 @@ def _named(row: NDArray[np.bool_], labels: Sequence[str]) -> Any:
 
 
 # of metrics that must be computed anew for every resample
+JUDGEMENT_FILE = "judgement.json"
+
+
+def run_classifier_evaluate(
+    model: str | Path,
+    source: Source,
+    output: Path,
+    options: PredictOptions | None = None,
+    *,
+    encoder: str | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Judge a classifier, and keep the judgement in a folder.
+
+    Args:
+        model: Folder or hub name of the classifier.
+        source: Labelled texts or pairs; its split is judged, or a file as it is.
+        output: The folder to write.
+        options: How texts are embedded and labels chosen.
+        encoder: Also judge a probe and nearest neighbours on this encoder's frozen embeddings.
+        overwrite: Replace an older output of this tool.
+
+    Returns:
+        See `judge_classifier`; with an encoder also ``frozen``, the accuracy of each way on frozen embeddings.
+
+    Raises:
+        UsageError: An encoder with nothing to learn from, or an output that exists.
+        DataError: Labels or a form of texts that the classifier doesn't know.
+    """
+    options = options or PredictOptions()
+    refuse_to_replace(output, overwrite, [source.name, model])
+    if encoder is not None and (source.path.is_file() or source.split in ("train", "dev")):
+        raise UsageError("--encoder learns from train and chooses by dev: judge the test of a folder or data set")
+    started = time.monotonic()
+    classifier = load_classifier(model, device=options.device)
+    config = classifier.settings
+    if encoder is not None and config.multi_label:
+        raise UsageError("--encoder: probe and nearest neighbours give a text one label, this classifier any number")
+    where = f"{source.name} ({source.split})"
+    data = number_labels(read_split(source, config.clean), config.labels, config.multi_label, where)
+    check_form(data.texts, config.pairs, where)
+    judged = judge_classifier(classifier, data, options)
+    if encoder is not None:
+        chosen = ClassifyOptions(clean=config.clean, multi_label=config.multi_label)
+        known = read_class_data(replace(source, split="train"), chosen, config.labels)
+        judged["frozen"] = _frozen(encoder, known.train, known.dev, data, options)
+    content = hash_path(source.path) if source.path.exists() else ""
+    inputs = {str(model): hash_path(model_folder(model)), source.name: content}
+    with new_folder(output, overwrite=overwrite) as new:
+        write_json(new / JUDGEMENT_FILE, judged)
+        described = describe_run(
+            "classify evaluate",
+            options=options.model_dump(mode="json"),
+            inputs=inputs,
+            seconds=time.monotonic() - started,
+        )
+        write_json(new / RUN_FILE, described)
+    return judged
+
+
+def _frozen(
+    encoder: str, train: LabelledTexts, dev: LabelledTexts, data: LabelledTexts, options: PredictOptions
+) -> list[dict[str, Any]]:
+    embeds = CachedEncoder(encoder, EncodeOptions(device=options.device))
+    truth = data.classes()
+    accuracies = []
+    for way, predicted in (
+        ("probe", probe(embeds, train, dev, data.texts)),
+        ("nearest neighbours", nearest_neighbours(embeds, train, dev, data.texts)),
+    ):
+        right = (predicted.pop("predicted") == truth).astype(float)
+        interval = bootstrap_interval(right, seed=EvaluateOptions().seed)
+        accuracies.append({"way": way, "accuracy": float(right.mean()), "interval": interval, **predicted})
+    return accuracies
+
+
 RESAMPLES = 1000
 
 

@@ -1,0 +1,262 @@
+"""Pictures (PNG) that folders carry: the trade-off, merges that were tried, layers, indexes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bge_cocktail.core.outputs import new_file
+
+SMALLEST_HEIGHT = 0.04
+INK, MUTED, BLUE, ORANGE = "#1f2933", "#8a94a0", "#2a6fdb", "#d9622b"
+
+
+def draw_tradeoff(
+    points: Sequence[tuple[float, float, float]],
+    path: Path,
+    *,
+    chosen: float,
+    target: str,
+    general: str,
+    title: str,
+) -> None:
+    """Draw the picture as a PNG.
+
+    Args:
+        points: Share of the tuned model, target, general; in order of share.
+        path: The file to write.
+        chosen: The share of the cocktail that was kept.
+        target: Label of the target axis.
+        general: Label of the general axis.
+        title: Above the picture.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    _, targets, generals = zip(*points, strict=True)
+    figure, axes = pyplot.subplots(figsize=(7.2, 4.6), dpi=150, layout="constrained")
+    axes.axhline(generals[0], color=MUTED, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+    axes.annotate(
+        "general tasks, base model",
+        (0.3, generals[0]),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, -12),
+        textcoords="offset points",
+        ha="center",
+        color=MUTED,
+        fontsize=8,
+    )
+    axes.plot(targets, generals, color=BLUE, linewidth=2, zorder=2)
+    axes.scatter(targets, generals, s=34, color="white", edgecolors=BLUE, linewidths=1.6, zorder=3)
+    axes.margins(x=0.1)
+    # differences of a point or two shall not fill the picture
+    middle, height = (min(generals) + max(generals)) / 2, max(max(generals) - min(generals), SMALLEST_HEIGHT)
+    axes.set_ylim(middle - 0.75 * height, middle + 0.75 * height)
+    _label_points(axes, points, chosen)
+    finish(figure, axes, path, target=target, general=general, title=title)
+
+
+def finish(figure: Any, axes: Any, path: Path, *, target: str, general: str, title: str) -> None:
+    """Give a picture of target against general scores its frame, and write it as a PNG."""
+    from matplotlib import pyplot
+
+    axes.set_xlabel(f"{target}  →  better", color=INK)
+    axes.set_ylabel(f"{general}  →  better", color=INK)
+    axes.set_title(title, loc="left", fontsize=11, color=INK, fontweight="bold")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e6e9ed", linewidth=0.8)
+    axes.set_axisbelow(True)
+    with new_file(path) as working:
+        figure.savefig(working, format="png")
+    pyplot.close(figure)
+
+
+def _label_points(axes: Any, points: Sequence[tuple[float, float, float]], chosen: float) -> None:
+    """Names base, tuned and cocktail; other shares get their number where there is room for it."""
+    names = {points[0][0]: "base", points[-1][0]: "tuned", chosen: f"cocktail, share {chosen:g}"}
+    taken: list[tuple[float, float]] = []
+    for share, x, y in sorted(points, key=lambda point: point[0] not in names):
+        place = axes.transData.transform((x, y))
+        strong = share in names
+        if not strong and any(abs(place[0] - px) < 36 and abs(place[1] - py) < 30 for px, py in taken):
+            continue
+        taken.append((place[0], place[1]))
+        picked = share == chosen
+        if picked:
+            axes.scatter([x], [y], s=90, color=ORANGE, zorder=4)
+        axes.annotate(
+            names.get(share, f"{share:g}"),
+            (x, y),
+            xytext=(0, -18 if names.get(share) == "tuned" else 10),
+            textcoords="offset points",
+            ha="right" if picked else "center",
+            color=ORANGE if picked else INK if strong else MUTED,
+            fontsize=9.5 if strong else 8,
+            fontweight="bold" if strong else "normal",
+            zorder=5,
+        )
+
+
+def draw_front(
+    trials: Sequence[Mapping[str, Any]], chosen: Sequence[float], path: Path, *, target: str, general: str
+) -> None:
+    """Draw the picture as a PNG.
+
+    Args:
+        trials: ``weights``, ``target``, ``general`` and ``on_front`` of each merge; the base is the first.
+        chosen: The weights that were kept.
+        path: The file to write.
+        target: Names of the target tasks.
+        general: Names of the general tasks.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7.2, 4.6), dpi=150, layout="constrained")
+    front = sorted((trial["target"], trial["general"]) for trial in trials if trial.get("on_front"))
+    axes.axhline(
+        trials[0]["general"],
+        color=MUTED,
+        linewidth=1,
+        linestyle=(0, (4, 4)),
+        zorder=1,
+        label="general score of the base",
+    )
+    axes.plot(*zip(*front, strict=True), color=BLUE, linewidth=2, marker="o", markersize=3, zorder=2, label="front")
+    rest = [(trial["target"], trial["general"]) for trial in trials if not trial.get("on_front")]
+    if rest:
+        axes.scatter(*zip(*rest, strict=True), s=26, color=MUTED, zorder=3, label="tried")
+    axes.scatter(*zip(*front, strict=True), s=34, color="white", edgecolors=BLUE, linewidths=1.6, zorder=4)
+    kept = next(trial for trial in trials if list(trial["weights"]) == list(chosen))
+    axes.scatter([kept["target"]], [kept["general"]], s=90, color=ORANGE, zorder=5, label="chosen")
+    name = _shown_weights(chosen) if kept is not trials[0] else f"base, {_shown_weights(chosen)}"
+    for label, trial, side in (("base" if kept is not trials[0] else "", trials[0], -14), (name, kept, 10)):
+        axes.annotate(
+            label,
+            (trial["target"], trial["general"]),
+            xytext=(0, side),
+            textcoords="offset points",
+            ha="center",
+            color=ORANGE if trial is kept else INK,
+            fontsize=9,
+            zorder=6,
+        )
+    axes.margins(0.12)
+    axes.legend(frameon=False, fontsize=8)
+    labels = {"target": f"target: {target}", "general": f"general: {general}"}
+    finish(figure, axes, path, **labels, title="Merges that were tried")
+
+
+def _shown_weights(weights: Sequence[float]) -> str:
+    return "weights " + ", ".join(f"{weight:.2f}" for weight in weights)
+
+
+MOST_NUMBERS = 200
+
+
+def draw_heatmap(
+    layers: Sequence[str], parts: Sequence[tuple[str, Sequence[str], Sequence[Sequence[float | None]], str]], path: Path
+) -> None:
+    """Draw a heat map as a PNG.
+
+    Args:
+        layers: Names of the columns.
+        parts: One after the other downwards: title, names of the rows, values of shape (rows, layers), and what the
+            colours are for: ``size`` (0 upwards, shown in %), ``cosine`` (-1 to 1) or ``share`` (0 to 1, 0.5 being
+            chance). None leaves a field empty.
+        path: The file to write.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = [part for part in parts if len(part[1])]
+    heights = [len(rows) for _, rows, _, _ in shown]
+    figure, axes = pyplot.subplots(
+        len(shown),
+        1,
+        figsize=(max(6.0, 2.8 + 0.55 * len(layers)), 1.2 * len(shown) + 0.42 * sum(heights)),
+        dpi=150,
+        layout="constrained",
+        gridspec_kw={"height_ratios": heights},
+        squeeze=False,
+    )
+    for axis, (title, rows, values, kind) in zip(axes[:, 0], shown, strict=True):
+        _draw_part(axis, title, rows, np.asarray(values, np.float64), kind, layers if axis is axes[-1, 0] else [])
+    with new_file(path) as working:
+        figure.savefig(working, format="png")
+    pyplot.close(figure)
+
+
+def _draw_part(
+    axis: Any, title: str, rows: Sequence[str], values: np.ndarray, kind: str, layers: Sequence[str]
+) -> None:
+    colours: dict[str, tuple[str, float, float]] = {
+        "size": ("Blues", 0.0, max(float(np.nanmax(values)), 1e-9)),
+        "cosine": ("RdBu", -1.0, 1.0),
+        "share": ("RdBu_r", 0.0, 1.0),
+    }
+    name, low, high = colours[kind]
+    axis.imshow(values, cmap=name, vmin=low, vmax=high, aspect="auto")
+    axis.set_title(title, loc="left", fontsize=10, color=INK, fontweight="bold")
+    axis.set_yticks(range(len(rows)), rows, fontsize=8)
+    axis.set_xticks(range(len(layers)), layers, fontsize=8, rotation=45, ha="right")
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    for (row, column), value in np.ndenumerate(values if values.size <= MOST_NUMBERS else values[:0]):
+        if np.isnan(value):
+            continue
+        middle, far = (0.0, 0.6) if kind == "size" else (0.5, 0.35)
+        dark = abs((value - low) / (high - low) - middle) > far
+        text = f"{100 * value:.1f}" if kind == "size" else f"{value:.2f}"
+        axis.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else INK)
+
+
+def draw_indexes(scores: Sequence[Mapping[str, Any]], path: Path, *, k: int, title: str) -> None:
+    """Draw bars as a PNG.
+
+    Args:
+        scores: Of each index its name (``index``), ``recall``, ``megabytes``, ``queries_a_second``, and whether full
+            embeddings order its candidates (``rescored``).
+        path: The file to write.
+        k: The rank of the recall.
+        title: What was searched.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = (
+        (f"recall@{k} against the exact search", [one["recall"] for one in scores], "{:.3f}"),
+        ("megabytes", [one["megabytes"] for one in scores], "{:.1f}"),
+        ("queries a second", [one["queries_a_second"] for one in scores], "{:,.0f}"),
+    )
+    height = 1.2 + 0.34 * len(scores)
+    figure, all_axes = pyplot.subplots(1, 3, figsize=(9.6, height), dpi=150, layout="constrained", sharey=True)
+    names = [one["index"] + (" *" if one["rescored"] else "") for one in scores]
+    for axes, (label, values, form) in zip(all_axes, panels, strict=True):
+        bars = axes.barh(names, values, color=BLUE, height=0.62)
+        axes.bar_label(bars, [form.format(value) for value in values], padding=3, fontsize=8, color=INK)
+        axes.set_title(label, fontsize=9, color=INK, loc="left")
+        axes.set_xlim(0, 1.25 * max(values))
+        axes.set_xticks([])
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+    all_axes[0].invert_yaxis()
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK, fontweight="bold")
+    if any(one["rescored"] for one in scores):
+        figure.supxlabel(
+            "* full embeddings order its candidates, and are kept beside it", fontsize=8, color=MUTED, x=0.01, ha="left"
+        )
+    with new_file(path) as working:
+        figure.savefig(working, format="png")
+    pyplot.close(figure)
