@@ -36,7 +36,7 @@ from bge_cocktail.training.classifier.model import (
 from bge_cocktail.training.classifier.predict import predict
 from bge_cocktail.training.classifier.repeated_runs import SPACE, fold_runs, seed_runs
 from bge_cocktail.training.classifier.train import pairs_of_classes, train_classifier
-from bge_cocktail.training.engine.search import search
+from bge_cocktail.training.engine.repeat import search
 
 Cli = Callable[..., Result]
 FAST: dict[str, Any] = {"epochs": 1, "batch_size": 16, "learning_rate": 1e-3, "device": "cpu", "precision": "fp32"}

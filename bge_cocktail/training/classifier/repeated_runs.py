@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import shutil
-import statistics
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bge_cocktail.core.errors import UsageError
-from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
-from bge_cocktail.core.runs import RUN_FILE, describe_run, finished_key, hash_path, hash_value
+from bge_cocktail.core.outputs import read_object, refuse_to_replace
+from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path, hash_value
 from bge_cocktail.data.labelled import LabelledTexts
 from bge_cocktail.data.record import pair_key
 from bge_cocktail.models.folder import model_folder
@@ -27,8 +22,7 @@ from bge_cocktail.training.classifier.model import load_classifier
 from bge_cocktail.training.classifier.predict import logits_of
 from bge_cocktail.training.classifier.train import check_classifying, train_classifier, training_key
 from bge_cocktail.training.engine.processes import refuse_several
-from bge_cocktail.training.engine.run import work_folder
-from bge_cocktail.training.engine.search import Report, Space, search
+from bge_cocktail.training.engine.repeat import Repeated, Report, Space, check_seeds, repeat_training, search
 
 log = logging.getLogger(__name__)
 Runs = Mapping[str, tuple[ClassifierData, ClassifyOptions]]
@@ -40,8 +34,7 @@ def seed_runs(data: ClassifierData, options: ClassifyOptions, seeds: Sequence[in
     Raises:
         UsageError: Fewer than two seeds, or one twice.
     """
-    if len(seeds) < 2 or len(set(seeds)) < len(seeds):
-        raise UsageError(f"seeds: two or more different ones, got {', '.join(map(str, seeds)) or 'none'}")
+    check_seeds(seeds)
     return {f"seed-{seed}": (data, checked(ClassifyOptions, {**options.model_dump(), "seed": seed})) for seed in seeds}
 
 
@@ -100,39 +93,36 @@ def train_runs(
     """
     refuse_to_replace(output, overwrite, [base])
     refuse_several("several runs")
-    started = time.monotonic()
-    working = output.with_name(output.name + ".unfinished")
     keys = {name: training_key(base, data, options) for name, (data, options) in runs.items()}
-    what = "training of several classifiers"
-    with work_folder(working, what, hash_value(keys), resume=resume, overwrite=overwrite):
-        results: dict[str, dict[str, float]] = {}
-        for name, (data, options) in runs.items():
-            folder = working / name
-            if finished_key(folder) != keys[name]:
-                log.info("%s", name.replace("-", " "))
-                again = finished_key(folder.with_name(name + ".unfinished")) == keys[name]
-                train_classifier(base, data, folder, options, resume=again, overwrite=True)
-            results[name] = _result(folder, options, data.test or test)
+
+    def repeated(name: str, data: ClassifierData, options: ClassifyOptions) -> Repeated:
+        def train_run(folder: Path, again: bool) -> None:
+            train_classifier(base, data, folder, options, resume=again, overwrite=True)
+
+        return Repeated(name, keys[name], train_run, lambda folder: _result(folder, options, data.test or test))
+
+    def describe(_new: Path, _folders: Sequence[Path], results: dict[str, Any]) -> dict[str, Any]:
         options = next(iter(runs.values()))[1]
-        with new_folder(output, overwrite=overwrite) as new:
-            described = describe_run(
-                "classify train",
-                options={**options.model_dump(mode="json"), "runs": list(runs)},
-                inputs={str(base): hash_path(model_folder(base)), **keys},
-                seconds=time.monotonic() - started,
-                runs=results,
-                mean=_over(results, statistics.fmean),
-                spread=_over(results, statistics.stdev),
-            )
-            write_json(new / RUN_FILE, described)
-            for name in runs:  # linked, so that nothing is lost if this fails
-                shutil.copytree(working / name, new / name, copy_function=os.link)
-        shutil.rmtree(working)
-        return described
+        return describe_run(
+            "classify train",
+            options={**options.model_dump(mode="json"), "runs": list(runs)},
+            inputs={str(base): hash_path(model_folder(base)), **keys},
+            **results,
+        )
+
+    return repeat_training(
+        {name: repeated(name, *run) for name, run in runs.items()},
+        output,
+        "training of several classifiers",
+        hash_value(keys),
+        describe,
+        resume=resume,
+        overwrite=overwrite,
+    )
 
 
 def _result(folder: Path, options: ClassifyOptions, test: LabelledTexts | None) -> dict[str, float]:
-    described = json.loads((folder / RUN_FILE).read_text())
+    described = read_object(folder / RUN_FILE)
     found = {f"dev {options.metric}": described["dev_best"]}
     if test is not None and len(test):
         classifier = load_classifier(folder, device=options.device)
@@ -140,11 +130,6 @@ def _result(folder: Path, options: ClassifyOptions, test: LabelledTexts | None) 
         logits = logits_of(classifier.model, test.texts, options.truncation, predicting, "test")
         found |= {f"test {name}": value for name, value in dev_metrics(logits, test, options).items()}
     return found
-
-
-def _over(results: Mapping[str, Mapping[str, float]], what: Any) -> dict[str, float]:
-    names = next(iter(results.values()))
-    return {name: what([one[name] for one in results.values()]) for name in names}
 
 
 SPACE: Space = {

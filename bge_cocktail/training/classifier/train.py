@@ -9,13 +9,14 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bge_cocktail.core.devices import choose_device, resolve_precision
 from bge_cocktail.core.errors import DataError, UsageError
-from bge_cocktail.core.outputs import new_file, new_folder, refuse_to_replace, require_space, write_json
+from bge_cocktail.core.outputs import new_file, new_folder, refuse_to_replace, write_json
 from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path, step_key
 from bge_cocktail.data.examples import LabelledText, records_from_labels
 from bge_cocktail.data.labelled import LabelledTexts
@@ -30,7 +31,7 @@ from bge_cocktail.training.classifier.predict import logits_of
 from bge_cocktail.training.encoder.train import train
 from bge_cocktail.training.engine.parameters import common_problems
 from bge_cocktail.training.engine.processes import Processes, join_processes
-from bge_cocktail.training.engine.run import CURVES_FILE, fit, shared_work_folder, write_curves
+from bge_cocktail.training.engine.run import CURVES_FILE, Training, run_training, write_curves
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
@@ -233,23 +234,21 @@ def train_classifier(
     if options.few_shot:
         return _few_shot(folder, str(base), data, output, options, resume, overwrite)
     processes = join_processes(options.device)
-    inputs = {str(base): hash_path(folder), "data": data.hash}
-    key = training_key(base, data, options)
-    # weights and two moments of AdamW in each of four checkpoints (three kept, one being written), and the result
-    require_space(output.parent, 13 * sum(file.stat().st_size for file in folder.rglob("*.safetensors")))
+    chosen, used = options, data
 
-    started = time.monotonic()
-    working = output.with_name(output.name + ".unfinished")
-    with shared_work_folder(processes, working, "classify train", key, resume=resume, overwrite=overwrite):
-        model, trainer, finish = _prepare(folder, data, options, working, processes, report)
-        found = fit(trainer, options, working, resume, lambda rows, path: _write_rows(data, rows, path))
-        finish()
-        if processes.is_first:
-            described = {"inputs": inputs, "processes": processes.count, "seconds": time.monotonic() - started}
-            write_classifier(model, data, output, options, described, found, like=folder, overwrite=overwrite)
-            shutil.rmtree(working)
-        processes.wait()
-    return output
+    def write(_prepared: _Prepared, model: CrossEncoder, seen: dict[str, Any], described: dict[str, Any]) -> None:
+        write_classifier(model, used, output, chosen, described, seen, like=folder, overwrite=overwrite)
+
+    training = Training(
+        "classify train",
+        folder,
+        {str(base): hash_path(folder), "data": data.hash},
+        training_key(base, data, options),
+        prepare=lambda working: _prepare(folder, used, chosen, working, processes, report),
+        write=write,
+        write_rows=lambda rows, path: _write_rows(used, rows, path),
+    )
+    return run_training(training, output, options, processes, resume=resume, overwrite=overwrite)
 
 
 def training_key(base: str | Path, data: ClassifierData, options: ClassifyOptions) -> str:
@@ -333,6 +332,20 @@ def _few_shot(
     return output
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """A trainer with its model, and what merges adapters into it."""
+
+    trainer: Trainer
+    model: CrossEncoder
+    merge_adapters: Callable[[], object]
+
+    def finish(self) -> CrossEncoder:
+        """See `training.engine.run.Prepared`."""
+        self.merge_adapters()
+        return self.model
+
+
 def _prepare(
     folder: Path,
     data: ClassifierData,
@@ -340,7 +353,7 @@ def _prepare(
     working: Path,
     processes: Processes,
     report: Callable[[int, float], None] | None,
-) -> tuple[CrossEncoder, Trainer, Callable[[], object]]:
+) -> _Prepared:
     from bge_cocktail.training.classifier.loss import LabelCollator, LabelLoss, ShuffledBatches, class_weights
     from bge_cocktail.training.engine.callbacks import AnchorCallback
     from bge_cocktail.training.engine.parameters import learning_rates, prepare_parameters
@@ -349,7 +362,7 @@ def _prepare(
     device = choose_device(options.device)
     precision = resolve_precision(options.precision, device)
     model = make_classifier(folder, data.names, options, processes.device(device))
-    finish = prepare_parameters(model, options)
+    merge_adapters = prepare_parameters(model, options)
     head = head_parameters(model)
     if options.freeze_encoder:
         model[0].auto_model.base_model.requires_grad_(False)
@@ -373,7 +386,7 @@ def _prepare(
         report=report,
         more_callbacks=[AnchorCallback(options.anchor, model[0].auto_model.base_model)] if options.anchor else [],
     )
-    return model, trainer, finish
+    return _Prepared(trainer, model, merge_adapters)
 
 
 def _watch(dev: LabelledTexts, options: ClassifyOptions, model: Any) -> dict[str, float]:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import shutil
-import statistics
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bge_cocktail.core.devices import choose_device, resolve_precision
-from bge_cocktail.core.errors import UsageError
-from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
-from bge_cocktail.core.runs import RUN_FILE, describe_run, finished_key, hash_path, hash_value
+from bge_cocktail.core.outputs import read_object, refuse_to_replace
+from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path, hash_value
 from bge_cocktail.data.beir import RetrievalData
 from bge_cocktail.data.record import Record
 from bge_cocktail.evaluating.evaluate import TaskPath
@@ -28,11 +22,13 @@ from bge_cocktail.training.encoder.train import train, training_key
 from bge_cocktail.training.encoder.training_pairs import TrainingPairs, hash_records, hash_retrieval
 from bge_cocktail.training.encoder.validation import open_watched
 from bge_cocktail.training.engine.processes import refuse_several
-from bge_cocktail.training.engine.run import work_folder
-from bge_cocktail.training.engine.search import (
+from bge_cocktail.training.engine.repeat import (
+    Repeated,
     Report,
     Space,
-    _check_names,
+    check_names,
+    check_seeds,
+    repeat_training,
     search,
 )
 
@@ -74,64 +70,44 @@ def train_seeds(
     Raises:
         UsageError: Fewer than two seeds, or one twice.
     """
-    if len(seeds) < 2 or len(set(seeds)) < len(seeds):
-        raise UsageError(f"seeds: two or more different ones, got {', '.join(map(str, seeds)) or 'none'}")
+    check_seeds(seeds)
     refuse_to_replace(output, overwrite, [base])
     refuse_several("--seeds")
-    each = {seed: checked(TrainOptions, {**options.model_dump(), "seed": seed}) for seed in seeds}
-    started = time.monotonic()
-    working = output.with_name(output.name + ".unfinished")
     watched = open_watched(general)
-    places = sorted(str(task.path) for task in watched)
-    key = hash_value([training_key(base, records, options, dev), places])
-    with work_folder(working, "training with seeds", key, resume=resume, overwrite=overwrite):
-        runs: dict[str, dict[str, Any]] = {}
-        for seed, one in each.items():
-            folder = working / f"seed-{seed}"
-            key = training_key(base, records, one, dev)
-            if finished_key(folder) != key:
-                log.info("seed %d", seed)
-                again = finished_key(folder.with_name(folder.name + ".unfinished")) == key
-                train(base, records, folder, one, dev=dev, general=watched, resume=again, overwrite=True)
-            runs[f"seed {seed}"] = _result(json.loads((folder / RUN_FILE).read_text()))
 
+    def run_of(seed: int) -> Repeated:
+        own = checked(TrainOptions, {**options.model_dump(), "seed": seed})
+
+        def train_seed(folder: Path, again: bool) -> None:
+            train(base, records, folder, own, dev=dev, general=watched, resume=again, overwrite=True)
+
+        return Repeated(f"seed {seed}", training_key(base, records, own, dev), train_seed, _result)
+
+    def describe(new: Path, folders: Sequence[Path], results: dict[str, Any]) -> dict[str, Any]:
         from bge_cocktail.merging.merge import merge
 
-        inputs = {
-            str(base): hash_path(model_folder(base)),
-            "records": hash_records(records),
-            "dev": hash_retrieval(dev),
-        }
-        with new_folder(output, overwrite=overwrite) as new:
-            folders = [working / f"seed-{seed}" for seed in seeds]
-            merge(folders, new / SOUP, MergeOptions(weights="uniform"))
-            described = describe_run(
-                "train",
-                options={**options.model_dump(mode="json"), "seeds": list(seeds)},
-                inputs=inputs,
-                seconds=time.monotonic() - started,
-                runs=runs,
-                mean=_over(runs, statistics.fmean),
-                spread=_over(runs, statistics.stdev),
-                soup=_judged(new / SOUP, dev, watched, options),
-            )
-            write_json(new / RUN_FILE, described)
-            for folder in folders:  # linked, so that nothing is lost if this fails
-                shutil.copytree(folder, new / folder.name, copy_function=os.link)
-        shutil.rmtree(working)
-        return described
+        merge(folders, new / SOUP, MergeOptions(weights="uniform"))
+        inputs = [hash_path(model_folder(base)), hash_records(records), hash_retrieval(dev)]
+        return describe_run(
+            "train",
+            options={**options.model_dump(mode="json"), "seeds": list(seeds)},
+            inputs=dict(zip((str(base), "records", "dev"), inputs, strict=True)),
+            **results,
+            soup=_judged(new / SOUP, dev, watched, options),
+        )
+
+    places = sorted(str(task.path) for task in watched)
+    key = hash_value([training_key(base, records, options, dev), places])
+    runs = {f"seed-{seed}": run_of(seed) for seed in seeds}
+    return repeat_training(runs, output, "training with seeds", key, describe, resume=resume, overwrite=overwrite)
 
 
-def _result(described: Mapping[str, Any]) -> dict[str, float]:
-    """What is compared between seeds."""
+def _result(folder: Path) -> dict[str, float]:
+    """Return what is compared between seeds."""
+    described = read_object(folder / RUN_FILE)
     found = {"final loss": described["final_loss"], "dev before": described["dev_before"], "dev": described["dev_best"]}
     found |= {f"general {name}": after for name, (_, after) in described["general"].items()}
     return {name: value for name, value in found.items() if value is not None}
-
-
-def _over(runs: Mapping[str, Mapping[str, float]], what: Any) -> dict[str, float]:
-    names = list(next(iter(runs.values())))
-    return {name: what([run[name] for run in runs.values()]) for name in names}
 
 
 def _judged(
@@ -198,7 +174,7 @@ def search_options(
     Raises:
         UsageError: An unknown name, or Optuna isn't here.
     """
-    _check_names(names, SPACE)
+    check_names(names, SPACE)
     refuse_to_replace(output, overwrite, [base])
     # what is wrong in every trial is said before the first
     watched = open_watched(general)

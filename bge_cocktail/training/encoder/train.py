@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from transformers import TrainerCallback
 
 from bge_cocktail.core.devices import choose_device, resolve_precision
 from bge_cocktail.core.errors import CocktailError, UsageError
-from bge_cocktail.core.outputs import new_folder, refuse_to_replace, require_space, write_json
+from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
 from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path, step_key
 from bge_cocktail.data.beir import RetrievalData
 from bge_cocktail.data.record import Record
@@ -36,7 +35,7 @@ from bge_cocktail.training.engine.callbacks import (
 from bge_cocktail.training.engine.checkpoints import shard
 from bge_cocktail.training.engine.parameters import learning_rates
 from bge_cocktail.training.engine.processes import Processes, join_processes
-from bge_cocktail.training.engine.run import fit, shared_work_folder, write_curves
+from bge_cocktail.training.engine.run import Training, run_training, write_curves
 from bge_cocktail.training.engine.trainer import (
     DeviceSetup,
     Metrics,
@@ -145,45 +144,27 @@ def train(
     processes = join_processes(options.device)
     check_pairs(rows, options, processes.count)
     inputs = {str(base): hash_path(folder), "records": rows.hash, "dev": hash_retrieval(dev)}
-    key = step_key("train", _what_counts(options), inputs)
-    # weights and two moments of AdamW in each of four checkpoints (three kept, one being written), and the result
-    require_space(output.parent, 13 * sum(file.stat().st_size for file in folder.rglob("*.safetensors")))
 
-    started = time.monotonic()
-    working = output.with_name(output.name + ".unfinished")
-    with shared_work_folder(processes, working, "training", key, resume=resume, overwrite=overwrite):
-        trainer, prompts, length, finish = _prepare(folder, rows, options, working, processes, dev, watched, report)
-        found = fit(
-            trainer,
-            options,
-            working,
-            resume,
-            lambda numbers, path: write_records([rows[number] for number in numbers], path),
-        )
-        model = trainer.model
-        if options.shard:
-            from bge_cocktail.training.engine.checkpoints import whole
+    def write(prepared: _Prepared, model: SentenceTransformer, seen: dict[str, Any], described: dict[str, Any]) -> None:
+        described |= {
+            "precision": resolve_precision(options.precision, device),
+            "device": device,
+            "records": len(records),
+            "rows": len(rows),
+        }
+        _write(model, prepared, output, options, seen, described, overwrite=overwrite)
 
-            weights = whole(model.state_dict(), keep=processes.is_first)
-            if processes.is_first:
-                model, finish = _model(folder, options, "cpu")
-                model.load_state_dict(weights)
-        device = choose_device(options.device)
-        if processes.is_first:
-            finish()
-            described = {
-                "inputs": inputs,
-                "precision": resolve_precision(options.precision, device),
-                "device": device,
-                "seconds": time.monotonic() - started,
-                "records": len(records),
-                "rows": len(rows),
-                "processes": processes.count,
-            }
-            _write(model, folder, output, options, prompts, length, found, described, overwrite)
-            shutil.rmtree(working)
-        processes.wait()
-    return output
+    device = choose_device(options.device)
+    training = Training(
+        "training",
+        folder,
+        inputs,
+        step_key("train", _what_counts(options), inputs),
+        prepare=lambda working: _prepare(folder, rows, options, working, processes, dev, watched, report),
+        write=write,
+        write_rows=lambda numbers, path: write_records([rows[number] for number in numbers], path),
+    )
+    return run_training(training, output, options, processes, resume=resume, overwrite=overwrite)
 
 
 def training_key(base: str | Path, records: Sequence[Record], options: TrainOptions, dev: RetrievalData | None) -> str:
@@ -210,6 +191,45 @@ def save_encoder(
         set_prompts(folder, dict(prompts))
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """A trainer, and what is needed to write its model.
+
+    Attributes:
+        trainer: Ready to run.
+        folder: The base.
+        options: How to tune.
+        prompts: To store with the model.
+        length: The longest text that the base declares, in tokens.
+        processes: All that work on it.
+        merge_adapters: Merges adapters into the model.
+    """
+
+    trainer: Trainer
+    folder: Path
+    options: TrainOptions
+    prompts: Prompts
+    length: int | None
+    processes: Processes
+    merge_adapters: Callable[[], object]
+
+    def finish(self) -> SentenceTransformer:
+        """See `training.engine.run.Prepared`."""
+        if not self.options.shard:
+            self.merge_adapters()
+            model: SentenceTransformer = self.trainer.model
+            return model
+        from bge_cocktail.training.engine.checkpoints import whole
+
+        weights = whole(self.trainer.model.state_dict(), keep=self.processes.is_first)
+        if not self.processes.is_first:
+            return self.trainer.model
+        model, merge_adapters = _model(self.folder, self.options, "cpu")
+        model.load_state_dict(weights)
+        merge_adapters()
+        return model
+
+
 def _prepare(
     folder: Path,
     rows: TrainingPairs,
@@ -219,14 +239,14 @@ def _prepare(
     dev: RetrievalData | None,
     general: Sequence[TaskPath],
     report: Callable[[int, float], None] | None,
-) -> tuple[Trainer, Prompts, int | None, Callable[[], object]]:
-    """The trainer, the prompts by role, the longest text that the model declares, and what merges adapters in."""
+) -> _Prepared:
+    """Return the trainer, with what is needed to write its model."""
     from bge_cocktail.training.encoder.validation import PRIMARY, make_validation
     from bge_cocktail.training.engine.trainer import DeviceSetup
 
     device = choose_device(options.device)
     precision = resolve_precision(options.precision, device)
-    model, finish = _model(folder, options, processes.device(device))
+    model, merge_adapters = _model(folder, options, processes.device(device))
     length = model.max_seq_length
     if options.max_length:
         model.max_seq_length = options.max_length
@@ -247,7 +267,7 @@ def _prepare(
             trainer.create_optimizer()
         except (ImportError, ValueError, TypeError, RuntimeError) as error:
             raise UsageError(f"optimizer {options.optimizer}: {str(error).splitlines()[0]}") from None
-    return trainer, prompts, length, finish
+    return _Prepared(trainer, folder, options, prompts, length, processes, merge_adapters)
 
 
 def _what_counts(options: TrainOptions) -> dict[str, Any]:
@@ -265,26 +285,25 @@ def _model(folder: Path, options: TrainOptions, device: str) -> tuple[SentenceTr
 
 def _write(
     model: SentenceTransformer,
-    folder: Path,
+    prepared: _Prepared,
     output: Path,
     options: TrainOptions,
-    prompts: Prompts,
-    length: int | None,
-    found: Mapping[str, Any],
+    seen: Mapping[str, Any],
     described: Mapping[str, Any],
+    *,
     overwrite: bool,
 ) -> None:
     from safetensors import SafetensorError
 
-    new_prompts = {"query": prompts.query, "document": prompts.document}
-    if all(prompt == declared_prompts(folder).get(role, "") for role, prompt in new_prompts.items()):
+    new_prompts = {"query": prepared.prompts.query, "document": prepared.prompts.document}
+    if all(prompt == declared_prompts(prepared.folder).get(role, "") for role, prompt in new_prompts.items()):
         new_prompts = {}
     with new_folder(output, overwrite=overwrite) as new:
         try:
-            save_encoder(model, new, like=folder, prompts=new_prompts, length=length)
+            save_encoder(model, new, like=prepared.folder, prompts=new_prompts, length=prepared.length)
         except SafetensorError as error:  # it isn't an OSError, not even on a full disk
             raise CocktailError(f"{output} could not be written: {error}") from error
-        write_curves(found["curves"], new)
-        more = {name: value for name, value in found.items() if name != "curves"}
+        write_curves(seen["curves"], new)
+        more = {name: value for name, value in seen.items() if name != "curves"}
         run = describe_run("train", options=_what_counts(options), **described, shard=options.shard, **more)
         write_json(new / RUN_FILE, run)

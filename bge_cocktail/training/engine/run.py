@@ -7,13 +7,15 @@ import logging
 import math
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bge_cocktail.core.errors import CocktailError, UsageError
-from bge_cocktail.core.outputs import write_json
+from bge_cocktail.core.outputs import require_space, write_json
 from bge_cocktail.core.runs import BAD_BATCH_FILE, RUN_FILE, finished_key
 from bge_cocktail.options import CommonTrainOptions
 from bge_cocktail.training.encoder.validation import PRIMARY
@@ -223,6 +225,83 @@ def _is_watched(name: str) -> bool:
 
 class Interrupted(KeyboardInterrupt):
     """A training that was told to stop; its last step is saved."""
+
+
+class Prepared(Protocol):
+    """A training that is ready to run."""
+
+    trainer: Trainer
+
+    def finish(self) -> Any:
+        """Return the model as it is written, once it is trained; called by all processes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Training:
+    """What one kind of training is to its frame.
+
+    Attributes:
+        what: What is done, in words for messages.
+        base: The folder of the model that is tuned.
+        inputs: Names and hashes of what it is made of.
+        key: Names it by its options and inputs.
+        prepare: Makes the trainer, its checkpoints in the work folder.
+        write: Writes the output from what was prepared, the finished model, what the training saw (`history`), and
+            what run.json says.
+        write_rows: Writes rows of the data to a file; those of a batch whose loss is no number are kept.
+    """
+
+    what: str
+    base: Path
+    inputs: Mapping[str, str]
+    key: str
+    prepare: Callable[[Path], Any]
+    write: Callable[[Any, Any, dict[str, Any], dict[str, Any]], None]
+    write_rows: Callable[[Sequence[int], Path], object]
+
+
+def run_training(
+    training: Training,
+    output: Path,
+    options: CommonTrainOptions,
+    processes: Processes,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> Path:
+    """Train in a work folder beside the output, from the last checkpoint where there is one, and write the output.
+
+    Args:
+        training: What is trained.
+        output: The folder to write.
+        options: How.
+        processes: All that work on it; the first one writes.
+        resume: Go on from the last checkpoint.
+        overwrite: Replace an older output of this tool.
+
+    Returns:
+        `output`.
+
+    Raises:
+        CocktailError: An unfinished run of other inputs is in the way, the loss is no number, memory or disk ran out.
+        Interrupted: SIGTERM or Ctrl-C; a checkpoint was saved.
+    """
+    # weights and two moments of AdamW in each of four checkpoints (three kept, one being written), and the result
+    require_space(output.parent, 13 * sum(file.stat().st_size for file in training.base.rglob("*.safetensors")))
+    started = time.monotonic()
+    working = output.with_name(output.name + ".unfinished")
+    with shared_work_folder(processes, working, training.what, training.key, resume=resume, overwrite=overwrite):
+        prepared: Prepared = training.prepare(working)
+        seen = fit(prepared.trainer, options, working, resume, training.write_rows)
+        model = prepared.finish()
+        if processes.is_first:
+            seconds = time.monotonic() - started
+            described = {"inputs": training.inputs, "processes": processes.count, "seconds": seconds}
+            training.write(prepared, model, seen, described)
+            shutil.rmtree(working)
+        processes.wait()
+    return output
 
 
 def fit(

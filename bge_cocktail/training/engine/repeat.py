@@ -1,23 +1,112 @@
-"""TODO"""
+"""The same training many times: with other seeds or data, or with options that Optuna proposes."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from bge_cocktail.core.errors import CocktailError, UsageError, nearest
 from bge_cocktail.core.outputs import new_file, new_folder, write_json
-from bge_cocktail.core.runs import RUN_FILE, hash_value
+from bge_cocktail.core.runs import RUN_FILE, finished_key, hash_value
 from bge_cocktail.training.engine.processes import refuse_several
 from bge_cocktail.training.engine.run import work_folder
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """One of several trainings.
+
+    Attributes:
+        label: What results call it.
+        key: That run.json of the finished training has.
+        train: Trains into a folder; told whether there is something to resume from.
+        result: The numbers that are compared, of the finished folder.
+    """
+
+    label: str
+    key: str
+    train: Callable[[Path, bool], object]
+    result: Callable[[Path], dict[str, float]]
+
+
+def repeat_training(
+    runs: Mapping[str, Repeated],
+    output: Path,
+    what: str,
+    key: str,
+    describe: Callable[[Path, Sequence[Path], dict[str, Any]], dict[str, Any]],
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> dict[str, Any]:
+    """Train each run into a folder of its own, and put the results beside each other.
+
+    What is finished when it is cut off is kept in ``<output>.unfinished`` for `resume`.
+
+    Args:
+        runs: By the names of their folders.
+        output: The folder to write.
+        what: What is done, in words for messages.
+        key: Names all of it.
+        describe: Makes run.json of the new folder, the runs' folders, and ``runs`` (the result of each), their ``mean``
+            and ``spread`` (standard deviation) and ``seconds``; may write more into the new folder.
+        resume: Go on with what was cut off.
+        overwrite: Replace an older output of this tool.
+
+    Returns:
+        What run.json says.
+    """
+    started = time.monotonic()
+    working = output.with_name(output.name + ".unfinished")
+    with work_folder(working, what, key, resume=resume, overwrite=overwrite):
+        results: dict[str, dict[str, float]] = {}
+        for name, run in runs.items():
+            folder = working / name
+            if finished_key(folder) != run.key:
+                log.info("%s", name.replace("-", " "))
+                run.train(folder, finished_key(folder.with_name(name + ".unfinished")) == run.key)
+            results[run.label] = run.result(folder)
+        with new_folder(output, overwrite=overwrite) as new:
+            folders = [working / name for name in runs]
+            found = {
+                "runs": results,
+                "mean": _over(results, statistics.fmean),
+                "spread": _over(results, statistics.stdev),
+            }
+            described = describe(new, folders, {"seconds": time.monotonic() - started, **found})
+            write_json(new / RUN_FILE, described)
+            for folder in folders:  # linked, so that nothing is lost if this fails
+                shutil.copytree(folder, new / folder.name, copy_function=os.link)
+        shutil.rmtree(working)
+        return described
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise unless there are two seeds or more, each once.
+
+    Raises:
+        UsageError: There are fewer than two, or one twice.
+    """
+    if len(seeds) < 2 or len(set(seeds)) < len(seeds):
+        raise UsageError(f"seeds: two or more different ones, got {', '.join(map(str, seeds)) or 'none'}")
+
+
+def _over(results: Mapping[str, Mapping[str, float]], statistic: Callable[[list[float]], float]) -> dict[str, float]:
+    names = next(iter(results.values()))
+    return {name: statistic([result[name] for result in results.values()]) for name in names}
+
+
 Space = Mapping[str, tuple[Any, ...]]
 Report = Callable[[int, float], None]
 Attempt = Callable[[Any, Path, Report], object]
@@ -53,7 +142,7 @@ def search(
         resume: Go on with a search that was cut off.
         overwrite: Replace an older output of this tool.
     """
-    _check_names(names, space)
+    check_names(names, space)
     try:
         import optuna
     except ImportError:
@@ -88,7 +177,7 @@ def search(
         return _finish(study, working, output, names, metric, overwrite, time.monotonic() - started)
 
 
-def _check_names(names: Sequence[str], space: Space) -> None:
+def check_names(names: Sequence[str], space: Space) -> None:
     for name in names:
         if name not in space:
             raise UsageError(f"search: no '{name}'.{nearest(name, space)}")
