@@ -189,10 +189,23 @@ def _show(value: object) -> str:
 
 
 def text_key(text: str) -> bytes:
-    """16 bytes that are equal for texts that `normalise` makes equal."""
-    return xxhash.xxh3_128_digest(normalise(text).encode("utf-8", "surrogatepass"))
+    """Return 16 bytes that say which text it is: equal for texts that `normalise` makes equal.
+
+    It ignores case, kinds and numbers of spaces, and how letters with marks are composed.
+    """
+    return exact_key(normalise(text))
+
+
+def exact_key(text: str) -> bytes:
+    """Return 16 bytes that say which text it is, to the letter, as an encoder sees it."""
+    return xxhash.xxh3_128_digest(text.encode("utf-8", "surrogatepass"))
+
+
+def short_key(text: str) -> int:
+    """Return the first half of `text_key` as a number, for arrays of many."""
+    return int.from_bytes(text_key(text)[:8], "little")
 
 
 def pair_key(text: Text) -> str:
-    """What two texts, or pairs, have in common that count as the same."""
+    """Return what texts, or pairs, have in common that count as the same; it ignores what `text_key` ignores."""
     return normalise(text) if isinstance(text, str) else "\x1f".join(map(normalise, text))

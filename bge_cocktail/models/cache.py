@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from bge_cocktail.core.outputs import new_file, write_json
 from bge_cocktail.core.runs import hash_value
+from bge_cocktail.data.record import exact_key
 
 log = logging.getLogger(__name__)
 Embeddings = NDArray[np.float32]
@@ -135,5 +136,4 @@ def _size(file: Path) -> int:
 
 def _keys(texts: Sequence[str]) -> NDArray[np.bytes_]:
     # a lone surrogate can't be UTF-8; surrogatepass still tells two such texts apart
-    digests = (xxhash.xxh3_128_digest(text.encode("utf-8", "surrogatepass")) for text in texts)
-    return np.fromiter(digests, "S16", len(texts))
+    return np.fromiter(map(exact_key, texts), "S16", len(texts))

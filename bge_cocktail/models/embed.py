@@ -52,8 +52,7 @@ def embed(
     if not len(texts):
         return np.empty((0, model.get_embedding_dimension()), np.float32)
     in_bf16 = precision == "bf16" or next(model[0].parameters(), torch.empty(0)).dtype == torch.bfloat16
-    # on a CPU, larger batches lose more to padding and caches than they gain, in bf16 later than in fp32
-    budget = batch_tokens or ((4096 if in_bf16 else 2048) if model.device.type == "cpu" else 65536)
+    budget = batch_tokens or tokens_at_once(model.device.type, "bf16" if in_bf16 else "fp32")
     lengths = token_counts(model, texts, prompt)
     batches = batches_by_tokens(lengths, budget)
     rows: list[Embeddings] = []
@@ -118,6 +117,26 @@ def token_counts(model: SentenceTransformer, texts: Sequence[str], prompt: str =
     except (AttributeError, TypeError, KeyError):
         return [min(limit, 2 + len(prompt + text) // 4) for text in texts]
     return [min(limit, len(ids)) for ids in tokens]
+
+
+# measured on two cores with MiniLM: larger batches lose more to padding and caches than they gain, in bf16 later
+_TOKENS = {("cpu", "fp32"): 2048, ("cpu", "bf16"): 4096}
+_TOKENS_OF_TRAINING = {**_TOKENS, ("mps", "fp32"): 4096}
+# of each model in turn, with gradients for the weights of a merge
+TOKENS_OF_MERGING = 4096
+
+
+def tokens_at_once(device: str, precision: str, *, training: bool = False) -> int:
+    """Return how many tokens, padding too, are best computed at once.
+
+    Args:
+        device: ``cpu``, ``cuda`` or ``mps``.
+        precision: ``fp32``, ``bf16``, ...
+        training: Whether there is a backward pass, which keeps more of each token.
+    """
+    if training:
+        return _TOKENS_OF_TRAINING.get((device, precision), 16384)
+    return _TOKENS.get((device, precision), 65536)
 
 
 def batches_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:

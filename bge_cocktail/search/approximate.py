@@ -26,6 +26,8 @@ IndexKind = Literal["exact", "ivf", "hnsw"]
 RECALL_SAMPLE = 200
 HNSW_LINKS = 32
 TIE = 1e-5
+# points of a list or a centroid that FAISS wants to learn from
+_POINTS = 39
 
 
 def search(
@@ -65,11 +67,7 @@ def search(
 
 
 def _ivf(documents: Documents) -> tuple[Any, list[int], Callable[[int], None]]:
-    import faiss
-
-    lists = int(min(4 * len(documents) ** 0.5, max(1, len(documents) // 39)))  # FAISS trains on 39 points a list
-    quantizer = faiss.IndexFlatIP(documents.shape[1])
-    built = faiss.IndexIVFFlat(quantizer, documents.shape[1], lists, faiss.METRIC_INNER_PRODUCT)
+    built, lists = _new_ivf(documents)
     step = max(1, len(documents) // (lists * 64))
     built.train(take(documents, np.arange(0, len(documents), step)))
     _fill(built, documents)
@@ -82,16 +80,31 @@ def _ivf(documents: Documents) -> tuple[Any, list[int], Callable[[int], None]]:
 
 
 def _hnsw(documents: Documents) -> tuple[Any, list[int], Callable[[int], None]]:
-    import faiss
-
-    built = faiss.IndexHNSWFlat(documents.shape[1], HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
-    built.hnsw.efConstruction = 120
+    built = _new_hnsw(documents)
     _fill(built, documents)
 
     def widen(width: int) -> None:
         built.hnsw.efSearch = width
 
     return built, [1 << power for power in range(6, 13)], widen
+
+
+def _new_ivf(documents: Documents) -> tuple[Any, int]:
+    """Return an untrained index of inverted lists, and how many lists it has."""
+    import faiss
+
+    lists = int(max(1, min(4 * len(documents) ** 0.5, len(documents) // _POINTS)))
+    flat = faiss.IndexFlatIP(documents.shape[1])
+    built = faiss.IndexIVFFlat(flat, documents.shape[1], lists, faiss.METRIC_INNER_PRODUCT)
+    return built, lists
+
+
+def _new_hnsw(documents: Documents) -> Any:
+    import faiss
+
+    built = faiss.IndexHNSWFlat(documents.shape[1], HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+    built.hnsw.efConstruction = 120
+    return built
 
 
 def _fill(built: Any, documents: Documents) -> None:
@@ -105,10 +118,6 @@ Search = Callable[[Embeddings, int], Rows]
 """Queries of unit length, shape (queries, dimensions), and k in; rows of documents out, shape (queries, k)."""
 # candidates that coarse codes give for each document that is wanted, before exact similarities order them
 RESCORED = 10
-
-
-# points of a list or a centroid that FAISS wants to learn from
-_POINTS = 39
 
 
 _REPEATS = 3
@@ -166,23 +175,17 @@ def exact(documents: Embeddings) -> Index:
 @indexes("hnsw")
 def hnsw(documents: Embeddings) -> Index:
     """A graph of neighbours (Malkov and Yashunin, arXiv:1603.09320): 32 links, a search of 128."""
-    import faiss
-
-    built = faiss.IndexHNSWFlat(documents.shape[1], HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
-    built.hnsw.efConstruction, built.hnsw.efSearch = 120, 128
+    built = _new_hnsw(documents)
+    built.hnsw.efSearch = 128
     return _built(built, documents)
 
 
 @indexes("ivf")
 def ivf(documents: Embeddings) -> Index:
     """Inverted lists: about 4 times the root of the number of documents, a tenth of them looked at."""
-    import faiss
-
-    lists = _lists(documents)
-    flat = faiss.IndexFlatIP(documents.shape[1])
-    built = faiss.IndexIVFFlat(flat, documents.shape[1], lists, faiss.METRIC_INNER_PRODUCT)
+    built, lists = _new_ivf(documents)
     built.nprobe = max(1, lists // 10)
-    return _built(built, documents, flat)
+    return _built(built, documents)
 
 
 @indexes("int8")
@@ -279,19 +282,15 @@ def judge_indexes(
     return scores, found
 
 
-def _lists(documents: Embeddings) -> int:
-    return int(max(1, min(4 * len(documents) ** 0.5, len(documents) // _POINTS)))
-
-
-def _built(built: Any, documents: Embeddings, *kept: Any) -> Index:
-    """Train, fill, weigh; `kept` holds what FAISS refers to without owning it."""
+def _built(built: Any, documents: Embeddings) -> Index:
+    """Train, fill and weigh an index."""
     import faiss
 
     if not built.is_trained:
         built.train(documents)
     built.add(documents)
 
-    def search(queries: Embeddings, k: int, _kept: Any = kept) -> Rows:
+    def search(queries: Embeddings, k: int) -> Rows:
         rows: Rows = built.search(queries, k)[1]
         return rows
 

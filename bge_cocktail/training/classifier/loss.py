@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from bge_cocktail.data.labelled import LabelledTexts
+from bge_cocktail.models.embed import tokens_at_once
 from bge_cocktail.options import ClassifyOptions
 from bge_cocktail.training.classifier.predict import Tokens
-from bge_cocktail.training.encoder.batches import CHUNK_TOKENS
 from bge_cocktail.training.engine.cpu_speed import fast_attention, joint_lookup
 from bge_cocktail.training.engine.run import BadLoss
 
@@ -79,7 +79,7 @@ class LabelCollator:
     ) -> None:
         self._model, self._data, self._classes, self._options = model, data, classes, options
         self._process, self._processes = process
-        self._budget = options.chunk_tokens or CHUNK_TOKENS.get(model.device.type, {}).get(precision, 16384)
+        self._budget = options.chunk_tokens or tokens_at_once(model.device.type, precision, training=True)
 
     def __call__(self, rows: Sequence[int]) -> dict[str, Any]:
         """The chunks of this process, and the targets of their texts in the order of the chunks.

@@ -19,7 +19,7 @@ from bge_cocktail.core.progress import progress
 from bge_cocktail.data.columns import parse_columns, text_of_row
 from bge_cocktail.data.readers import BadRows
 from bge_cocktail.data.record import Text
-from bge_cocktail.models.embed import batches_by_tokens
+from bge_cocktail.models.embed import batches_by_tokens, tokens_at_once
 from bge_cocktail.options import PredictOptions, PrepareOptions
 from bge_cocktail.preparing.clean import Cleaner
 from bge_cocktail.training.classifier.data import check_form
@@ -141,7 +141,7 @@ def logits_of(
     import torch
 
     precision = resolve_precision(options.precision, model.device.type)
-    budget = options.batch_tokens or ((4096 if precision == "bf16" else 2048) if model.device.type == "cpu" else 65536)
+    budget = options.batch_tokens or tokens_at_once(model.device.type, precision)
     if not texts:
         return np.empty((0, model.num_labels), np.float32)
     distinct = list(dict.fromkeys(texts))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bge_cocktail.core.errors import UsageError
 from bge_cocktail.data.record import Record
 from bge_cocktail.losses.total import batch_targets
-from bge_cocktail.models.embed import batches_by_tokens, token_counts
+from bge_cocktail.models.embed import batches_by_tokens, token_counts, tokens_at_once
 from bge_cocktail.models.prompts import Prompts
 from bge_cocktail.options import TrainOptions
 from bge_cocktail.training.encoder.training_pairs import TrainingPairs
@@ -134,10 +134,6 @@ class Batches:
         return batches
 
 
-# measured on two cores with MiniLM: larger chunks lose more to padding and caches than they gain, in bf16 later
-CHUNK_TOKENS = {"cpu": {"bf16": 4096, "fp32": 2048}, "cuda": {}, "mps": {"fp32": 4096}}
-
-
 class Collator:
     """Makes batches; each text of a batch is in it once, and each process gets its share of them by length.
 
@@ -164,7 +160,7 @@ class Collator:
     ) -> None:
         self._model, self._rows, self._options, self._prompts = model, rows, options, prompts
         self._process, self._processes = process
-        self._budget = options.chunk_tokens or CHUNK_TOKENS.get(model.device.type, {}).get(precision, 16384)
+        self._budget = options.chunk_tokens or tokens_at_once(model.device.type, precision, training=True)
         self._longest = model.max_seq_length
 
     def __call__(self, batch: Sequence[tuple[int, int]]) -> dict[str, Any]:

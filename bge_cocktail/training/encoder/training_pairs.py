@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bge_cocktail.core.errors import DataError
 from bge_cocktail.core.runs import hash_value
-from bge_cocktail.data.record import Record, normalise
+from bge_cocktail.data.record import Record, normalise, short_key
 from bge_cocktail.data.record_files import json_line
 from bge_cocktail.options import TrainOptions
 
@@ -79,7 +79,7 @@ class TrainingPairs(Sequence[Record]):
                         f"record {place + 1} ({record.query[:60]!r}) has {len(record.neg)} negatives, {wanted} are "
                         "asked for: mine more, ask for fewer, or allow fewer (too_few_negatives)"
                     )
-            query = _key(record.query)
+            query = short_key(record.query)
             for number, positive in enumerate(record.pos):
                 if positive in record.pos[:number]:
                     continue
@@ -87,7 +87,7 @@ class TrainingPairs(Sequence[Record]):
                 positive_of.append(number)
                 task_of.append(number_of[task])
                 query_keys.append(query)
-                positive_keys.append(_key(positive))
+                positive_keys.append(short_key(positive))
                 self.short += len(record.neg) < wanted
                 self.longer += len(record.neg) > wanted
                 self.weighted += record.weight != 1
@@ -125,7 +125,7 @@ class TrainingPairs(Sequence[Record]):
         for query in map(normalise, queries):
             if query in found:
                 continue
-            key = np.uint64(_key(query))
+            key = np.uint64(short_key(query))
             first, last = (int(np.searchsorted(self._sorted, key, side)) for side in ("left", "right"))
             rows = {int(self._record_of[row]) for row in self._order[first:last]}
             records = (self._records[row] for row in sorted(rows)) if last - first > 1 else ()
@@ -160,10 +160,6 @@ def _uses(record: Record, options: TrainOptions) -> tuple[str, ...]:
     if record.pos_scores or (negatives and record.neg_scores):
         kinds += ("scores",)
     return kinds
-
-
-def _key(text: str) -> int:
-    return xxhash.xxh3_64_intdigest(normalise(text).encode(errors="surrogatepass"))
 
 
 def _moved(values: tuple[Any, ...], place: int) -> tuple[Any, ...]:
