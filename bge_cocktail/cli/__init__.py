@@ -127,7 +127,7 @@ def _log_to_stderr() -> None:
 
 
 def on_terminal() -> Reporter:
-    """A reporter that draws bars if standard error is a terminal, and is quiet otherwise."""
+    """Yield a reporter that draws bars if standard error is a terminal, and is quiet otherwise."""
     if not sys.stderr.isatty():
         return _quiet
     shown: list[object] = []

@@ -273,31 +273,33 @@ def _text(judged: dict[str, Any]) -> str:
         ]
         for score in judged["scores"]
     ]
-    for one in judged.get("frozen", []):
-        chosen = ", ".join(f"{name}={value:g}" for name, value in one.items() if name in ("C", "k"))
-        interval = f"{one['interval'][0]:.4f} to {one['interval'][1]:.4f}"
-        rows.append([f"accuracy of the {one['way']} ({chosen})", f"{one['accuracy']:.4f}", interval])
+    for accuracy in judged.get("frozen", []):
+        chosen = ", ".join(f"{name}={value:g}" for name, value in accuracy.items() if name in ("C", "k"))
+        interval = f"{accuracy['interval'][0]:.4f} to {accuracy['interval'][1]:.4f}"
+        rows.append([f"accuracy of the {accuracy['way']} ({chosen})", f"{accuracy['accuracy']:.4f}", interval])
     parts.append(text_table(("score", "value", "95 %"), rows))
     worst = sorted(judged["classes"], key=lambda one: one["F1"])[:12]
     lines = [
-        [one["label"], *(f"{one[name]:.4f}" for name in ("precision", "recall", "F1")), str(one["count"])]
-        for one in worst
+        [label["label"], *(f"{label[name]:.4f}" for name in ("precision", "recall", "F1")), str(label["count"])]
+        for label in worst
     ]
     parts.append(text_table(("class", "precision", "recall", "F1", "count"), lines))
     if judged.get("confusions"):
         taken = [
-            [one["label"], one["predicted"], str(one["count"]), f"{one['share']:.1%}"]
-            for one in judged["confusions"][:6]
+            [confusion["label"], confusion["predicted"], str(confusion["count"]), f"{confusion['share']:.1%}"]
+            for confusion in judged["confusions"][:6]
         ]
         parts.append(text_table(("label", "taken for", "count", "of its texts"), taken))
-    lengths = [[one["words"], str(one["count"]), f"{one['accuracy']:.4f}"] for one in judged["lengths"]]
+    lengths = [[length["words"], str(length["count"]), f"{length['accuracy']:.4f}"] for length in judged["lengths"]]
     parts.append(text_table(("words", "count", "accuracy"), lengths))
     for title, key, other in (
         ("surest mistakes", "mistakes", "predicted"),
         ("doubtful labels", "label_errors", "likely"),
     ):
         if judged.get(key):
-            shown = [[_short(one["text"]), _short(one["label"], 20), _short(one[other], 20)] for one in judged[key][:5]]
+            shown = [
+                [_short(text["text"]), _short(text["label"], 20), _short(text[other], 20)] for text in judged[key][:5]
+            ]
             count = f" ({len(judged[key])} in all)" if key == "label_errors" else ""
             parts.append(text_table((title + count, "label", other), shown))
     return "\n\n".join(parts)

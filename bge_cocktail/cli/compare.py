@@ -120,16 +120,16 @@ def _query_tables(found: list[QueryChange]) -> list[str]:
     from bge_cocktail.report.text import shortened, text_table
 
     tables = []
-    for task in dict.fromkeys(one.task for one in found):
+    for task in dict.fromkeys(change.task for change in found):
         rows = []
-        for one in (one for one in found if one.task == task):
-            text = one.text if isinstance(one.text, str) else " / ".join(one.text)
-            if isinstance(one.wanted, list):
-                wanted = one.wanted[0]
+        for change in (change for change in found if change.task == task):
+            text = change.text if isinstance(change.text, str) else " / ".join(change.text)
+            if isinstance(change.wanted, list):
+                wanted = change.wanted[0]
                 said = " to ".join("-" if rank is None else str(rank) for rank in wanted["ranks"])
                 shown = f"{wanted['document']}: {wanted['text']}"
             else:
-                said, shown = f"{one.said[0]} to {one.said[1]}", str(one.wanted)
-            rows.append((f"{100 * one.difference:+.1f}", said, shortened(text), shortened(shown)))
+                said, shown = f"{change.said[0]} to {change.said[1]}", str(change.wanted)
+            rows.append((f"{100 * change.difference:+.1f}", said, shortened(text), shortened(shown)))
         tables.append(text_table((f"{task}: points", "rank or label", "query or text", "wanted"), rows))
     return tables

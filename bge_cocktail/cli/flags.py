@@ -73,7 +73,7 @@ def flags_from(*models: type[Options]) -> Callable[[Command], Command]:
                 continue
             flag = "--" + name.replace("_", "-")
             # where pydantic first reads a text of its own form ("none", "1,2"), click must let it through
-            own_form = any(isinstance(one, BeforeValidator) for one in field.metadata)
+            own_form = any(isinstance(validator, BeforeValidator) for validator in field.metadata)
             kind = str if own_form else _click_type(field.annotation)
             if kind is bool:
                 flag = f"{flag}/--no-{name.replace('_', '-')}"
@@ -148,7 +148,7 @@ plugin_flag = click.option(
 
 
 def options_from(model: type[Options], flags: dict[str, Any]) -> Any:
-    """The options that flags make; flags of other models are passed over.
+    """Return the options that flags make; flags of other models are passed over.
 
     Raises:
         UsageError: A value is out of bounds.
@@ -158,7 +158,7 @@ def options_from(model: type[Options], flags: dict[str, Any]) -> Any:
 
 
 def given_flags(model: type[Options], flags: dict[str, Any]) -> dict[str, Any]:
-    """The flags of a model that the user gave."""
+    """Return the flags of a model that the user gave."""
     return {name: flags[name] for name in model.model_fields if flags.get(name) is not None}
 
 
@@ -170,7 +170,7 @@ def show(value: Any, as_text: str, output_format: str) -> None:
 def numbers(_context: Any, _parameter: Any, given: str | None) -> list[int] | None:
     """Callback of a flag: whole numbers with commas between."""
     try:
-        return None if given is None else [int(one) for one in given.split(",")]
+        return None if given is None else [int(part) for part in given.split(",")]
     except ValueError:
         raise click.BadParameter(f"{given}: expected whole numbers with commas between") from None
 
@@ -189,13 +189,13 @@ def pairs_of(text: str) -> dict[str, str] | None:
 def _shown(default: Any) -> str:
     if isinstance(default, bool):
         return "on" if default else "off"
-    return ",".join(str(one) for one in default) if isinstance(default, list) else str(default)
+    return ",".join(str(part) for part in default) if isinstance(default, list) else str(default)
 
 
 def _click_type(annotation: Any) -> Any:
-    """The click type of a field; whatever click doesn't know is text that pydantic checks."""
+    """Return the click type of a field; whatever click doesn't know is text that pydantic checks."""
     if get_origin(annotation) in (types.UnionType, Union):
-        inner = [one for one in get_args(annotation) if one is not type(None)]
+        inner = [part for part in get_args(annotation) if part is not type(None)]
         return _click_type(inner[0]) if len(inner) == 1 else str
     if get_origin(annotation) is Literal:
         return click.Choice(list(get_args(annotation)))

@@ -55,39 +55,39 @@ def _tables(found: Inspection) -> list[str]:
     from bge_cocktail.report.text import text_table
 
     short = dict(
-        zip([one.model for one in found.models], short_names([one.model for one in found.models]), strict=True)
+        zip([model.model for model in found.models], short_names([model.model for model in found.models]), strict=True)
     )
     models = [
         [
-            short[one.model],
-            f"{one.parameters / 1e6:.1f} M",
-            one.dtypes,
-            one.modules,
-            one.pooling,
-            str(one.length or "-"),
-            ", ".join(one.prompts) or "-",
-            one.tokenizer,
+            short[model.model],
+            f"{model.parameters / 1e6:.1f} M",
+            model.dtypes,
+            model.modules,
+            model.pooling,
+            str(model.length or "-"),
+            ", ".join(model.prompts) or "-",
+            model.tokenizer,
         ]
-        for one in found.models
+        for model in found.models
     ]
     pairs = [
         [
-            f"{short[one.one]} × {short[one.other]}",
-            _number(one.cosine),
-            _number(one.agreement),
-            _number(one.conflicts),
-            one.verdict,
+            f"{short[pair.one]} × {short[pair.other]}",
+            _number(pair.cosine),
+            _number(pair.agreement),
+            _number(pair.conflicts),
+            pair.verdict,
         ]
-        for one in found.pairs
+        for pair in found.pairs
     ]
     tables = [
         text_table(("model", "parameters", "type", "modules", "pooling", "tokens", "prompts", "tokenizer"), models),
         text_table(("pair", "cosine", "task vectors", "opposite signs", "verdict"), pairs),
         *(
-            f"{short[one.one]} and {short[one.other]} can't be merged:\n"
-            + "\n".join(f"  {line}" for line in one.refused[:SCREEN])
-            for one in found.pairs
-            if one.refused
+            f"{short[pair.one]} and {short[pair.other]} can't be merged:\n"
+            + "\n".join(f"  {line}" for line in pair.refused[:SCREEN])
+            for pair in found.pairs
+            if pair.refused
         ),
     ]
     if found.moved:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def first_classifier(recipe: Recipe) -> Path | None:
-    """The folder of a recipe's first model, if that is a classifier."""
+    """Return the folder of a recipe's first model, if that is a classifier."""
     from bge_cocktail.models.folder import is_classifier, model_folder
 
     first = recipe.models[0]
@@ -199,7 +199,7 @@ def command(
     for one, loss in zip(described[len(described) - len(merged.losses) :], merged.losses, strict=True):
         one["loss"] = loss
     header = ["model", "weight", *(["loss"] if merged.losses else [])]
-    rows = [[_cell(one.get(name, "")) for name in header] for one in described]
+    rows = [[_cell(model.get(name, "")) for name in header] for model in described]
     text = "\n\n".join([text_table(header, rows), *_trials(merged.found), *_note(merged.found)])
     show(
         {"output": str(output), "models": described, "note": merged.found.note, "trials": merged.found.trials},

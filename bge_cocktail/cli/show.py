@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def searched_names(given: str) -> list[str]:
-    """The options that ``--search a,b`` names."""
+    """Return the options that ``--search a,b`` names."""
     return [name.strip().replace("-", "_") for name in given.split(",")]
 
 
@@ -27,12 +27,12 @@ def show_search(output: Path, found: dict[str, Any], names: Sequence[str], metri
 
     rows = [
         [
-            str(one["trial"]),
-            *(f"{one[name]:.3g}" for name in names),
-            "-" if one["dev"] is None else f"{one['dev']:.4f}",
-            one["state"],
+            str(trial["trial"]),
+            *(f"{trial[name]:.3g}" for name in names),
+            "-" if trial["dev"] is None else f"{trial['dev']:.4f}",
+            trial["state"],
         ]
-        for one in sorted(found["trials"], key=lambda one: -(one["dev"] or 0))
+        for trial in sorted(found["trials"], key=lambda one: -(one["dev"] or 0))
     ]
     matter = ", ".join(f"{name} {value:.2f}" for name, value in found["importance"].items())
     text = text_table(("trial", *names, f"dev {metric}", ""), rows) + (f"\n\nimportance: {matter}" if matter else "")

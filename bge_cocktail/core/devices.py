@@ -11,7 +11,7 @@ from bge_cocktail.core.errors import CocktailError, UsageError
 
 
 def choose_device(name: str) -> str:
-    """The device to compute on.
+    """Return the device to compute on.
 
     Raises:
         UsageError: It isn't here.
@@ -31,7 +31,7 @@ def choose_device(name: str) -> str:
 
 
 def resolve_precision(name: str, device: str) -> str:
-    """The arithmetic to compute in: ``auto`` is bf16 where the device computes in it, else fp32.
+    """Return the arithmetic to compute in: ``auto`` is bf16 where the device computes in it, else fp32.
 
     Raises:
         UsageError: fp16 without a GPU (torch would accept it and overflow), fp8 where card or libraries lack it.
@@ -61,7 +61,7 @@ def _require_fp8() -> None:
             f"precision fp8 needs a card of compute capability 8.9 (Ada, Hopper) or newer, this is {major}.{minor}; "
             "choose bf16"
         )
-    if not any(find_spec(one) for one in ("torchao", "transformer_engine")):
+    if not any(find_spec(package) for package in ("torchao", "transformer_engine")):
         raise UsageError("precision fp8 needs torchao or transformer_engine; pip install torchao")
 
 
@@ -86,7 +86,7 @@ NETWORK_SECONDS = 2.0
 
 
 def hub_answers() -> bool:
-    """Whether the hub answers at all; in a thread, because looking up its address can hang on its own."""
+    """Return whether the hub answers at all; in a thread, because looking up its address can hang on its own."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 

@@ -32,7 +32,7 @@ class MissingExtra(CocktailError):
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """A closing phrase that names the nearest right word, or lists them all.
+    """Return a closing phrase that names the nearest right word, or lists them all.
 
     Args:
         word: What was seen.
@@ -49,10 +49,10 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
 
 
 def near_path(name: str) -> str:
-    """A closing phrase that names what is there under nearly the same path; empty where nothing is."""
+    """Return a closing phrase that names what is there under nearly the same path; empty where nothing is."""
     path = Path(name).expanduser()
     try:
-        there = [one.name for one in path.parent.iterdir()]
+        there = [file.name for file in path.parent.iterdir()]
     except OSError:
         return ""
     close = difflib.get_close_matches(path.name, there, n=1, cutoff=0.75)
@@ -60,7 +60,7 @@ def near_path(name: str) -> str:
 
 
 def explain_os_error(error: OSError) -> str:
-    """One line for an operating-system error, with the cure for the common ones."""
+    """Return one line for an operating-system error, with the cure for the common ones."""
     where = f"{error.filename}: " if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{where}no space left on the disk; nothing half-written was kept. Free some space and run again."

@@ -168,7 +168,7 @@ def _sync(path: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file of a model folder.
+    """Return the content of a JSON file of a model folder.
 
     Raises:
         DataError: It is missing or broken.
@@ -182,7 +182,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The content of a JSON file that holds names and values.
+    """Return the content of a JSON file that holds names and values.
 
     Raises:
         DataError: It is missing or broken, or holds something else.

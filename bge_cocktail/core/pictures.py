@@ -236,13 +236,13 @@ def draw_indexes(scores: Sequence[Mapping[str, Any]], path: Path, *, k: int, tit
     from matplotlib import pyplot
 
     panels = (
-        (f"recall@{k} against the exact search", [one["recall"] for one in scores], "{:.3f}"),
-        ("megabytes", [one["megabytes"] for one in scores], "{:.1f}"),
-        ("queries a second", [one["queries_a_second"] for one in scores], "{:,.0f}"),
+        (f"recall@{k} against the exact search", [score["recall"] for score in scores], "{:.3f}"),
+        ("megabytes", [score["megabytes"] for score in scores], "{:.1f}"),
+        ("queries a second", [score["queries_a_second"] for score in scores], "{:,.0f}"),
     )
     height = 1.2 + 0.34 * len(scores)
     figure, all_axes = pyplot.subplots(1, 3, figsize=(9.6, height), dpi=150, layout="constrained", sharey=True)
-    names = [one["index"] + (" *" if one["rescored"] else "") for one in scores]
+    names = [score["index"] + (" *" if score["rescored"] else "") for score in scores]
     for axes, (label, values, form) in zip(all_axes, panels, strict=True):
         bars = axes.barh(names, values, color=BLUE, height=0.62)
         axes.bar_label(bars, [form.format(value) for value in values], padding=3, fontsize=8, color=INK)
@@ -253,7 +253,7 @@ def draw_indexes(scores: Sequence[Mapping[str, Any]], path: Path, *, k: int, tit
         axes.tick_params(axis="y", length=0, labelcolor=INK)
     all_axes[0].invert_yaxis()
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK, fontweight="bold")
-    if any(one["rescored"] for one in scores):
+    if any(score["rescored"] for score in scores):
         figure.supxlabel(
             "* full embeddings order its candidates, and are kept beside it", fontsize=8, color=MUTED, x=0.01, ha="left"
         )

@@ -119,7 +119,7 @@ def versions() -> dict[str, str]:
 def describe_run(
     command: str, *, options: Mapping[str, Any], inputs: Mapping[str, str], seconds: float, **more: Any
 ) -> dict[str, Any]:
-    """What goes into run.json.
+    """Return what goes into run.json.
 
     Args:
         command: The step that ran.
@@ -147,7 +147,7 @@ def step_key(command: str, options: Mapping[str, Any], inputs: Mapping[str, str]
 
 
 def finished_key(folder: Path) -> str | None:
-    """The key of the step that made a folder; None if none did."""
+    """Return the key of the step that made a folder; None if none did."""
     try:
         key = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("key")
     except (OSError, ValueError, AttributeError):

@@ -29,7 +29,7 @@ class RetrievalData:
 
 
 def is_beir(path: Path) -> bool:
-    """Whether a folder has the form of a BEIR data set."""
+    """Return whether a folder has the form of a BEIR data set."""
     return (path / CORPUS_FILE).is_file() and (path / "qrels").is_dir()
 
 
@@ -52,7 +52,7 @@ def read_beir(path: Path, split: str = "test", rejects: BadRows | None = None) -
 
 
 def read_corpus(path: Path) -> list[str]:
-    """The texts of a corpus: a BEIR folder, or JSON Lines with ``text`` and perhaps ``title``.
+    """Return the texts of a corpus: a BEIR folder, or JSON Lines with ``text`` and perhaps ``title``.
 
     Raises:
         DataError: With file and line of what is wrong.
@@ -63,12 +63,12 @@ def read_corpus(path: Path) -> list[str]:
 
 
 def corpus_of(path: Path) -> Path | None:
-    """The folder itself if it holds a corpus (a BEIR folder, or one that `prepare` wrote), else None."""
+    """Return the folder itself if it holds a corpus (a BEIR folder, or one that `prepare` wrote), else None."""
     return path if (path / CORPUS_FILE).is_file() else None
 
 
 def read_judgements(path: Path) -> list[RetrievalData]:
-    """All splits of a BEIR folder.
+    """Return all splits of a BEIR folder.
 
     Raises:
         DataError: It is none, or something in it is wrong.

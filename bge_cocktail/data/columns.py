@@ -111,7 +111,7 @@ class Columns:
     scale: float = 1.0
 
     def example(self, row: Any, where: str) -> Example:
-        """The example of a row.
+        """Return the example of a row.
 
         Raises:
             DataError: A column is missing, empty or of the wrong kind.
@@ -181,7 +181,7 @@ class Columns:
         return row[column]
 
     def text(self, row: Mapping[str, Any], role: str, where: str) -> str:
-        """The text of a role.
+        """Return the text of a role.
 
         Raises:
             DataError: It is missing, empty, no text or broken.
@@ -200,9 +200,9 @@ class Columns:
         column = self.roles["label"][0]
         label = self._cell(row, column, where)
         if isinstance(label, list):  # a text may have several
-            if wrong := [one for one in label if not isinstance(one, str) or not one.strip() or SEPARATOR in one]:
+            if wrong := [part for part in label if not isinstance(part, str) or not part.strip() or SEPARATOR in part]:
                 raise DataError(f"{where}: labels of '{column}' are texts without '{SEPARATOR}', got {wrong[0]!r:.60}")
-            return SEPARATOR.join(self.labels.get(one.strip(), one.strip()) for one in label)
+            return SEPARATOR.join(self.labels.get(part.strip(), part.strip()) for part in label)
         if isinstance(label, str):
             label = label.strip()  # a space after it makes no other class
         if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
@@ -256,7 +256,7 @@ def parse_columns(text: str) -> dict[str, tuple[str, ...]]:
 
 
 def guess_roles(names: Sequence[str], where: str) -> dict[str, tuple[str, ...]]:
-    """The roles of columns, told from their names.
+    """Return the roles of columns, told from their names.
 
     Raises:
         DataError: No known form is among them.
@@ -272,7 +272,7 @@ def guess_roles(names: Sequence[str], where: str) -> dict[str, tuple[str, ...]]:
 
 
 def text_of_row(row: Mapping[str, Any], pairs: bool | None, roles: Mapping[str, tuple[str, ...]], where: str) -> Text:
-    """The text or pair of a row that need not have a label.
+    """Return the text or pair of a row that need not have a label.
 
     Args:
         row: Its columns.

@@ -27,19 +27,19 @@ class Example(Protocol):
         ...
 
     def own_texts(self) -> tuple[str, ...]:
-        """The texts that make it what it is: a query and its positives, not its negatives."""
+        """Return the texts that make it what it is: a query and its positives, not its negatives."""
         ...
 
     def label_text(self) -> str:
-        """What it is labelled with; empty without a label."""
+        """Return what it is labelled with; empty without a label."""
         ...
 
     def changed(self, change: Change) -> Self | None:
-        """The example with its texts changed; None if too little of it is left."""
+        """Return the example with its texts changed; None if too little of it is left."""
         ...
 
     def to_json(self) -> dict[str, Any]:
-        """The example as a JSON object."""
+        """Return the example as a JSON object."""
         ...
 
 
@@ -168,7 +168,7 @@ def _changed(
 
 
 def example_from_json(value: dict[str, Any], where: str) -> Example:
-    """What `to_json` of an example gave, as an example again."""
+    """Return what `to_json` of an example gave, as an example again."""
     if "query" in value:
         return RecordExample(parse_record(value, where))
     rest = dict(value)
@@ -181,7 +181,7 @@ def example_from_json(value: dict[str, Any], where: str) -> Example:
 
 
 def with_task(example: Example, task: str) -> Example:
-    """The example with the task that it belongs to, unless it has one."""
+    """Return the example with the task that it belongs to, unless it has one."""
     if isinstance(example, RecordExample):
         record = example.record
         return RecordExample(replace(record, task=task)) if record.task is None else example
@@ -203,7 +203,7 @@ JOINED = "joined into the record of the same text"
 def records_from_labels(
     examples: Sequence[LabelledText], *, negatives: int, seed: int, dropped: Counter[str]
 ) -> list[Record]:
-    """A record for each text: a text of the same label as its positive, texts of other labels as negatives.
+    """Return a record for each text: a text of the same label as its positive, texts of other labels as negatives.
 
     The batch's other documents say nothing about a text's class (they may share it), so the records are marked
     not to use them (FlagEmbedding's ``no_in_batch_neg``).
@@ -254,7 +254,7 @@ def records_from_pairs(
     negative_below: float,
     dropped: Counter[str],
 ) -> list[Record]:
-    """A record for each first text: its positives and negatives by label (inference) or by score.
+    """Return a record for each first text: its positives and negatives by label (inference) or by score.
 
     Args:
         examples: Pairs with labels (entailment is a positive, contradiction a negative) or with scores.
@@ -294,13 +294,13 @@ def records_from_pairs(
 
 
 def _scores(pairs: Iterable[TextPair]) -> tuple[float, ...]:
-    """The score of each, if each has one."""
+    """Return the score of each, if each has one."""
     scores = [pair.score for pair in pairs]
     return tuple(score for score in scores if score is not None) if None not in scores else ()
 
 
 def _about(record: Record, examples: Sequence[LabelledText | TextPair], more: dict[str, Any]) -> Record:
-    """The record with what its positives' rows said besides: the mean weight, the first one's id and columns."""
+    """Return the record with what its positives' rows said besides: the mean weight, the first one's id and columns."""
     extra = {**examples[0].extra, **more}
     weights = [float(example.extra.get("weight", 1.0)) for example in examples]
     return replace(
@@ -320,7 +320,7 @@ def _role(pair: TextPair, positive_from: float, negative_below: float) -> str:
 
 
 def _draw_other(texts: Sequence[str], without: set[str], generator: np.random.Generator) -> str | None:
-    """A text that isn't among those, or None; a few draws find one, unless nearly all are excluded."""
+    """Return a text that isn't among those, or None; a few draws find one, unless nearly all are excluded."""
     for _ in range(8):
         text = texts[int(generator.integers(len(texts)))]
         if normalise(text) not in without:

@@ -145,7 +145,7 @@ _AS_ZEROS, _LONG_NUMBER = bytes.maketrans(b"123456789", b"0" * 9), b"0" * 19
 
 
 def read_lines(path: Path, rejects: BadRows | None = None) -> Iterator[tuple[str, Any]]:
-    """The JSON value of each line that isn't blank, with its place.
+    """Yield the JSON value of each line that isn't blank, with its place.
 
     Args:
         path: A plain, gzip or zstd file.
@@ -171,7 +171,7 @@ def read_lines(path: Path, rejects: BadRows | None = None) -> Iterator[tuple[str
 
 
 def load_json(line: bytes, where: str) -> Any:
-    """The JSON value of a line, whole numbers of any size.
+    """Return the JSON value of a line, whole numbers of any size.
 
     Raises:
         DataError: It isn't UTF-8 or isn't JSON.
@@ -199,7 +199,7 @@ def load_json(line: bytes, where: str) -> Any:
 
 
 def required_text(value: Any, name: str, where: str, *, may_be_empty: bool = False) -> str:
-    """A text field of a JSON object.
+    """Return a text field of a JSON object.
 
     Raises:
         DataError: It is missing, empty or no text.

@@ -50,7 +50,7 @@ class Record:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The record as a JSON object; what is at its default is left out, except `neg`."""
+        """Return the record as a JSON object; what is at its default is left out, except `neg`."""
         value: dict[str, Any] = {"query": self.query, "pos": list(self.pos), "neg": list(self.neg)}
         if self.pos_scores:
             value["pos_scores"] = list(self.pos_scores)
@@ -67,14 +67,14 @@ class Record:
 
 
 def normalise(text: str) -> str:
-    """The form in which two texts count as the same: NFC, single spaces, case folded."""
+    """Return the form in which two texts count as the same: NFC, single spaces, case folded."""
     if text.isascii() and text.isprintable() and "  " not in text:  # most texts; all that is left to do to them
         return text.strip(" ").lower()
     return " ".join(unicodedata.normalize("NFC", text).split()).casefold()
 
 
 def is_broken(text: str) -> bool:
-    """Whether a text holds half of a character (a lone surrogate), which no file can hold."""
+    """Return whether a text holds half of a character (a lone surrogate), which no file can hold."""
     if text.isascii():
         return False
     try:
@@ -85,7 +85,7 @@ def is_broken(text: str) -> bool:
 
 
 def positives_by_query(records: Iterable[Record]) -> dict[str, set[str]]:
-    """All positives that any record gives for the same query, queries and texts in their normalised form."""
+    """Return all positives that any record gives for the same query, queries and texts in their normalised form."""
     positives: dict[str, set[str]] = {}
     for record in records:
         positives.setdefault(normalise(record.query), set()).update(normalise(text) for text in record.pos)

@@ -69,7 +69,7 @@ def write_records(records: Iterable[Record], path: str | Path) -> None:
 
 
 def json_line(value: object) -> bytes:
-    """A value as one line of JSON in UTF-8, numbers of any size too."""
+    """Return a value as one line of JSON in UTF-8, numbers of any size too."""
     try:
         return orjson.dumps(value, default=str, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError:
@@ -119,7 +119,7 @@ class RecordStore(Sequence[Record]):
     def __getitem__(self, index: slice) -> list[Record]: ...
     def __getitem__(self, index: int | slice) -> Record | list[Record]:
         if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
+            return [self[row] for row in range(*index.indices(len(self)))]
         start = int(self._starts[index])
         end = self._content.find(b"\n", start) + 1 or len(self._content)
         where = f"{self.path}:{self._lines[index]}"
@@ -147,7 +147,7 @@ def open_records(path: str | Path, *, split: str = "train", large: int = LARGE) 
     """
     source = Path(path)
     candidates = [source / RECORDS_FILE, source / f"{split}.jsonl"] if source.is_dir() else [source]
-    file = next((one for one in candidates if one.is_file()), None)
+    file = next((candidate for candidate in candidates if candidate.is_file()), None)
     if file is None or file.suffix not in (".jsonl", ".json") or file.stat().st_size < large:
         return read_records(path, split=split)
     return RecordStore(file)

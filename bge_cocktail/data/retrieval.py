@@ -46,7 +46,7 @@ def retrieval_from_records(records: Iterable[Record], corpus: Mapping[str, str] 
 
 
 def sample_retrieval(judged: RetrievalData, *, queries: int, documents: int, seed: int) -> RetrievalData:
-    """A smaller retrieval task: a draw of the queries, their relevant documents, and a draw of the others.
+    """Return a smaller retrieval task: a draw of the queries, their relevant documents, and a draw of the others.
 
     Args:
         judged: The whole task.

@@ -44,7 +44,7 @@ def read_examples(
     scale: float | None = None,
     rejects: BadRows | None = None,
 ) -> Iterator[Example]:
-    """The examples of a source, one at a time.
+    """Yield the examples of a source, one at a time.
 
     Args:
         source: A file (JSON Lines, CSV, TSV, Parquet; plain, gzip or zstd), a folder of such files named by split, a
@@ -126,7 +126,7 @@ def examples_of_rows(
 def _parser(
     first: list[tuple[str, Any]], roles: dict[str, tuple[str, ...]], labels: dict[str, str], scale: float
 ) -> Callable[[Any, str], Example]:
-    """What makes an example of a row, by the roles that were said or by the columns of the first rows."""
+    """Return what makes an example of a row, by the roles that were said or by the columns of the first rows."""
     where, row = first[0]
     if isinstance(row, list) and row and isinstance(row[0], dict):
         raise DataError(f"{where}: a JSON array; expected JSON Lines, one object a line")
@@ -158,7 +158,7 @@ def _warn_of_near_names(row: dict[str, Any]) -> None:
 
 
 def records_from_beir_folder(path: Path, split: str, rejects: BadRows) -> list[Record]:
-    """One record for each query of a BEIR folder that has a relevant document.
+    """Return one record for each query of a BEIR folder that has a relevant document.
 
     Documents judged as not relevant (grade 0 or less) become negatives, unless their text equals a positive's.
     """
@@ -191,7 +191,7 @@ def files_of_split(path: Path, split: str) -> list[Path]:
     found = sorted(file for file in path.iterdir() if file.is_file() and kind_of(file))
     chosen = [file for file in found if split_of(file) == split]
     if len(chosen) > 1 and not all(_PART.search(file.name.split(".")[0]) for file in chosen):
-        raise DataError(f"{path} holds several files of the split '{split}': {', '.join(one.name for one in chosen)}")
+        raise DataError(f"{path} holds several files of the split '{split}': {', '.join(file.name for file in chosen)}")
     if not chosen:
         splits = {split_of(file) for file in found}
         raise DataError(f"{path} holds no file of the split '{split}'.{nearest(split, splits)}")
@@ -199,13 +199,13 @@ def files_of_split(path: Path, split: str) -> list[Path]:
 
 
 def split_of(path: Path) -> str:
-    """The split that a file's name says: ``train`` of train.jsonl.gz and train-00000-of-00002.parquet."""
+    """Return the split that a file's name says: ``train`` of train.jsonl.gz and train-00000-of-00002.parquet."""
     name = _PART.sub("", path.name.split(".")[0])
     return "dev" if name in ("validation", "valid", "val") else name
 
 
 def splits_of(source: str, config: str | None = None) -> list[str]:
-    """The names of the splits that a folder or a data set has.
+    """Return the names of the splits that a folder or a data set has.
 
     Raises:
         DataError: A single file, which has none, or a data set that can't be had.
@@ -227,7 +227,7 @@ def splits_of(source: str, config: str | None = None) -> list[str]:
         raise DataError(f"the hub did not give the splits of '{name}' (config {config}): {error}") from None
     own = {theirs: ours for ours, theirs in preset.splits.items()} if preset else {"validation": "dev"}
     unlabelled = preset.unlabelled if preset else ()
-    return sorted(own.get(one, one) for one in names if one not in unlabelled)
+    return sorted(own.get(name, name) for name in names if name not in unlabelled)
 
 
 def kind_of(path: Path) -> str:
@@ -238,7 +238,7 @@ def kind_of(path: Path) -> str:
 
 
 def rows_of_file(path: Path, rejects: BadRows) -> Rows:
-    """The rows of a file, by its kind.
+    """Return the rows of a file, by its kind.
 
     Raises:
         DataError: Another kind of file, or a broken one.
@@ -254,7 +254,7 @@ def rows_of_file(path: Path, rejects: BadRows) -> Rows:
 
 
 def rows_of_hub(name: str, config: str | None, split: str) -> Rows:
-    """The rows of a data set of the hub, streamed.
+    """Yield the rows of a data set of the hub, streamed.
 
     Raises:
         DataError: No data set of that name, configuration or split, or the hub is out of reach.

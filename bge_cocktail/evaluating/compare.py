@@ -201,7 +201,7 @@ def compare_models(
     resamples: int = 10_000,
     seed: int = 13,
 ) -> list[TaskChange]:
-    """The changes from one model to another, on the main score of every task that both were judged on.
+    """Return the changes from one model to another, on the main score of every task that both were judged on.
 
     Args:
         before: Scores of the first model.
@@ -237,7 +237,7 @@ def compare_models(
 
 
 def untested(before: ModelScores, after: ModelScores, details: EvaluationDetails | None = None) -> list[str]:
-    """The tasks that can't be compared, each with the reason."""
+    """Return the tasks that can't be compared, each with the reason."""
     known = {score.task: score for score in after.main()}
     reasons = []
     for score in before.main():
@@ -250,7 +250,7 @@ def untested(before: ModelScores, after: ModelScores, details: EvaluationDetails
 
 
 def permutation_test(differences: NDArray[np.float64], *, resamples: int = 10_000, seed: int = 13) -> float:
-    """The paired permutation test: how often the sum is as far from 0 if every sign is a coin's.
+    """Return the paired permutation test: how often the sum is as far from 0 if every sign is a coin's.
 
     All signs are tried where there are no more of them than resamples; else so many are drawn, and the observed one
     counts too (Phipson and Smyth 2010, doi:10.2202/1544-6115.1585), so that p is never 0.
@@ -291,18 +291,18 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def in_words(changes: Sequence[TaskChange], confidence: float = 0.95) -> str:
-    """One sentence: ``better on medquad (+6.1 nDCG@10, 95 % [4.8, 7.4]), no measurable change on 7 tasks``."""
+    """Return one sentence: ``better on medquad (+6.1 nDCG@10, 95 % [4.8, 7.4]), no measurable change on 7 tasks``."""
 
     def named(verdict: Verdict) -> list[str]:
         return [
-            f"{one.task} ({100 * one.difference:+.1f} {one.metric}, {100 * confidence:g} % "
-            f"[{100 * one.interval[0]:+.1f}, {100 * one.interval[1]:+.1f}])"
-            for one in changes
-            if one.verdict == verdict
+            f"{change.task} ({100 * change.difference:+.1f} {change.metric}, {100 * confidence:g} % "
+            f"[{100 * change.interval[0]:+.1f}, {100 * change.interval[1]:+.1f}])"
+            for change in changes
+            if change.verdict == verdict
         ]
 
     better, worse = named("better"), named("worse")
-    same = [one.task for one in changes if one.verdict == "no measurable change"]
+    same = [change.task for change in changes if change.verdict == "no measurable change"]
     parts = [f"{word} on {', '.join(found)}" for word, found in (("better", better), ("worse", worse)) if found]
     if same:
         parts.append(f"no measurable change on {same[0] if len(same) == 1 else f'{len(same)} tasks'}")
@@ -353,9 +353,9 @@ def _pairs_said(
     """What both models said of a task's pairs, and what was wanted; None where that isn't kept or no metric fits."""
     if details is None or score.metric not in STATISTICS:
         return None
-    said = [details.answers.get((one.model, score.task)) for one in (before, after)]
+    said = [details.answers.get((model.model, score.task)) for model in (before, after)]
     asked = details.texts.get(score.task, {}).get("asked")
-    if not asked or any(not one or one.keys() != asked.keys() for one in said):
+    if not asked or any(not answers or answers.keys() != asked.keys() for answers in said):
         return None
     return dict(said[0] or {}), dict(said[1] or {}), {name: float(one["wanted"]) for name, one in asked.items()}
 

@@ -36,7 +36,7 @@ class Rankings:
     relevant: NDArray[np.int64]
 
     def hits(self, k: int) -> NDArray[np.bool_]:
-        """Which of the first k ranks hold a relevant document, shape (queries, at most k)."""
+        """Return which of the first k ranks hold a relevant document, shape (queries, at most k)."""
         return np.asarray(self.gains[:, :k] > 0)
 
 

@@ -29,7 +29,7 @@ from bge_cocktail.options import EncodeOptions
 
 
 def as_mteb_task(task: Task, split: str = "test") -> Any:
-    """A task of mteb that holds the data of one of ours.
+    """Return a task of mteb that holds the data of one of ours.
 
     Its revision is the hash of the data, so that results of other data are never taken for it.
 
@@ -126,7 +126,7 @@ class MtebModel:
         return self._encoder.encode_query(texts, self.prompt(task_metadata, prompt_type))
 
     def prompt(self, task_metadata: Any, prompt_type: Any) -> str:
-        """The prompt of a task's texts.
+        """Return the prompt of a task's texts.
 
         What the user chose for queries and documents goes before what the model declares: for the task, for its type,
         for the role, in mteb's order.
@@ -180,7 +180,7 @@ log = logging.getLogger(__name__)
 
 
 def open_mteb_tasks(names: Sequence[str], split: str = "test") -> list[Any]:
-    """The tasks that names of tasks and benchmarks, and folders of local data, stand for.
+    """Return the tasks that names of tasks and benchmarks, and folders of local data, stand for.
 
     Args:
         names: Such as ``STSBenchmark``, ``MTEB(eng, v2)`` or ``data/handbook``.
@@ -193,7 +193,7 @@ def open_mteb_tasks(names: Sequence[str], split: str = "test") -> list[Any]:
     import mteb
 
     known = {task.metadata.name for task in mteb.get_tasks(exclude_superseded=False)}
-    benchmarks = {one.name: one for one in mteb.get_benchmarks()}
+    benchmarks = {get_benchmark.name: get_benchmark for get_benchmark in mteb.get_benchmarks()}
     found: dict[str, Any] = {}
     for name in names:
         if Path(name).is_dir():
@@ -245,12 +245,12 @@ def run_mteb(
             ) from None
         except (ValueError, RuntimeError, KeyError, TypeError) as error:
             raise CocktailError(f"mteb's task {task.metadata.name} failed: {error}") from error
-        scores += [_score(one, task, role) for one in result.task_results]
+        scores += [_score(task_result, task, role) for task_result in result.task_results]
     return scores
 
 
 def results_folder(cache_dir: Path | None = None) -> Path:
-    """Where mteb's results are kept."""
+    """Return where mteb's results are kept."""
     return (cache_dir or default_cache_dir()) / "mteb"
 
 
@@ -302,11 +302,11 @@ class MtebTasks:
         self._cache = encoding.cache_dir
 
     def added(self, found: list[ModelScores]) -> list[ModelScores]:
-        """The models' scores with those on these tasks."""
+        """Return the models' scores with those on these tasks."""
         results = []
-        for one in found:
-            scores = run_mteb(one.model, self._encoders[one.model], self._tasks, "general", cache_dir=self._cache)
-            results.append(replace(one, scores=[*one.scores, *scores]))
+        for result in found:
+            scores = run_mteb(result.model, self._encoders[result.model], self._tasks, "general", cache_dir=self._cache)
+            results.append(replace(result, scores=[*result.scores, *scores]))
         return results
 
     def inputs(self) -> dict[str, str]:
@@ -371,7 +371,7 @@ class Leaderboard:
 
 
 def read_leaderboard(folders: Sequence[Path], target: Sequence[str] = ()) -> Leaderboard:
-    """The results below folders.
+    """Return the results below folders.
 
     Args:
         folders: mteb's result folders, or evaluations that hold some (``mteb/``).
@@ -441,7 +441,7 @@ def _types(tasks: Sequence[str]) -> dict[str, str]:
 
 
 def _names(models: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """What to call each; models of one name are told apart by the revision, which is that of their weights."""
+    """Return what to call each; models of one name are told apart by the revision, which is that of their weights."""
     names = [name for name, _ in models]
     return {model: model[0] if names.count(model[0]) == 1 else f"{model[0]} @ {model[1][:8]}" for model in models}
 

@@ -96,7 +96,7 @@ def query_changes(before: tuple[str, Score], after: tuple[str, Score], details: 
 def by_bucket(
     before: Score, after: Score, texts: Mapping[str, Any], *, confidence: float = 0.95, seed: int = 13
 ) -> list[dict[str, Any]]:
-    """The change on kinds of texts of one task: by number of words, and by script or language.
+    """Return the change on kinds of texts of one task: by number of words, and by script or language.
 
     Args:
         before: A model's score.
@@ -190,7 +190,7 @@ def likely_relevant(
 
 
 def script(text: str) -> str:
-    """The writing system that most letters of a text are of."""
+    """Return the writing system that most letters of a text are of."""
     counts = {name: len(letters.findall(text)) for name, letters in _LETTERS.items()}
     most = max(counts, key=lambda name: counts[name])
     return most if counts[most] else "other"
@@ -201,7 +201,8 @@ def _explained(wanted: Any, answers: Sequence[Any], documents: Mapping[str, str]
         return wanted, list(answers)
     ranks = [answer["ranks"] for answer in answers]
     relevant = [
-        {"document": one, "text": documents.get(one, ""), "ranks": [rank.get(one) for rank in ranks]} for one in wanted
+        {"document": document, "text": documents.get(document, ""), "ranks": [rank.get(document) for rank in ranks]}
+        for document in wanted
     ]
     relevant.sort(key=lambda one: min((rank for rank in one["ranks"] if rank), default=10**9))
     shown = [
@@ -221,7 +222,7 @@ def _joined(text: Any) -> str:
 def _words(text: str) -> str:
     # where words aren't set apart, two characters are about one
     count = len(text.split()) if script(text) not in ("Han", "Hiragana", "Katakana", "Thai") else (len(text) + 1) // 2
-    place = sum(count >= one for one in LENGTHS)
+    place = sum(count >= length for length in LENGTHS)
     starts = (1, *LENGTHS)
     return f"{starts[place]}-{LENGTHS[place] - 1}" if place < len(LENGTHS) else f"{LENGTHS[-1]} or more"
 

@@ -81,7 +81,7 @@ class ModelScores:
     about: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def main(self) -> list[Score]:
-        """The main score of each task."""
+        """Return the main score of each task."""
         return [score for score in self.scores if score.main]
 
     def mean(self, role: Role) -> float | None:

@@ -65,14 +65,14 @@ def write_evaluation(
         judging = options["evaluate"]
         write_details(new, results, task_list, judging["split"], judging["map_texts"], judging["seed"])
         seconds = time.monotonic() - started
-        about = {one.model: {**one.about, "retrieval": _efficiency(one)} for one in results}
+        about = {result.model: {**result.about, "retrieval": _efficiency(result)} for result in results}
         described = describe_run("evaluate", options=options, inputs=inputs, seconds=seconds, models=about)
         write_json(new / RUN_FILE, described)
     return results
 
 
 def _efficiency(result: ModelScores) -> dict[str, dict[str, float]]:
-    """What the search of each retrieval cost."""
+    """Return what the search of each retrieval cost."""
     return {
         score.task: {name: round(value, 3) for name, value in score.efficiency.items()}
         for score in result.scores
@@ -97,7 +97,7 @@ def write_run(run: Run, path: Path) -> None:
 
 
 def read_evaluation(folder: Path) -> list[ModelScores]:
-    """The scores that `write_evaluation` kept.
+    """Return the scores that `write_evaluation` kept.
 
     Raises:
         DataError: The folder holds none.
@@ -112,17 +112,17 @@ def read_evaluation(folder: Path) -> list[ModelScores]:
                 values[line["model"], line["task"], line["metric"]] = line["per_query"]
         return [
             ModelScores(
-                one["model"],
-                one["path"],
+                model["model"],
+                model["path"],
                 [
                     Score(
                         **{**score, "interval": score["interval"] and tuple(score["interval"])},
-                        per_query=values.get((one["model"], score["task"], score["metric"]), {}),
+                        per_query=values.get((model["model"], score["task"], score["metric"]), {}),
                     )
-                    for score in one["scores"]
+                    for score in model["scores"]
                 ],
             )
-            for one in content["models"]
+            for model in content["models"]
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder} holds no readable evaluation: {error}") from None
@@ -167,21 +167,21 @@ def write_details(
                     _write_line(file, {"model": result.model, "task": score.task, "answers": dict(score.answers)})
     with (folder / TEXTS_FILE).open("w", encoding="utf-8") as file:
         for task in task_list:
-            answers = [one.answers for result in results for one in result.main() if one.task == task.name]
+            answers = [score.answers for result in results for score in result.main() if score.task == task.name]
             _write_line(file, {"task": task.name, "kind": task.kind, **task.texts(split, answers)})
     _write_map(folder / MAP_FILE, results, task_list, split, map_texts, seed)
 
 
 def read_details(folder: Path) -> EvaluationDetails:
-    """What `write_details` kept; empty where an older version kept none.
+    """Return what `write_details` kept; empty where an older version kept none.
 
     Raises:
         DataError: It can't be read.
     """
     try:
         return EvaluationDetails(
-            {(one["model"], one["task"]): one["answers"] for one in _lines(folder / ANSWERS_FILE)},
-            {one["task"]: one for one in _lines(folder / TEXTS_FILE)},
+            {(line["model"], line["task"]): line["answers"] for line in _lines(folder / ANSWERS_FILE)},
+            {line["task"]: line for line in _lines(folder / TEXTS_FILE)},
             _read_map(folder / MAP_FILE),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -205,9 +205,9 @@ def _write_map(
             columns: dict[str, Any] = {
                 "model": [result.model] * len(sample),
                 "task": [task.name] * len(sample),
-                "role": [one.role for one in sample],
-                "group": [one.group for one in sample],
-                "text": [cut(one.text) for one in sample],
+                "role": [text.role for text in sample],
+                "group": [text.group for text in sample],
+                "text": [cut(text.text) for text in sample],
                 # models of a run may have other dimensions: a list of any length
                 "embedding": pa.FixedSizeListArray.from_arrays(rows, found.shape[1]).cast(pa.list_(pa.float16())),
             }

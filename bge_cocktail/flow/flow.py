@@ -111,7 +111,7 @@ class Flow:
         self.done: list[str] = []
 
     def run(self) -> RunResult:
-        """All steps."""
+        """Return all steps."""
         self.check()
         begin_run(self.folder)
         started = time.monotonic()
@@ -163,7 +163,7 @@ class Flow:
         return page
 
     def plan(self) -> list[tuple[str, str]]:
-        """The steps and whether each is done, as far as that can be known before the ones that come first."""
+        """Return the steps and whether each is done, as far as that can be known before the ones that come first."""
         self.check()
         slices = self.options.merge.slices
         mined, rounds = self._rounds_done()
@@ -177,7 +177,7 @@ class Flow:
         return steps + [(name, later) for name in ("merge", "evaluate", "trade-off")]
 
     def _rounds_done(self) -> tuple[bool, list[tuple[str, bool]]]:
-        """Whether the last mining is done, and each step of the rounds before it."""
+        """Return whether the last mining is done, and each step of the rounds before it."""
         steps: list[tuple[str, bool]] = []
         model: Path = self.base
         done = True
@@ -201,9 +201,9 @@ class Flow:
         """
         names = [str(self.base), *self.options.merge.others]
         folders = {name: sentence_transformers_folder(name) for name in names}
-        check_alike([read_checkpoint(*one) for one in folders.items()], AS_TUNED)
+        check_alike([read_checkpoint(*item) for item in folders.items()], AS_TUNED)
         data = self.options.data
-        tasks = [task_path(str(one))[1] for one in (*data.target, *data.general, *data.watch)]
+        tasks = [task_path(str(path))[1] for path in (*data.target, *data.general, *data.watch)]
         refuse_other_folder(self.folder, [self.base, data.train, *([data.dev] if data.dev else []), *map(Path, tasks)])
         check_training(self.base, self.training, self.watched)
         check_mining(self.options.mine, self.options.mine.teacher is not None)
@@ -228,7 +228,7 @@ class Flow:
             mine_step(self.options, self.data, model, self.folder / name)
 
     def train_model(self, name: str, records: list[Record]) -> Path:
-        """A tuned model."""
+        """Return a tuned model."""
         output = self.folder / name
         if self._is_done(name, self._training_key(records)):
             self._skip(f"train {name}")
@@ -248,7 +248,7 @@ class Flow:
         )
 
     def blend(self, name: str, models: Sequence[str | Path], weights: Literal["uniform", "cocktail"]) -> Path:
-        """A cocktail: the share for the first model, the rest among the others."""
+        """Return a cocktail: the share for the first model, the rest among the others."""
         options = AS_TUNED.model_copy(update={"weights": weights, "share": self.options.merge.share})
         examples = {}
         if weights == "cocktail":
@@ -274,7 +274,7 @@ class Flow:
         return merged.folder
 
     def judge(self, name: str, models: dict[str, str | Path]) -> list[ModelScores]:
-        """The scores of models on all tasks."""
+        """Return the scores of models on all tasks."""
         output = self.folder / name
         options = self._judging
         inputs = evaluation_inputs(models, self.tasks, self.options.evaluate)

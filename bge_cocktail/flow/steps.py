@@ -49,13 +49,13 @@ def refuse_other_folder(path: Path, inputs: Iterable[Path]) -> None:
     """
     if path.resolve() == Path.cwd():
         raise UsageError("the output can't be the folder that the command is started in; name another folder")
-    refuse_nested(path, [one for one in inputs if one.exists()])
+    refuse_nested(path, [file for file in inputs if file.exists()])
     if not path.exists():
         return
     if not path.is_dir():
         raise UsageError(f"{path} is a file; the output is a folder, choose another name")
     known = read_object(path / RUN_FILE).get("command") if (path / RUN_FILE).is_file() else None
-    others = [one for one in path.iterdir() if one.suffix != ".toml" and not one.name.startswith(".")]
+    others = [file for file in path.iterdir() if file.suffix != ".toml" and not file.name.startswith(".")]
     if others and known != COMMAND:
         raise UsageError(f"{path} holds other things than a run of bge-cocktail; choose another output")
 
@@ -137,7 +137,7 @@ def mining_key(options: RunOptions, data: RunData, model: Path) -> str:
 
 
 def _others(options: RunOptions) -> dict[str, str]:
-    """The hashes of further encoders and of the teacher."""
+    """Return the hashes of further encoders and of the teacher."""
     found = {f"also {name}": hash_path(model_folder(name)) for name in options.mine.also}
     if options.mine.teacher:
         found["teacher"] = hash_path(model_folder(options.mine.teacher))
@@ -255,7 +255,7 @@ def measure_tradeoff(
 
 
 def read_tradeoff(folder: Path) -> list[Point]:
-    """The points that `measure_tradeoff` wrote."""
+    """Return the points that `measure_tradeoff` wrote."""
     points: list[Point] = [
         (share, target, general)
         for share, target, general in json.loads((folder / TRADEOFF_FILE).read_text())["points"]

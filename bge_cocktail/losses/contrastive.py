@@ -77,10 +77,10 @@ def info_nce(
     parts = [part(direction) for direction in directions]
     if partition == "joint":
         parts = [torch.cat(parts, dim=1)]
-    partitions = torch.stack([one.logsumexp(dim=1) for one in parts]).mean(dim=0)
+    partitions = torch.stack([part.logsumexp(dim=1) for part in parts]).mean(dim=0)
     target = positive / temperature
     if label_smoothing:
-        target = (1 - label_smoothing) * target + label_smoothing * torch.stack([_mean(one) for one in parts]).mean(0)
+        target = (1 - label_smoothing) * target + label_smoothing * torch.stack([_mean(part) for part in parts]).mean(0)
     return ((partitions - target) * weights).sum() / weights.sum()
 
 

@@ -45,7 +45,7 @@ def batch_targets(
     in_batch_negatives: bool = True,
     blocks: int = 1,
 ) -> Targets:
-    """The documents of a batch, each once, and what each is to each query.
+    """Return the documents of a batch, each once, and what each is to each query.
 
     Args:
         records: The batch; the first positive of each is the one to find.
@@ -83,7 +83,7 @@ def batch_targets(
 
 
 def _own_documents(record: Record, negatives: int) -> dict[str, float]:
-    """The positive, then the negatives, each text once; with the teacher's scores, or NaN."""
+    """Return the positive, then the negatives, each text once; with the teacher's scores, or NaN."""
     scores = record.neg_scores or (np.nan,) * len(record.neg)
     group = {record.pos[0]: record.pos_scores[0] if record.pos_scores else np.nan}
     for text, score in zip(record.neg[:negatives], scores[:negatives], strict=True):
@@ -102,7 +102,7 @@ def _separate(relevance: NDArray[np.float32], own: NDArray[np.int64], blocks: in
 def batch_relevance(
     records: Sequence[Record], *, negatives: int, known_positives: Mapping[str, set[str]] | None = None
 ) -> tuple[list[str], NDArray[np.float32]]:
-    """The documents and the relevance of `batch_targets`."""
+    """Return the documents and the relevance of `batch_targets`."""
     targets = batch_targets(records, negatives=negatives, known_positives=known_positives)
     return targets.documents, targets.relevance
 
@@ -137,7 +137,7 @@ class Embedded:
         return everything.gather(1, self.own.clamp(min=0)).masked_fill(self.own < 0, -torch.inf)
 
     def first(self, dimensions: int) -> Embedded:
-        """The first dimensions only, of unit norm again."""
+        """Return the first dimensions only, of unit norm again."""
         import torch
 
         normalize = torch.nn.functional.normalize
@@ -165,7 +165,7 @@ losses: Registry[Loss] = Registry("losses")
 
 
 def total_loss(batch: Embedded, settings: LossSettings) -> dict[str, Tensor]:
-    """Each loss of a batch by its weight; their sum is what is trained on.
+    """Return each loss of a batch by its weight; their sum is what is trained on.
 
     With `matryoshka`, each is the mean over the full embeddings and their first dimensions (Kusupati et al.,
     arXiv:2205.13147).
@@ -173,7 +173,7 @@ def total_loss(batch: Embedded, settings: LossSettings) -> dict[str, Tensor]:
     weights = settings.loss_weights or [1.0] * len(settings.loss)
     sizes = [batch, *(batch.first(dimensions) for dimensions in settings.matryoshka)]
     return {
-        name: weight * sum(losses[name](one, settings) for one in sizes) / len(sizes)
+        name: weight * sum(losses[name](size, settings) for size in sizes) / len(sizes)
         for name, weight in zip(settings.loss, weights, strict=True)
     }
 
@@ -237,6 +237,6 @@ def _angle(batch: Embedded, settings: LossSettings) -> Tensor:
 
 
 def _pairs(batch: Embedded) -> tuple[Tensor, Tensor, Tensor]:
-    """Every query with every own document that has a score: shapes (pairs, dimensions) twice, (pairs,)."""
+    """Return every query with every own document that has a score: shapes (pairs, dimensions) twice, (pairs,)."""
     rows, places = (~batch.scores.isnan()).nonzero(as_tuple=True)
     return batch.queries[rows], batch.documents[batch.own[rows, places]], batch.scores[rows, places]

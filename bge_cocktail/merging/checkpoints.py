@@ -125,7 +125,7 @@ def read_checkpoint(name: str, folder: Path) -> Checkpoint:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The weight files of a module's folder: safetensors, or else PyTorch's own.
+    """Return the weight files of a module's folder: safetensors, or else PyTorch's own.
 
     Raises:
         DataError: The index of shards names files that aren't there, or lie elsewhere.
@@ -189,7 +189,7 @@ def hash_of(checkpoint: Checkpoint) -> str:
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """A quick name of a model's weights, from a few numbers of each tensor.
+    """Return a quick name of a model's weights, from a few numbers of each tensor.
 
     It orders the models of a merge and seeds their random numbers, so that neither depends on the order of arguments.
     """
@@ -221,7 +221,7 @@ BROKEN = (
 
 
 def read_pickle(path: Path) -> tuple[dict[str, ArrayTensor], dict[str, str]]:
-    """The tensors of a PyTorch file, mapped into memory and not loaded.
+    """Return the tensors of a PyTorch file, mapped into memory and not loaded.
 
     Only tensors and plain values are unpickled (``weights_only``); anything else is refused.
 
@@ -276,7 +276,7 @@ def read_pickle(path: Path) -> tuple[dict[str, ArrayTensor], dict[str, str]]:
 
 
 def _is_zip(path: Path) -> bool:
-    """Whether the file is of the newer kind, which alone can be mapped."""
+    """Return whether the file is of the newer kind, which alone can be mapped."""
     with open(path, "rb") as file:
         return file.read(4) == b"PK\x03\x04"
 
@@ -325,12 +325,12 @@ class LowRankTensor:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and not a whole model."""
+    """Return whether a folder holds an adapter and not a whole model."""
     return (folder / CONFIG).is_file() and not weight_files(folder)
 
 
 def base_of(folder: Path) -> str:
-    """The model that an adapter was trained on, as its configuration names it.
+    """Return the model that an adapter was trained on, as its configuration names it.
 
     Raises:
         DataError: It names none.
@@ -342,7 +342,7 @@ def base_of(folder: Path) -> str:
 
 
 def fold_adapter(name: str, folder: Path, base: Checkpoint) -> Checkpoint:
-    """An adapter and its base as one model.
+    """Return an adapter and its base as one model.
 
     Raises:
         DataError: The adapter is of another kind than LoRA, or doesn't fit the base.
@@ -408,7 +408,7 @@ def fold_adapter(name: str, folder: Path, base: Checkpoint) -> Checkpoint:
 
 
 def _find(name: str, base: Checkpoint) -> Key | None:
-    """The base's tensor of that name, which may stand behind a prefix of its own (``bert.``)."""
+    """Return the base's tensor of that name, which may stand behind a prefix of its own (``bert.``)."""
     if (0, name) in base.tensors:
         return (0, name)
     behind = [key for key in base.tensors if key[0] == 0 and key[1].endswith("." + name)]
@@ -416,7 +416,7 @@ def _find(name: str, base: Checkpoint) -> Key | None:
 
 
 def _factors(folder: Path, target: str, pair: dict[str, Floats], config: dict[str, Any]) -> tuple[Floats, Floats]:
-    """The thin matrices, such that their product is what the adapter adds."""
+    """Return the thin matrices, such that their product is what the adapter adds."""
     embedding = "embedding_A" in pair
     try:
         a, b = (pair["embedding_A"], pair["embedding_B"]) if embedding else (pair["A"], pair["B"])

@@ -100,7 +100,7 @@ def check_numbers(options: MergeOptions, models: int) -> None:
 
 
 def prompts_of(model: Checkpoint) -> dict[str, str]:
-    """The prompts that a model declares and that aren't empty, by name."""
+    """Return the prompts that a model declares and that aren't empty, by name."""
     return {name: text for name, text in declared_prompts(model.prompts_of or model.folder).items() if text}
 
 
@@ -131,7 +131,7 @@ def module_differences(first: Checkpoint, other: Checkpoint) -> Iterator[str]:
 
 
 def config_differences(one: Path, other: Path, besides: frozenset[str] = frozenset()) -> Iterator[str]:
-    """What the same tensors would do differently: other attention heads, another activation.
+    """Yield what the same tensors would do differently: other attention heads, another activation.
 
     Args:
         one: The folder of a transformer.
@@ -177,7 +177,7 @@ def tensor_differences(first: Checkpoint, other: Checkpoint, options: MergeOptio
 
 
 def pooling_of(path: Path) -> str:
-    """How a Pooling module pools, in words."""
+    """Return how a Pooling module pools, in words."""
     config = portable_pooling(read_object(path / "config.json"), str(path / "config.json"))
     modes = [key.removeprefix("pooling_mode_") for key, on in config.items() if key.startswith("pooling_mode") and on]
     return " and ".join(sorted(modes)) + ("" if config.get("include_prompt", True) else " without the prompt")
@@ -257,7 +257,7 @@ def alike(one: Any, other: Any) -> bool:
 
 
 def vocabulary(folder: Path) -> dict[str, int]:
-    """The number of each token, added tokens too; empty where no file tells it in plain."""
+    """Return the number of each token, added tokens too; empty where no file tells it in plain."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         words = folder / "vocab.txt"
@@ -279,7 +279,7 @@ def vocabulary(folder: Path) -> dict[str, int]:
 
 
 def tokenizer_hash(folder: Path) -> str:
-    """A hash of the vocabulary alone, for people to compare."""
+    """Return a hash of the vocabulary alone, for people to compare."""
     return hash_value(sorted(vocabulary(folder).items()))[:12]
 
 
@@ -296,7 +296,7 @@ def _vocabulary_differences(one: dict[str, int], other: dict[str, int]) -> list[
 
 
 def _lowers(folder: Path) -> bool | None:
-    """Whether texts are lowercased first; None where nothing says it."""
+    """Return whether texts are lowercased first; None where nothing says it."""
     path = folder / "tokenizer.json"
     if path.is_file():
         normaliser = _parts(path).get("normalizer")
@@ -323,7 +323,7 @@ LEAST_COSINE = 0.5
 
 
 def sampled_cosine(one: Checkpoint, other: Checkpoint, options: MergeOptions | None = None) -> float | None:
-    """The cosine between the matrices of two models, from some numbers of each.
+    """Return the cosine between the matrices of two models, from some numbers of each.
 
     Vectors (biases, norms) are left out: they are alike in all models. None where there are no matrices.
     """

@@ -130,7 +130,7 @@ def _stacks(
         + ([tensor_of(plan.base, key)] if scaled and plan.base else [])
         for key in keys
     }
-    needed = 4 * sum(count_of(one) for tensors in sources.values() for one in tensors)
+    needed = 4 * sum(count_of(tensor) for tensors in sources.values() for tensor in tensors)
     there = psutil.virtual_memory().total
     if needed > 0.8 * there:
         raise CocktailError(
@@ -162,7 +162,7 @@ def _merge(rows: torch.Tensor, weights: torch.Tensor, length: torch.Tensor, scal
 def _best(
     objective: EncoderObjective, reached: list[tuple[np.ndarray, float]], scaled: bool, trials: list[dict[str, Any]]
 ) -> WeightsResult:
-    """The best of what was reached, or the uniform mean if that is no worse; judged on all examples."""
+    """Return the best of what was reached, or the uniform mean if that is no worse; judged on all examples."""
     count = len(objective.names)
     uniform = WeightsResult([1 / count] * count, trials=trials, note="no step led below the loss of the uniform mean")
     choices = [uniform]
@@ -184,7 +184,7 @@ def _best(
 
 
 def _loss_on_all(objective: EncoderObjective, found: WeightsResult) -> float:
-    """The loss that the steps lowered, on all examples."""
+    """Return the loss that the steps lowered, on all examples."""
     import torch
 
     objective.placed(found)

@@ -134,15 +134,15 @@ def in_one_form(models: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list[li
     Returns:
         The models, and for each what stands against its merge with that one.
     """
-    first = next((one for one in models if is_classifier(one.folder)), None)
+    first = next((model for model in models if is_classifier(model.folder)), None)
     if first is None:
         return list(models), [[] for _ in models]
-    seen = [(one, list[str]()) if one is first else _fit(first, one, [], MergeOptions()) for one in models]
+    seen = [(model, list[str]()) if model is first else _fit(first, model, [], MergeOptions()) for model in models]
     return [one for one, _ in seen], [lines for _, lines in seen]
 
 
 def head_of(classifier: Checkpoint) -> list[Key]:
-    """The tensors of a classifier that are not its encoder's.
+    """Return the tensors of a classifier that are not its encoder's.
 
     Of transformers' classes, those outside the part that holds most of them; of a sentence-transformers folder, all
     modules after the first.
@@ -154,7 +154,7 @@ def head_of(classifier: Checkpoint) -> list[Key]:
 
 
 def _refuse_classifiers(checkpoints: Sequence[Checkpoint], options: MergeOptions) -> None:
-    late = next((one for one in checkpoints if is_classifier(one.folder)), None)
+    late = next((checkpoint for checkpoint in checkpoints if is_classifier(checkpoint.folder)), None)
     if late is not None:
         raise UsageError(
             f"{late.name} is a classifier, {checkpoints[0].name} is none: name the model first whose head and labels "
@@ -203,7 +203,7 @@ def _fit(
     options: MergeOptions,
     lent: Mapping[Key, Tensor] | None = None,
 ) -> tuple[Checkpoint, list[str]]:
-    """A model with the tensors of a classifier, its encoder and a head; and what stands against it.
+    """Return a model with the tensors of a classifier, its encoder and a head; and what stands against it.
 
     Args:
         first: The classifier.
@@ -212,7 +212,7 @@ def _fit(
         options: What the user chose to leave out, or to take from one of the models.
         lent: Where the head comes from that is not its own; the classifier without it.
     """
-    mine, theirs = (transformer_folder(one.folder) for one in (first, other))
+    mine, theirs = (transformer_folder(checkpoint.folder) for checkpoint in (first, other))
     lines = list(config_differences(mine, theirs, besides=_LABELS))
     if options.tokenizer_from is None:
         found = tokenizer_differences(mine, theirs)
@@ -249,7 +249,7 @@ def _is_prefixed(classifier: Checkpoint) -> bool:
 
 
 def _by_bare_name(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
-    """The tensors of a model's encoder by name, with what its class puts before them and without."""
+    """Return the tensors of a model's encoder by name, with what its class puts before them and without."""
     keys = [key for key in (*checkpoint.tensors, *checkpoint.aliases) if key[0] == 0]
     short = {name.partition(".")[2]: tensor_of(checkpoint, (0, name)) for _, name in keys}
     return {**short, **{name: tensor_of(checkpoint, (0, name)) for _, name in keys}}

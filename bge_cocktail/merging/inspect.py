@@ -139,8 +139,8 @@ def inspect(models: Sequence[str], base: str | None = None, pooling: str | None 
         try:
             return _compare(opened)
         finally:
-            for one in opened:
-                close(one)
+            for checkpoint in opened:
+                close(checkpoint)
 
 
 def run_inspect(
@@ -187,8 +187,8 @@ def run_inspect(
 def _compare(opened: list[Checkpoint]) -> Inspection:
     # prompts and lengths can be chosen, so they stand in the table of models and refuse nothing here
     lenient = MergeOptions(prompts_from=1, length_from=1)
-    described = tuple(_describe(one) for one in opened)
-    under_head = any(is_classifier(one.folder) for one in opened)
+    described = tuple(_describe(checkpoint) for checkpoint in opened)
+    under_head = any(is_classifier(checkpoint.folder) for checkpoint in opened)
     opened, reasons = in_one_form(opened)
     against = {
         (row, column): tuple(
@@ -210,7 +210,7 @@ def _compare(opened: list[Checkpoint]) -> Inspection:
         names = (opened[row].name, opened[column].name)
         verdict = _verdict(cosine, angle) + ("" if under_head else _to_choose(opened[row], opened[column]))
         pairs.append(ModelPair(*names, (), cosine, angle, opposite, verdict))
-    short = short_names([one.name for one in opened])
+    short = short_names([checkpoint.name for checkpoint in opened])
     shown = {place: f"{short[kept[place[0] + 1]]} × {short[kept[place[1] + 1]]}" for place in agreement}
     return Inspection(
         described,
@@ -239,7 +239,7 @@ def _by_layer(
     with progress("comparing", sum(count_of(reference.tensors[key]) for key in keys)) as advance:
         for key, group in zip(keys, groups, strict=True):
             row = layers.index(group)
-            tensors = [tensor_of(one, key) for one in others]
+            tensors = [tensor_of(checkpoint, key) for checkpoint in others]
             stack = Stack(
                 key[1], reference.tensors[key].shape, tensors, np.ones(len(others)), [], reference.tensors[key]
             )
@@ -288,14 +288,14 @@ def _number(value: float) -> float | None:
 
 
 def _to_choose(one: Checkpoint, other: Checkpoint) -> str:
-    """The options without which merge would refuse the pair."""
+    """Return the options without which merge would refuse the pair."""
     lines = " ".join(differences(one, other, MergeOptions()))
     flags = [flag for flag in ("--prompts-from", "--length-from") if flag in lines]
     return f" (with {' and '.join(f'{flag} N' for flag in flags)})" if flags else ""
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """The last parts of paths, where those tell the models apart."""
+    """Return the last parts of paths, where those tell the models apart."""
     short = [Path(name).name or name for name in names]
     return short if len(set(short)) == len(short) else list(names)
 

@@ -100,7 +100,7 @@ def merge(
 
 
 def plan_merge(recipe: Recipe, output: Path, *, overwrite: bool = False) -> dict[str, Any]:
-    """What a merge would read and write; everything is checked but the numbers, and nothing is written.
+    """Return what a merge would read and write; everything is checked but the numbers, and nothing is written.
 
     Raises:
         UsageError, DataError: As `merge` would.
@@ -108,7 +108,11 @@ def plan_merge(recipe: Recipe, output: Path, *, overwrite: bool = False) -> dict
     with open_context((), None, None) as context:
         plan, found = resolve(recipe, context, lambda plan: _check_output(plan, output, overwrite), find=False)
         every = [*plan.checkpoints, *([plan.base] if plan.base else [])]
-        read = sum(count_of(tensor) * ITEM_BYTES[tensor.dtype] for one in every for tensor in one.tensors.values())
+        read = sum(
+            count_of(tensor) * ITEM_BYTES[tensor.dtype]
+            for checkpoint in every
+            for tensor in checkpoint.tensors.values()
+        )
         size = output_bytes(plan.checkpoints[0], plan.options)
         rows = len(plan.checkpoints) + (plan.base is not None)
         return {
@@ -163,7 +167,9 @@ def open_context(
 
 
 def _check_output(plan: Plan, output: Path, overwrite: bool) -> None:
-    refuse_to_replace(output, overwrite, [folder.resolve() for one in _every(plan) for folder in one.origins])
+    refuse_to_replace(
+        output, overwrite, [folder.resolve() for checkpoint in _every(plan) for folder in checkpoint.origins]
+    )
     require_space(output.parent, output_bytes(plan.checkpoints[0], plan.options))
 
 
@@ -175,7 +181,7 @@ def _checks(plan: Plan) -> str:
 
 
 def _every(plan: Plan) -> list[Any]:
-    """All models that are read, those of inner merges too."""
+    """Return all models that are read, those of inner merges too."""
     found, todo = [], [*plan.checkpoints, *([plan.base] if plan.base else [])]
     while todo:
         one = todo.pop()
@@ -209,7 +215,7 @@ def _describe(
 
 
 def _seen(inner: Checkpoint) -> dict[str, Any]:
-    """What the search for an inner merge's weights saw."""
+    """Return what the search for an inner merge's weights saw."""
     found: WeightsResult | None = inner.found
     if found is None:
         return {}
@@ -218,15 +224,15 @@ def _seen(inner: Checkpoint) -> dict[str, Any]:
 
 
 def input_hashes(recipe: Recipe, plan: Plan) -> dict[str, str]:
-    """What the models of a merge hold, by name."""
+    """Return what the models of a merge hold, by name."""
     inputs: dict[str, str] = {}
     for name, one in zip(recipe.names(), plan.checkpoints, strict=True):
         _put(inputs, name, hash_of(one))
     if plan.base is not None:
         _put(inputs, f"base {plan.base.name}", hash_of(plan.base))
-    for one in _every(plan):  # what inner merges are made of
-        if not any(one is other for other in (*plan.checkpoints, plan.base)):
-            _put(inputs, one.name, hash_of(one))
+    for checkpoint in _every(plan):  # what inner merges are made of
+        if not any(checkpoint is other for other in (*plan.checkpoints, plan.base)):
+            _put(inputs, checkpoint.name, hash_of(checkpoint))
     return inputs
 
 
@@ -240,8 +246,8 @@ def _put(inputs: dict[str, str], name: str, value: str) -> None:
 
 
 def _seconds(plan: Plan, read: int, written: int) -> float:
-    """An estimate from what this machine reads in a moment."""
-    source = next((file for one in plan.checkpoints for file in one.sources), None)
+    """Return an estimate from what this machine reads in a moment."""
+    source = next((file for checkpoint in plan.checkpoints for file in checkpoint.sources), None)
     if source is None:
         return 0.0
     view = memoryview(bytearray(min(1 << 24, source.path.stat().st_size)))
@@ -291,7 +297,7 @@ def verify_merge(
 
 
 def _recorded(folder: Path, recipe: Recipe) -> dict[str, Any]:
-    """What run.json says of a merge, as far as it is needed to do it again.
+    """Return what run.json says of a merge, as far as it is needed to do it again.
 
     Raises:
         ValueError, KeyError, TypeError, AttributeError: It isn't what a merge writes.
@@ -306,7 +312,7 @@ def _recorded(folder: Path, recipe: Recipe) -> dict[str, Any]:
 def _check_record(record: dict[str, Any], recipe: Recipe) -> None:
     if len(record["models"]) != len(recipe.models):
         raise ValueError(f"{RUN_FILE} and {RECIPE_FILE} hold different numbers of models")
-    for weights in ([one["weight"] for one in record["models"]], *record.get("weights_for", {}).values()):
+    for weights in ([model["weight"] for model in record["models"]], *record.get("weights_for", {}).values()):
         if not all(isinstance(weight, int | float) for weight in weights):
             raise ValueError(f"{RUN_FILE}: weights that are no numbers")
     if not isinstance(record.get("scale", 1.0), int | float):
@@ -317,7 +323,7 @@ def _check_record(record: dict[str, Any], recipe: Recipe) -> None:
 
 
 def _compare_settings(plan: Plan, folder: Path, scratch: Path) -> list[int]:
-    """All that is no weight: written again and compared."""
+    """Return all that is no weight: written again and compared."""
     scratch.mkdir()
     write_settings(plan, scratch)
     sizes = []

@@ -150,7 +150,7 @@ def _models(content: Mapping[str, Any], where: str) -> tuple[list[str], list[Any
 
 
 def _whole_slices(slices: Any, where: str) -> list[Any]:
-    """The models of a merge that is cut into one slice; models put together of layers are another thing."""
+    """Return the models of a merge that is cut into one slice; models put together of layers are another thing."""
     if (
         not isinstance(slices, list)
         or len(slices) != 1
@@ -172,7 +172,7 @@ def _whole_slices(slices: Any, where: str) -> list[Any]:
 
 
 def _layers(model: Any, where: str) -> int | None:
-    """How many layers a model has, by its configuration."""
+    """Return how many layers a model has, by its configuration."""
     config = read_object(transformer_folder(model_folder(_name(model, where))) / "config.json")
     return config.get("num_hidden_layers")
 
@@ -194,15 +194,15 @@ def _put_densities(values: dict[str, Any], densities: list[Any], method: str, wh
         return
     # mergekit keeps everything of a model for which no density is said
     shared = values.pop("density", 1.0)
-    found = {_number(shared if one is None else one, "density", where) for one in densities}
+    found = {_number(shared if density is None else density, "density", where) for density in densities}
     if len(found) > 1:
         raise UsageError(f"{where}: densities that differ between models have no counterpart here: {sorted(found)}")
     values["density"] = found.pop() if found else shared
 
 
 def _same_length(lists: list[list[Any]]) -> list[list[Any]]:
-    longest = max(len(one) for one in lists)
-    if longest < 2 or any(len(one) != longest for one in lists):
+    longest = max(len(values) for values in lists)
+    if longest < 2 or any(len(values) != longest for values in lists):
         raise UsageError("lists of weights of different length have no counterpart here")
     return lists
 
@@ -233,7 +233,7 @@ PROGRAM_NAMES = {"scale": "lambda", "density": "density", "normalise": "normaliz
 
 
 def is_bridged(method: str) -> bool:
-    """Whether a method is mergekit's: ``mergekit:sce``."""
+    """Return whether a method is mergekit's: ``mergekit:sce``."""
     return method.startswith(PREFIX)
 
 
@@ -250,7 +250,7 @@ def bridged_method(method: str) -> str:
 
 
 def mergekit_command() -> str:
-    """The program mergekit-yaml.
+    """Return the program mergekit-yaml.
 
     Raises:
         MissingExtra: It is not installed.
@@ -269,7 +269,7 @@ def merge_by_mergekit(
     options: MergeOptions,
     scratch: Path,
 ) -> Checkpoint:
-    """The first model with the weights that mergekit merged.
+    """Return the first model with the weights that mergekit merged.
 
     Args:
         checkpoints: The models.
@@ -283,10 +283,13 @@ def merge_by_mergekit(
         CocktailError: mergekit failed; its last words are in the message.
     """
     first = checkpoints[0]
-    for one in (*checkpoints, *([base] if base else [])):
-        if one.made is not None or len({key[0] for key, tensor in one.tensors.items() if tensor.dtype in FLOATS}) > 1:
+    for checkpoint in (*checkpoints, *([base] if base else [])):
+        if (
+            checkpoint.made is not None
+            or len({key[0] for key, tensor in checkpoint.tensors.items() if tensor.dtype in FLOATS}) > 1
+        ):
             raise DataError(
-                f"{one.name}: mergekit reads plain transformers only, no adapters, inner merges, Dense modules"
+                f"{checkpoint.name}: mergekit reads plain transformers only, no adapters, inner merges, Dense modules"
             )
     method = bridged_method(options.method)
     given = {PROGRAM_NAMES[name]: getattr(options, name) for name in PROGRAM_NAMES if name in options.model_fields_set}

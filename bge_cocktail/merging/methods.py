@@ -72,13 +72,13 @@ class Stack:
             yield tile
 
     def whole(self, tensor: Tensor) -> Floats:
-        """All numbers of one of the tensors, in its shape; for methods that solve for a matrix as a whole."""
+        """Return all numbers of one of the tensors, in its shape; for methods that solve for a matrix as a whole."""
         values = np.empty(count_of(tensor), np.float32)
         tensor.read(0, values)
         return values.reshape(tensor.shape)
 
     def combine(self, coefficients: Sequence[float] | Doubles, base: float = 0.0) -> Iterator[Floats]:
-        """A weighted sum of the models, and of the base.
+        """Yield a weighted sum of the models, and of the base.
 
         With r the model of the largest coefficient: ``x_r - sum_i c_i (x_r - x_i)``, which is the weighted sum where
         the coefficients sum to 1. In this form equal models give themselves bit for bit (signed zeros too), a model of
@@ -126,7 +126,7 @@ class Stack:
         return products
 
     def random(self, model: int, seed: int, number: int) -> np.random.Generator:
-        """A generator for one tile of one model, the same whatever the order of models, tensors or threads."""
+        """Return a generator for one tile of one model, the same whatever the order of models, tensors or threads."""
         name = f"{seed} {self.name} {self.seeds[model]} {number}"
         return np.random.Generator(np.random.SFC64(xxhash.xxh3_64_intdigest(name.encode())))
 
@@ -319,7 +319,7 @@ def _by_sign(stack: Stack, trim: Trim, scale: float, normalise: bool) -> Iterato
 
 
 def _added(base: Doubles, change: Doubles) -> Floats:
-    """The base with a change; where there is none it stays bit for bit, signed zeros too."""
+    """Return the base with a change; where there is none it stays bit for bit, signed zeros too."""
     return np.where(change == 0, base, base + change).astype(np.float32)
 
 
@@ -340,7 +340,7 @@ def _random_trim(stack: Stack, density: float, seed: int) -> Trim:
 
 
 def _magnitudes(stack: Stack, density: float) -> list[np.float32]:
-    """The magnitude of each task vector that `density` of its numbers reach; exact, without sorting.
+    """Return the magnitude of each task vector that `density` of its numbers reach; exact, without sorting.
 
     Large tensors are never held: the bits of the magnitude are found 16 at a time from two histograms.
     """
@@ -376,7 +376,7 @@ def _bits(stack: Stack) -> Iterator[np.ndarray]:
 
 
 def _nth_from_above(counts: np.ndarray, wanted: int) -> tuple[int, int]:
-    """The bin that holds the wanted-th largest number, and its place from above within the bin."""
+    """Return the bin that holds the wanted-th largest number, and its place from above within the bin."""
     reached = np.cumsum(counts[::-1])
     place = int(np.searchsorted(reached, wanted))
     before = int(reached[place - 1]) if place else 0

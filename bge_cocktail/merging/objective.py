@@ -46,7 +46,7 @@ def loadable_folder(checkpoint: Checkpoint, scratch: Path) -> Path:
 
 
 def parameters_by_key(model: Iterable[Module], checkpoint: Checkpoint) -> dict[Key, torch.Tensor]:
-    """Which tensor of a checkpoint each parameter of a loaded model, module by module, is.
+    """Return which tensor of a checkpoint each parameter of a loaded model, module by module, is.
 
     The names differ by what classes put before them (``auto_model.`` on one side, ``bert.`` on the other). A parameter
     that the checkpoint doesn't have stays as it was loaded: such are the poolers that no embedding uses.
@@ -79,7 +79,7 @@ def put_tensors(parameters: Mapping[Key, torch.Tensor], tensors: Iterable[tuple[
 
 
 def tiles_of(tensor: Tensor) -> Iterator[Floats]:
-    """A tensor's numbers, flattened, part by part."""
+    """Yield a tensor's numbers, flattened, part by part."""
     count = count_of(tensor)
     for first in range(0, count, TILE):
         values = np.empty(min(TILE, count - first), np.float32)
@@ -88,7 +88,7 @@ def tiles_of(tensor: Tensor) -> Iterator[Floats]:
 
 
 def _starts(name: str) -> list[int]:
-    """Where a dotted name may be cut at its front, from the whole name on; two parts at least are left."""
+    """Return where a dotted name may be cut at its front, from the whole name on; two parts at least are left."""
     dots = [place + 1 for place, sign in enumerate(name) if sign == "."]
     return [0, *dots[:-1]]
 
@@ -126,7 +126,7 @@ def draw_negatives(examples: Sequence[Record], negatives: int, seed: int) -> lis
 
 
 def example_loss(encoder: Encoder, examples: Sequence[Record], *, temperature: float = 0.05) -> float:
-    """The loss of a model with its own pooling, prompts and normalisation, as LM-Cocktail weighs models by it.
+    """Return the loss of a model with its own pooling, prompts and normalisation, as LM-Cocktail weighs models by it.
 
     Args:
         encoder: The model.
@@ -159,13 +159,13 @@ def example_loss(encoder: Encoder, examples: Sequence[Record], *, temperature: f
 
 
 def chance_loss(examples: Sequence[Record]) -> float:
-    """The loss of a model for which all texts are alike: the mean logarithm of the number of candidates."""
+    """Return the loss of a model for which all texts are alike: the mean logarithm of the number of candidates."""
     batches = _batches(examples)
     return float(np.mean([np.log((relevance >= 0).sum(axis=1)).mean() for _, relevance in batches]))
 
 
 def lm_cocktail_loss(model: SentenceTransformer, examples: Sequence[Record], *, temperature: float = 0.05) -> float:
-    """The loss as LM_Cocktail 0.0.4 computes it, for comparison with its numbers.
+    """Return the loss as LM_Cocktail 0.0.4 computes it, for comparison with its numbers.
 
     CLS pooling whatever the model uses, no prompts, all texts of a batch as candidates, also those that are positives
     of the query or stand there twice.
@@ -182,7 +182,9 @@ def lm_cocktail_loss(model: SentenceTransformer, examples: Sequence[Record], *, 
     like_it = SentenceTransformer(modules=[model[0], cls, Normalize()], device=str(model.device))
     kept, like_it.max_seq_length = model.max_seq_length, min(LM_COCKTAIL_LENGTH, model.tokenizer.model_max_length)
     documents = [[example.pos[0], *example.neg] for example in examples]
-    texts = list(dict.fromkeys([example.query for example in examples] + [text for one in documents for text in one]))
+    texts = list(
+        dict.fromkeys([example.query for example in examples] + [text for document in documents for text in document])
+    )
     rows = {text: row for row, text in enumerate(texts)}
     embeddings = embed(like_it, texts, label="examples").astype(np.float64)
     model.max_seq_length = kept
@@ -190,8 +192,8 @@ def lm_cocktail_loss(model: SentenceTransformer, examples: Sequence[Record], *, 
     for first in range(0, len(examples), EXAMPLES_A_BATCH):
         batch = documents[first : first + EXAMPLES_A_BATCH]
         queries = embeddings[[rows[example.query] for example in examples[first : first + EXAMPLES_A_BATCH]]]
-        similarities = queries @ embeddings[[rows[text] for one in batch for text in one]].T / temperature
-        places = np.cumsum([0, *(len(one) for one in batch)])[:-1]
+        similarities = queries @ embeddings[[rows[text] for record in batch for text in record]].T / temperature
+        places = np.cumsum([0, *(len(record) for record in batch)])[:-1]
         largest = similarities.max(axis=1)
         total = largest + np.log(np.exp(similarities - largest[:, None]).sum(axis=1))
         losses.append(float(np.mean(total - similarities[range(len(batch)), places])))
@@ -329,7 +331,7 @@ class EncoderObjective:
         return model
 
     def encoder(self, row: int) -> CachedEncoder:
-        """One of the models; it is loaded only if a text isn't in the cache of embeddings."""
+        """Return one of the models; it is loaded only if a text isn't in the cache of embeddings."""
         checkpoint = self.plan.checkpoints[row]
 
         known = CachedEncoder(checkpoint.prompts_of or checkpoint.folder, self.encoding, load=lambda: self.place(row))
@@ -337,7 +339,7 @@ class EncoderObjective:
         return known
 
     def merged(self, found: WeightsResult) -> Encoder:
-        """The merge with such weights; one of the models where all the weight is its."""
+        """Return the merge with such weights; one of the models where all the weight is its."""
         weights = list(found.weights)
         # its embeddings may be in the cache
         if self._is_plain(found) and sorted(weights)[-1] == 1 == sum(weights):
@@ -345,7 +347,7 @@ class EncoderObjective:
         return self.placed(found)
 
     def placed(self, found: WeightsResult) -> LoadedEncoder:
-        """The merge with such weights in the loaded model, with the prompts and length that would be written."""
+        """Return the merge with such weights in the loaded model, with the prompts and length that would be written."""
         plan = with_weights(self.plan, found.weights, found.weights_for, found.scale)
         model = self._with((key, plan.tiles(key)) for key in self.parameters)
         self._set_length(self.plan.checkpoints[(self.plan.options.length_from or 1) - 1])
@@ -390,7 +392,7 @@ class EncoderObjective:
         return self._with((key, tiles_of(source_of(self.plan, row, key))) for key in self.parameters)
 
     def _is_plain(self, found: WeightsResult) -> bool:
-        """Whether a merge with all the weight on one model is that model, in everything."""
+        """Return whether a merge with all the weight on one model is that model, in everything."""
         plan, options = self.plan, self.plan.options
         chosen = (options.prompts_from, options.length_from, options.tokenizer_from)
         weights = not found.weights_for and not plan.weights.patterns and not plan.weights.anchors

@@ -36,7 +36,7 @@ class GroupWeights:
     layers: int = 0
 
     def of(self, name: str) -> Sequence[float]:
-        """The weights of a tensor, shape (models,)."""
+        """Return the weights of a tensor, shape (models,)."""
         found = [weights for pattern, weights in self.patterns.items() if fnmatchcase(name, pattern)]
         if found:
             return found[-1]
@@ -115,7 +115,7 @@ class Plan:
         object.__setattr__(self, "seeds", tuple(int(name[:16], 16) for name in names))
 
     def tiles(self, key: Key) -> Iterator[Floats]:
-        """The merged numbers of a tensor of a floating type, tile by tile.
+        """Yield the merged numbers of a tensor of a floating type, tile by tile.
 
         Raises:
             DataError: A model holds NaN or infinite numbers, or the result would.
@@ -135,11 +135,11 @@ class Plan:
             yield tile
 
     def tensor(self, row: int, key: Key) -> Tensor:
-        """The tensor of a model, under its own name or the one that it is tied to."""
+        """Return the tensor of a model, under its own name or the one that it is tied to."""
         return tensor_of(self.checkpoints[row], key)
 
     def content(self, key: Key) -> bytes:
-        """The bytes of a tensor of whole numbers, which can't be averaged and so must be the same in all models.
+        """Return the bytes of a tensor of whole numbers, which can't be averaged and so must be the same in all models.
 
         Raises:
             DataError: They aren't.
@@ -154,7 +154,7 @@ class Plan:
         return mine
 
     def is_excluded(self, key: Key) -> bool:
-        """Whether a tensor is taken from the first model as it is."""
+        """Return whether a tensor is taken from the first model as it is."""
         return is_excluded(key, self.options)
 
     def _stack(self, key: Key) -> Stack:
@@ -192,19 +192,19 @@ class Plan:
 def with_weights(
     plan: Plan, weights: Sequence[float], weights_for: Mapping[str, Sequence[float]], scale: float | None
 ) -> Plan:
-    """The same merge with other weights; what the user said of single tensors goes before."""
+    """Return the same merge with other weights; what the user said of single tensors goes before."""
     options = plan.options if scale is None else plan.options.model_copy(update={"scale": scale})
     patterns = {**weights_for, **plan.weights.patterns}
     return replace(plan, options=options, weights=replace(plan.weights, weights=weights, patterns=patterns))
 
 
 def tensor_of(checkpoint: Checkpoint, key: Key) -> Tensor:
-    """A tensor of a model, under its own name or the one that it is tied to."""
+    """Return a tensor of a model, under its own name or the one that it is tied to."""
     return checkpoint.tensors[key if key in checkpoint.tensors else checkpoint.aliases[key]]
 
 
 def is_excluded(key: Key, options: MergeOptions) -> bool:
-    """Whether a tensor is taken from the first model as it is."""
+    """Return whether a tensor is taken from the first model as it is."""
     return any(fnmatchcase(key[1], pattern) for pattern in options.exclude)
 
 
@@ -214,7 +214,7 @@ def source_of(plan: Plan, row: int, key: Key) -> Tensor:
 
 
 def normalises(options: MergeOptions) -> bool:
-    """Whether weights are scaled to sum 1."""
+    """Return whether weights are scaled to sum 1."""
     if options.normalise is not None:
         return options.normalise
     return bool(merge_methods.trait(options.method, "normalises", True))
@@ -254,7 +254,7 @@ def check_method(options: MergeOptions, models: Sequence[Any]) -> None:
 
 
 def floats_of(checkpoint: Checkpoint) -> list[Key]:
-    """The tensors of floating types of a model, in its order."""
+    """Return the tensors of floating types of a model, in its order."""
     return [key for key, tensor in checkpoint.tensors.items() if tensor.dtype in FLOATS]
 
 
@@ -302,7 +302,7 @@ class MergedTensor:
 
 
 def as_checkpoint(name: str, plan: Plan, found: Any = None) -> Checkpoint:
-    """The result of a merge, as if it were a model that is read."""
+    """Return the result of a merge, as if it were a model that is read."""
     first = plan.checkpoints[0]
     latest = _Latest()
     chosen = {

@@ -32,7 +32,7 @@ class Recipe:
     name: str = "merge"
 
     def names(self) -> tuple[str, ...]:
-        """What tables call the models."""
+        """Return what tables call the models."""
         return tuple(model if isinstance(model, str) else model.name for model in self.models)
 
 
@@ -66,7 +66,7 @@ def read_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
 
 
 def recipe_from(values: Mapping[str, Any], where: str, changes: Mapping[str, Any] | None = None) -> Recipe:
-    """A recipe from plain values.
+    """Return a recipe from plain values.
 
     Args:
         values: ``models``, a list of tables with ``model`` (or ``recipe``) and perhaps ``weight``; the rest are
@@ -115,10 +115,10 @@ def recipe_from(values: Mapping[str, Any], where: str, changes: Mapping[str, Any
 
 
 def every_options(recipe: Recipe) -> list[MergeOptions]:
-    """The options of a recipe and of those inside it."""
+    """Return the options of a recipe and of those inside it."""
     return [
         recipe.options,
-        *(one for model in recipe.models if isinstance(model, Recipe) for one in every_options(model)),
+        *(option for model in recipe.models if isinstance(model, Recipe) for option in every_options(model)),
     ]
 
 

@@ -78,7 +78,7 @@ def open_model(name: str, scratch: Path, pooling: str | None = None, *, under_he
 
 
 def is_plain_encoder(folder: Path) -> bool:
-    """Whether a folder is of transformers' own form and has no head: an encoder, whose pooling nothing says."""
+    """Return whether a folder is of transformers' own form and has no head: an encoder, whose pooling nothing says."""
     if (folder / "modules.json").is_file() or not (folder / "config.json").is_file():
         return False
     names = read_object(folder / "config.json").get("architectures") or []
@@ -86,7 +86,7 @@ def is_plain_encoder(folder: Path) -> bool:
 
 
 def _with_pooling(folder: Path, pooling: str, scratch: Path) -> Path:
-    """The same files in another folder, with the modules declared."""
+    """Return the same files in another folder, with the modules declared."""
     view = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=scratch))
     for path in folder.iterdir():
         if path.name == SETTINGS:
@@ -153,7 +153,7 @@ def resolve(
     if find and recorded is None:
         _need_data(options, context)
     _refuse_too_few(recipe)
-    inner = [one.get("recipe") for one in recorded["models"]] if recorded else [None] * len(recipe.models)
+    inner = [model.get("recipe") for model in recorded["models"]] if recorded else [None] * len(recipe.models)
     first = _open(recipe.models[0], options.pooling, context, find, recorded=inner[0])
     headed = is_classifier(first.folder)
     open_next = partial(_open, pooling=options.pooling, context=context, find=find, under_head=headed)
@@ -173,13 +173,13 @@ def resolve(
     plan = Plan(checkpoints, base, options, _user_weights(checkpoints[0], options, len(checkpoints)))
     check(plan)
     for pattern in options.exclude:
-        if not any(fnmatchcase(name, pattern) for one in checkpoints for _, name in one.tensors):
+        if not any(fnmatchcase(name, pattern) for checkpoint in checkpoints for _, name in checkpoint.tensors):
             raise UsageError(f"--exclude '{pattern}': no tensor has such a name")
     if find:
         plan = _measured(plan, context)
     if recorded is not None:
         found = WeightsResult(
-            [one["weight"] for one in recorded["models"]],
+            [model["weight"] for model in recorded["models"]],
             weights_for=recorded.get("weights_for", {}),
             scale=recorded.get("scale"),
         )
@@ -201,7 +201,7 @@ def _bridged(
     check: Callable[[Plan], None],
     find: bool,
 ) -> tuple[Plan, WeightsResult]:
-    """A merge that mergekit does: the first model with mergekit's weights, to be written as it is."""
+    """Return a merge that mergekit does: the first model with mergekit's weights, to be written as it is."""
     if isinstance(options.weights, str) and options.weights != "uniform":
         raise UsageError(f"weights '{options.weights}' are not found for {options.method}; give numbers")
     for name in ("share", "weights_for", "layer_weights", "exclude"):
@@ -236,7 +236,7 @@ def _encoder_objective(plan: Plan, context: MergeContext) -> EncoderObjective:
 
 
 def _measured(plan: Plan, context: MergeContext) -> Plan:
-    """The merge with what its method needs to know of the models, if it is one that looks at data."""
+    """Return the merge with what its method needs to know of the models, if it is one that looks at data."""
     wanted = merge_methods.trait(plan.options.method, "data")
     if not wanted:
         return plan
@@ -291,7 +291,7 @@ def _need_data(options: MergeOptions, context: MergeContext) -> None:
 
 
 def looks_itself(options: MergeOptions) -> bool:
-    """Whether the method itself looks at examples."""
+    """Return whether the method itself looks at examples."""
     return options.method in merge_methods and bool(merge_methods.trait(options.method, "data"))
 
 
@@ -327,7 +327,7 @@ def _refuse_too_few(recipe: Recipe) -> None:
 
 
 def _user_weights(first: Checkpoint, options: MergeOptions, models: int) -> GroupWeights:
-    """The weights that the user gave for single tensors; those of all others are found later."""
+    """Return the weights that the user gave for single tensors; those of all others are found later."""
     names = [key[1] for key in written_keys(first) if not is_excluded(key, options)]
     normalise = normalises(options)
 

@@ -53,12 +53,12 @@ class Tensor(Protocol):
         ...
 
     def content(self) -> bytes:
-        """All its bytes, little-endian; for tensors of whole numbers, which are small."""
+        """Return all its bytes, little-endian; for tensors of whole numbers, which are small."""
         ...
 
 
 def count_of(tensor: Tensor) -> int:
-    """How many numbers a tensor has."""
+    """Return how many numbers a tensor has."""
     return math.prod(tensor.shape)
 
 
@@ -258,7 +258,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """The tensors of a safetensors file, every claim of the header checked.
+    """Return the tensors of a safetensors file, every claim of the header checked.
 
     Raises:
         DataError: The file is truncated, or its header is broken or contradicts itself.
@@ -287,7 +287,7 @@ def read_header(path: Path) -> Header:
 
 
 def header_bytes(tensors: list[tuple[str, str, tuple[int, ...]]], metadata: dict[str, str] | None = None) -> bytes:
-    """The header of a safetensors file.
+    """Return the header of a safetensors file.
 
     Args:
         tensors: Name, dtype and shape of each, in order of place.

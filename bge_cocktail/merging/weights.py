@@ -46,11 +46,11 @@ class Objective(Protocol):
         ...
 
     def losses(self, rows: Sequence[int]) -> list[float]:
-        """The contrastive loss of models on the examples."""
+        """Return the contrastive loss of models on the examples."""
         ...
 
     def chance(self) -> float:
-        """The loss of a model that knows nothing: the logarithm of the number of candidates."""
+        """Return the loss of a model that knows nothing: the logarithm of the number of candidates."""
         ...
 
     def scores(self, weights: Sequence[float]) -> tuple[float, float | None]:
@@ -187,7 +187,7 @@ def given_weights(weights: Sequence[float], models: int, *, normalise: bool = Tr
 def find_weights(
     names: Sequence[str], options: MergeOptions, objective: Objective, *, normalise: bool
 ) -> WeightsResult:
-    """The weight of each model.
+    """Return the weight of each model.
 
     Args:
         names: The models.
@@ -237,7 +237,7 @@ def check_weights(options: MergeOptions) -> None:
 
 
 def data_of(options: MergeOptions) -> list[str]:
-    """What a merge may look at: examples, target tasks, general tasks."""
+    """Return what a merge may look at: examples, target tasks, general tasks."""
     looks = weightings.trait(options.weights, "data", ()) if isinstance(options.weights, str) else ()
     known = options.method in merge_methods
     return [*looks, *(("examples",) if known and merge_methods.trait(options.method, "data") else ())]
@@ -307,7 +307,7 @@ def best_within(
         raise UsageError("weights pareto need --target and --general tasks")
     points = [[share, 1 - share] for share in shares] if models == 2 else _simplex(models, trials, seed)
     tried: list[dict[str, Any]] = []
-    for weights in [base, *(one for one in points if one != base)]:
+    for weights in [base, *(point for point in points if point != base)]:
         target, general = objective.scores(weights)
         tried.append({"weights": weights, "target": target, "general": general})
     front = pareto_front(tried)
@@ -331,7 +331,7 @@ def pareto_front(trials: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]
 def _simplex(models: int, trials: int, seed: int) -> list[list[float]]:
     grid = list(combinations_with_replacement(range(models), STEPS_OF_GRID))
     if len(grid) <= trials:
-        return [[one.count(row) / STEPS_OF_GRID for row in range(models)] for one in grid]
+        return [[corner.count(row) / STEPS_OF_GRID for row in range(models)] for corner in grid]
     drawn = np.random.default_rng(seed).dirichlet(np.ones(models), trials).tolist()
     corners = np.eye(models).tolist()
     return [*corners, [1 / models] * models, *drawn][: max(trials, models)]

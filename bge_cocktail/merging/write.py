@@ -208,7 +208,7 @@ def write_settings(plan: Plan, folder: Path) -> None:
 
 
 def contents(plan: Plan, file: str) -> Iterator[bytes | memoryview]:
-    """The bytes of one of the weight files, header first."""
+    """Yield the bytes of one of the weight files, header first."""
     first = plan.checkpoints[0]
     keys = first.files[file]
     outputs = [(key[1], out_dtype(first.tensors[key], plan.options), first.tensors[key].shape) for key in keys]
@@ -227,17 +227,17 @@ def contents(plan: Plan, file: str) -> Iterator[bytes | memoryview]:
 
 
 def out_dtype(tensor: Tensor, options: MergeOptions) -> str:
-    """The type that a tensor is written in."""
+    """Return the type that a tensor is written in."""
     return tensor.dtype if options.dtype == "same" or tensor.dtype not in FLOATS else DTYPES[options.dtype]
 
 
 def output_bytes(first: Checkpoint, options: MergeOptions) -> int:
     """Bytes of weights that a merge writes."""
-    return sum(count_of(one) * ITEM_BYTES[out_dtype(one, options)] for one in first.tensors.values())
+    return sum(count_of(tensor) * ITEM_BYTES[out_dtype(tensor, options)] for tensor in first.tensors.values())
 
 
 def written_keys(first: Checkpoint) -> list[Key]:
-    """The tensors that are written, in their order."""
+    """Return the tensors that are written, in their order."""
     return [key for keys in first.files.values() for key in keys]
 
 
@@ -260,7 +260,7 @@ def _write_indexes(plan: Plan, new: Path) -> None:
         if len(shards) > 1:
             places = {name: Path(file).name for file, keys in shards.items() for _, name in keys}
             tensors = [first.tensors[key] for keys in shards.values() for key in keys]
-            size = sum(count_of(one) * ITEM_BYTES[out_dtype(one, plan.options)] for one in tensors)
+            size = sum(count_of(tensor) * ITEM_BYTES[out_dtype(tensor, plan.options)] for tensor in tensors)
             (new / place).mkdir(parents=True, exist_ok=True)
             index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
             write_json(new / place / "model.safetensors.index.json", index)
@@ -332,7 +332,7 @@ def _front_matter(recipe: Recipe, plan: Plan, embeds: bool) -> list[str]:
     lines = []
     if named:
         lines += ["base_model:", *(f"- {model}" for model in dict.fromkeys(named)), "base_model_relation: merge"]
-    licences = {_front_of(one.folder).get("license") for one in plan.checkpoints}
+    licences = {_front_of(checkpoint.folder).get("license") for checkpoint in plan.checkpoints}
     if len(licences) == 1 and (licence := licences.pop()):
         lines.append(f"license: {licence}")
     lines.append(f"library_name: {'sentence-transformers' if embeds else 'transformers'}")
@@ -378,7 +378,7 @@ def _usage(name: str, folder: Path) -> list[str]:
 
 
 def _models(recipe: Recipe) -> list[str]:
-    """All models by name, those of inner recipes too."""
+    """Return all models by name, those of inner recipes too."""
     found = [recipe.options.base] if recipe.options.base is not None else []
     for model in recipe.models:
         found += [model] if isinstance(model, str) else _models(model)
@@ -386,12 +386,12 @@ def _models(recipe: Recipe) -> list[str]:
 
 
 def _shown(model: str) -> str:
-    """A hub name as it is; of a folder only its own name, because where it lay means nothing elsewhere."""
+    """Return a hub name as it is; of a folder only its own name, because where it lay means nothing elsewhere."""
     return Path(model).resolve().name if Path(model).exists() else model
 
 
 def _front_of(folder: Path) -> dict[str, Any]:
-    """The plain entries of a model card's YAML."""
+    """Return the plain entries of a model card's YAML."""
     path = folder / "README.md"
     match = FRONT.match(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else None
     pairs = [line.partition(":") for line in match[1].splitlines() if ":" in line] if match else []

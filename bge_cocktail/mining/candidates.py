@@ -79,7 +79,7 @@ def bm25(sought: MiningInput, options: MineOptions) -> Nearest:
 
 
 def by_encoder(encoder: Encoder) -> Source:
-    """A source: the nearest documents by another encoder."""
+    """Return a source: the nearest documents by another encoder."""
 
     def source(sought: MiningInput, options: MineOptions) -> Nearest:
         queries = encode_queries_of(sought.records, encoder)
@@ -106,13 +106,13 @@ def find_candidates(sought: MiningInput, options: MineOptions, also: dict[str, E
     sources = {name: candidate_sources[name] for name in options.candidates}
     sources |= {name: by_encoder(encoder) for name, encoder in also.items()}
     found = [source(sought, options) for source in sources.values()]
-    recalls = tuple(one.recall for one in found)
+    recalls = tuple(nearest.recall for nearest in found)
     if len(found) == 1:
         rows = found[0].rows
         ranks = np.broadcast_to(np.arange(1, rows.shape[1] + 1), rows.shape)
         similarities = found[0].similarities if "dense" in sources else None
         return Candidates(rows, ranks, np.zeros(rows.shape, np.int8), tuple(sources), recalls, similarities)
-    width = max(one.rows.shape[1] for one in found)
+    width = max(nearest.rows.shape[1] for nearest in found)
     count = len(sought.records)
     rows = np.full((count, width, len(found)), -1, np.int64)
     for number, one in enumerate(found):
@@ -187,7 +187,7 @@ class FalseNegatives:
 
 
 def false_negatives(records: Sequence[Record], judgements: Iterable[RetrievalData]) -> FalseNegatives:
-    """How many negatives the judgements call relevant.
+    """Return how many negatives the judgements call relevant.
 
     Judgements are never complete: the rate is a lower bound.
 

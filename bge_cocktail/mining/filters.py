@@ -109,7 +109,7 @@ def near_positive(block: Block, options: MineOptions) -> Mask | None:
 
 
 def filters_in_order() -> list[tuple[str, Filter]]:
-    """All filters: a candidate is counted under the first that excludes it; plugins' come last."""
+    """Return all filters: a candidate is counted under the first that excludes it; plugins' come last."""
     return sorted(negative_filters.items(), key=lambda item: (negative_filters.trait(item[0], "order", 99), item[0]))
 
 
@@ -189,7 +189,7 @@ class TeacherScores:
 
 
 def teacher_limit(positives: Sequence[float], options: MineOptions) -> float:
-    """The score above which a candidate is taken for relevant; infinite without a margin or limit."""
+    """Return the score above which a candidate is taken for relevant; infinite without a margin or limit."""
     lowest = min(positives)
     limit = float("inf")
     if options.teacher_margin is not None:
@@ -200,7 +200,7 @@ def teacher_limit(positives: Sequence[float], options: MineOptions) -> float:
 
 
 def with_scores(record: Record, scored: TeacherScores) -> Record:
-    """The record with the teacher's scores of all its texts."""
+    """Return the record with the teacher's scores of all its texts."""
     return replace(
         record,
         pos_scores=tuple(scored(record.query, record.pos)),
@@ -244,7 +244,7 @@ class KnownPositives:
         """For each record, the rows of all positives of its query among the texts."""
 
     def excluded(self, record: int) -> frozenset[str]:
-        """The normalised positives of a record's query, in any record."""
+        """Return the normalised positives of a record's query, in any record."""
         return self._keys[self.queries[record]]
 
     def positives_of(self, record: int) -> list[str]:
@@ -252,7 +252,7 @@ class KnownPositives:
         return list(self._positives[self.queries[record]])
 
     def masks(self, rows: NDArray[np.int64], start: int, kept: Sequence[tuple[str, ...]]) -> tuple[Mask, Mask, Mask]:
-        """Which candidates are known positives, the query itself, negatives already; each of the shape of rows.
+        """Return which candidates are known positives, the query itself, negatives already; each of the shape of rows.
 
         Args:
             rows: Of the documents, shape (records, width), for the records from `start` on.

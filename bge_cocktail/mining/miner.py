@@ -116,7 +116,7 @@ class Miner:
             self._finish(number, start, similarities[number], reasons[number], own)
 
     def _kept(self, record: Record, row: int) -> tuple[str, ...]:
-        """The negatives that a record brought along and keeps, each once."""
+        """Return the negatives that a record brought along and keeps, each once."""
         kept = record.neg if self._options.keep_negatives else ()
         self.dropped["replaced negative of the record"] += len(record.neg) - len(kept)
         if record.neg_scores:
@@ -231,7 +231,7 @@ def _similarities(
     rows = candidates.rows[start : start + len(positives)]
     queries = sought.queries[start : start + len(rows)]
     owner = np.repeat(np.arange(len(rows)), [len(own) for own in positives])
-    own = take(sought.embeddings, np.concatenate([np.asarray(one, np.int64) for one in positives]))
+    own = take(sought.embeddings, np.concatenate([np.asarray(positive, np.int64) for positive in positives]))
     lowest = np.full(len(rows), np.inf)
     np.minimum.at(lowest, owner, np.einsum("pd,pd->p", queries[owner], own).astype(np.float64))
     known = candidates.similarities

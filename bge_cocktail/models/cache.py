@@ -29,7 +29,7 @@ SMALL_FILE = 4_000_000
 
 
 def default_cache_dir() -> Path:
-    """The user's cache folder: $BGE_COCKTAIL_CACHE, else bge-cocktail in $XDG_CACHE_HOME or ~/.cache."""
+    """Return the user's cache folder: $BGE_COCKTAIL_CACHE, else bge-cocktail in $XDG_CACHE_HOME or ~/.cache."""
     if chosen := os.environ.get("BGE_COCKTAIL_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bge-cocktail"
@@ -114,7 +114,7 @@ class EmbeddingCache:
 
 
 def _load(file: Path) -> NDArray[np.void] | None:
-    """The rows of a file; None if another process has just joined it into a larger one, or if it is damaged."""
+    """Return the rows of a file; None if another process has just joined it into a larger one, or if it is damaged."""
     try:
         rows: NDArray[np.void] = np.load(file, mmap_mode="r")
         if rows.dtype.names != ("key", "embedding"):

@@ -35,14 +35,14 @@ _OPTIONAL = ("pooler.",)
 
 
 def why_not(error: Exception) -> str:
-    """What an error of `CANT_LOAD` says; of a pickle with code in it not torch's advice to run that."""
+    """Return what an error of `CANT_LOAD` says; of a pickle with code in it not torch's advice to run that."""
     if isinstance(error, UnpicklingError) or "weights_only" in str(error):
         return "its .bin file holds more than tensors, such as code, and none is run; take safetensors"
     return str(error)
 
 
 def weight_files(folder: Path) -> dict[str, Any]:
-    """How transformers shall read the weights: safetensors, or where there are none, pickles without any code.
+    """Return how transformers shall read the weights: safetensors, or where there are none, pickles without any code.
 
     Args:
         folder: Of the transformer itself.

@@ -19,7 +19,7 @@ PATTERNS: dict[str, Any] = {
 
 
 def model_folder(name: str | Path) -> Path:
-    """The local folder of a model.
+    """Return the local folder of a model.
 
     A folder is taken as it is, with no network call. A hub name is looked up in the local hub cache, and
     downloaded only if the hub answers within two seconds.
@@ -48,7 +48,7 @@ def model_folder(name: str | Path) -> Path:
 
 
 def sentence_transformers_folder(name: str | Path) -> Path:
-    """The local folder of a model that says how it pools.
+    """Return the local folder of a model that says how it pools.
 
     Raises:
         DataError: It is a plain transformers folder, or a classifier.
@@ -119,17 +119,17 @@ _NATIVE = "ForSequenceClassification"
 
 
 def is_native(config: dict[str, Any]) -> bool:
-    """Whether a config is of a transformers model with a classification head."""
-    return any(str(one).endswith(_NATIVE) for one in config.get("architectures") or ())
+    """Return whether a config is of a transformers model with a classification head."""
+    return any(str(architecture).endswith(_NATIVE) for architecture in config.get("architectures") or ())
 
 
 def is_classifier(folder: Path) -> bool:
-    """Whether a folder is of a classifier, ours or transformers'."""
+    """Return whether a folder is of a classifier, ours or transformers'."""
     return (folder / CLASSIFIER_FILE).is_file() or is_native(_config(folder))
 
 
 def config_labels(config: dict[str, Any]) -> list[str]:
-    """The labels that a config of transformers names, in the order of the logits; often none.
+    """Return the labels that a config of transformers names, in the order of the logits; often none.
 
     Raises:
         DataError: Their keys are no numbers.
@@ -143,14 +143,14 @@ def config_labels(config: dict[str, Any]) -> list[str]:
 
 
 def declared_labels(folder: Path) -> list[str]:
-    """The labels of a classifier, in the order of its logits; none where nothing says them."""
+    """Return the labels of a classifier, in the order of its logits; none where nothing says them."""
     path = folder / CLASSIFIER_FILE
     names = read_object(path).get("labels") if path.is_file() else config_labels(_config(folder))
     return [str(name) for name in names or ()]
 
 
 def is_multi_label(folder: Path) -> bool:
-    """Whether a classifier gives a text any number of labels."""
+    """Return whether a classifier gives a text any number of labels."""
     path = folder / CLASSIFIER_FILE
     if path.is_file():
         return bool(read_object(path).get("multi_label"))

@@ -46,7 +46,7 @@ TOKENIZER_FILES = (
 
 
 def modules_of(folder: Path) -> list[tuple[str, Path]]:
-    """The modules of a sentence-transformers folder in order, as (class name, folder).
+    """Return the modules of a sentence-transformers folder in order, as (class name, folder).
 
     Raises:
         DataError: modules.json is missing, broken, or names a folder outside.
@@ -126,7 +126,7 @@ def refuse_unportable(folder: Path) -> None:
 
 
 def declared_length(folder: Path) -> int | None:
-    """The longest text in tokens that a model takes; None where nothing says it."""
+    """Return the longest text in tokens that a model takes; None where nothing says it."""
     if not (folder / "modules.json").is_file():
         return None
     path = transformer_folder(folder)
@@ -177,7 +177,7 @@ def check_length(folder: Path, length: int | None) -> None:
 
 
 def portable_pooling(config: dict[str, Any], where: str) -> dict[str, Any]:
-    """A Pooling configuration in the older keys (mixing both sets of keys fails in sentence-transformers 5.3).
+    """Return a Pooling configuration in the older keys (mixing both sets of keys fails in sentence-transformers 5.3).
 
     Args:
         config: The configuration in either form.
@@ -218,7 +218,7 @@ def _portable_transformer(path: Path, max_length: int | None, like: Path | None)
 
 
 def tokenizer_length(path: Path) -> int | None:
-    """The model's own limit: the tokenizer's, but never more than the position embeddings."""
+    """Return the model's own limit: the tokenizer's, but never more than the position embeddings."""
     limits = []
     for name, key in (
         ("tokenizer_config.json", "model_max_length"),

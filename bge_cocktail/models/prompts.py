@@ -14,7 +14,7 @@ Role = Literal["query", "document", "text"]
 
 
 def declared_prompts(folder: Path) -> dict[str, str]:
-    """The prompts that a model declares by name (``query``, ``document``, ...); often none."""
+    """Return the prompts that a model declares by name (``query``, ``document``, ...); often none."""
     path = folder / SETTINGS_FILE
     prompts = (read_object(path).get("prompts") if path.is_file() else None) or {}
     if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):

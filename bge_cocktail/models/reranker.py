@@ -18,7 +18,7 @@ Reranker = Callable[[Sequence[tuple[str, str]]], NDArray[np.float64]]
 
 
 def load_reranker(name: str, *, device: str = "auto", batch_size: int = 32, logits: bool = False) -> Reranker:
-    """A cross-encoder (reranker), which scores pairs of query and document.
+    """Return a cross-encoder (reranker), which scores pairs of query and document.
 
     Args:
         name: A folder or a hub name, such as ``BAAI/bge-reranker-base``.

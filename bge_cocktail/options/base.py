@@ -109,11 +109,11 @@ def checked(model: type[Options], values: dict[str, Any], where: dict[str, str] 
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise UsageError("\n".join(_explain(model, one, where or {}) for one in error.errors())) from None
+        raise UsageError("\n".join(_explain(model, problem, where or {}) for problem in error.errors())) from None
 
 
 def field_names(model: type[BaseModel], path: tuple[str, ...] = ()) -> list[str]:
-    """The names allowed in a (nested) section; empty when the path leads to no section."""
+    """Return the names allowed in a (nested) section; empty when the path leads to no section."""
     parts = iter(path)
     for part in parts:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
@@ -127,7 +127,7 @@ def field_names(model: type[BaseModel], path: tuple[str, ...] = ()) -> list[str]
 
 
 def is_table(model: type[BaseModel], path: tuple[str, ...]) -> bool:
-    """Whether a path leads to a table of options by names that the user chooses."""
+    """Return whether a path leads to a table of options by names that the user chooses."""
     *section, name = path or ("",)
     holder: Any = model
     for part in section:

@@ -14,7 +14,7 @@ def _number_lists(value: object) -> object:
 
 
 def _word_or_numbers(value: object) -> object:
-    """A word stays a word; ``0.7,0.3`` becomes numbers."""
+    """Return a word stays a word; ``0.7,0.3`` becomes numbers."""
     if isinstance(value, str) and value[:1] in tuple("0123456789.+-"):
         return [part.strip() for part in value.split(",")]
     return value

@@ -42,7 +42,7 @@ def _by_colon(value: object) -> object:
 
 
 def _with_exact(names: list[str]) -> list[str]:
-    """What is exactly the same is nearly the same, too."""
+    """Return what is exactly the same is nearly the same, too."""
     return ["exact", *names] if names and "exact" not in names else names
 
 

@@ -96,7 +96,7 @@ def read_run_file(path: Path, settings: Sequence[str] = ()) -> RunOptions:
 
 
 def commented_run_file() -> str:
-    """A run file with every option, its default and its help; only what has no default is not commented out."""
+    """Return a run file with every option, its default and its help; only what has no default is not commented out."""
     lines = [
         "# A run of bge-cocktail: mine, train, merge, evaluate. Start it with: bge-cocktail run FILE",
         "# Lines that begin with '# name =' show the defaults. Paths are relative to where the command is started.",
@@ -138,13 +138,13 @@ def _toml(value: Any) -> str:
     if value == {}:
         return "{}"
     if isinstance(value, list):
-        return "[" + ", ".join(_toml(one) for one in value) + "]"
+        return "[" + ", ".join(_toml(part) for part in value) + "]"
     shown = value if isinstance(value, bool | int | float) else str(value)
     return tomli_w.dumps({"value": shown}).removeprefix("value = ").rstrip("\n")
 
 
 def _lines_of_names(text: str) -> dict[str, int]:
-    """The line of each dotted name. Only for messages, so a plain scan is enough."""
+    """Return the line of each dotted name. Only for messages, so a plain scan is enough."""
     lines: dict[str, int] = {}
     section = ""
     for number, line in enumerate(text.splitlines(), start=1):

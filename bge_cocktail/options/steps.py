@@ -32,7 +32,7 @@ class EncodeOptions(Options):
     cache_dir: Path | None = Field(None, description="where embeddings are kept; default: the user's cache folder")
 
     def what_counts(self) -> dict[str, Any]:
-        """The options that embeddings depend on; the others only say where and how fast."""
+        """Return the options that embeddings depend on; the others only say where and how fast."""
         return self.model_dump(mode="json", include={"precision", "max_length", "query_prompt", "document_prompt"})
 
 

@@ -166,7 +166,7 @@ class TrainOptions(CommonTrainOptions):
     )
 
     def of_task(self, task: str) -> TrainOptions:
-        """The options for the batches of a task."""
+        """Return the options for the batches of a task."""
         own = self.tasks.get(task)
         if own is None:
             return self

@@ -158,7 +158,7 @@ def shuffle(words: Words, _count: int, generator: np.random.Generator, _thesauru
 def augment(
     records: Iterable[Record], options: PrepareOptions, counted: Counter[str], held_out: Container[bytes] = frozenset()
 ) -> Iterator[Record]:
-    """Every record, and after some of them a varied copy, marked by ``"augmented": NAME``.
+    """Yield every record, and after some of them a varied copy, marked by ``"augmented": NAME``.
 
     A copy's query is varied; of `shuffle` and `delete`, its positives too.
 
@@ -183,7 +183,7 @@ def with_copies(
     leaks: Callable[[Item], bool],
     counted: Counter[str],
 ) -> Iterator[Item]:
-    """Every item, and after some of them a varied copy.
+    """Yield every item, and after some of them a varied copy.
 
     Where no synonym is known (another language than the thesaurus's), the copy is made by the next chosen variation
     that can.
@@ -255,13 +255,13 @@ def _joined(words: Words) -> str:
 
 
 def _core(word: str) -> str:
-    """A word in lower case without the punctuation around it."""
+    """Return a word in lower case without the punctuation around it."""
     found = _CORE.match(word)
     return found[2].lower() if found else word.lower()
 
 
 def _as_written(before: str, after: str) -> str:
-    """The new word with the old one's capital and the punctuation around it."""
+    """Return the new word with the old one's capital and the punctuation around it."""
     found = _CORE.match(before)
     if found is None:
         return after

@@ -122,7 +122,7 @@ def find_duplicates(
 
 
 def shingles(text: str) -> set[bytes]:
-    """The sets of characters by which texts are compared: runs of 5, of shorter texts the whole."""
+    """Return the sets of characters by which texts are compared: runs of 5, of shorter texts the whole."""
     text = _BETWEEN.sub(" ", normalise(text)).strip() or text
     return {text[start : start + SHINGLE].encode() for start in range(max(1, len(text) - SHINGLE + 1))}
 
@@ -143,7 +143,7 @@ class Groups:
         self._parent = np.arange(count)
 
     def find(self, row: int) -> int:
-        """The row that names the group of a row."""
+        """Return the row that names the group of a row."""
         parent = self._parent
         root = row
         while parent[root] != root:
@@ -162,7 +162,7 @@ class Groups:
 def assign_splits(
     groups: Groups, keys: Sequence[bytes], strata: Sequence[str], *, ratio: Sequence[float], stratify: bool, seed: int
 ) -> NDArray[np.int8]:
-    """A split for each example; examples of one group have the same.
+    """Return a split for each example; examples of one group have the same.
 
     A group goes where the hash of its members' smallest key falls, so new data move no old group that they don't
     join, and one that they join only if they bring a smaller key. Stratified, the groups of each

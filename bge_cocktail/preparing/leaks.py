@@ -125,7 +125,7 @@ def check_leaks(
     said = "; ".join(f"{count} queries or texts of {name}" for name, count in counts.items())
     if options.on_leak == "refuse":
         shown = "\n".join(
-            f"  {one.held_out}: {one.other[:60]!r} ({one.finder}) {one.train[:60]!r}" for one in queries[:5]
+            f"  {query.held_out}: {query.other[:60]!r} ({query.finder}) {query.train[:60]!r}" for query in queries[:5]
         )
         raise DataError(
             f"test data leak into train: {said}. For example (held out, how found, in train):\n{shown}\n"

@@ -39,7 +39,7 @@ from bge_cocktail.preparing.write import write_corpus, write_splits
 def opened(
     sources: Sequence[Source], options: PrepareOptions, rejects: BadRows
 ) -> Iterator[tuple[int, Iterable[Example]]]:
-    """The examples of each source, with the split that they stay in (-1: none yet)."""
+    """Yield the examples of each source, with the split that they stay in (-1: none yet)."""
     tasks = task_names([source.name for source in sources])
     for source in sources:
         task = tasks[source.name]
@@ -72,13 +72,13 @@ def _named(examples: Iterator[Example], task: str | None) -> Iterator[Example]:
 
 
 def held_out_texts(source: Source, cleaner: Cleaner, rejects: BadRows) -> list[tuple[str, ...]]:
-    """The own texts of each example of a test set, cleaned as train is."""
+    """Return the own texts of each example of a test set, cleaned as train is."""
     cleaned = (example.changed(cleaner) for example in source.examples(rejects))
     return [example.own_texts() for example in cleaned if example is not None]
 
 
 def files_of(source: Source, options: PrepareOptions) -> list[Path]:
-    """The files that a source is read from, to be hashed."""
+    """Return the files that a source is read from, to be hashed."""
     if source.path.is_dir() and not is_beir(source.path) and not options.keep_splits:
         return files_of_split(source.path, source.split)
     return [source.path]
@@ -127,7 +127,7 @@ def prepare(
     options = options or PrepareOptions()
     _check(sources, options, model)
     started = time.monotonic()
-    refuse_to_replace(output, overwrite, [one.path for one in (*sources, *against) if one.path.exists()])
+    refuse_to_replace(output, overwrite, [source.path for source in (*sources, *against) if source.path.exists()])
     encoder = CachedEncoder(model, encoding or EncodeOptions()) if model else None
     counter = TokenCounter(encoder.folder) if encoder else None
     with new_folder(output, overwrite=overwrite) as new:
@@ -139,7 +139,9 @@ def prepare(
             census = SplitStatistics(counter, counter.limit if counter else None) if plain else None
             staged = store_examples(opened(sources, options, rejects), new / "staged", cleaner, options, census)
             cleaned = Cleaner(options, counter)  # what it drops is none of train's
-            held_out = {f"{one.name} ({one.split})": held_out_texts(one, cleaned, rejects) for one in against}
+            held_out = {
+                f"{source.name} ({source.split})": held_out_texts(source, cleaned, rejects) for source in against
+            }
         if not (new / REJECTED_FILE).stat().st_size:
             (new / REJECTED_FILE).unlink()
         _check_form(staged, options)
@@ -150,7 +152,7 @@ def prepare(
         else:
             splits = _split(staged, options, encoder, report)
             leaking = check_leaks(staged, splits, held_out, options, encoder, report)
-            tests = [own for one in held_out.values() for own in one]
+            tests = [own for texts in held_out.values() for own in texts]
             report["splits"] = write_splits(staged, splits, leaking, tests, new, options, encoder, counter, report)
         report["cleaned_texts"] = dict(cleaner.changed)
         report["dropped"] = {reason: count for reason, count in staged.dropped.most_common() if count}
@@ -165,9 +167,9 @@ def prepare(
             (new / PAGE_FILE).write_text(page(report), encoding="utf-8")
         inputs = {
             str(path): hash_path(path)
-            for one in (*sources, *against)
-            if one.path.exists()
-            for path in files_of(one, options)
+            for source in (*sources, *against)
+            if source.path.exists()
+            for path in files_of(source, options)
         }
         if encoder is not None:
             inputs[encoder.name] = encoder.hash

@@ -64,7 +64,7 @@ class SplitStatistics:
                 self._measure("text" if isinstance(example, LabelledText) else "sentence", text)
 
     def summary(self) -> dict[str, Any]:
-        """All that was counted, for JSON."""
+        """Return all that was counted, for JSON."""
         found: dict[str, Any] = {"examples": self.examples}
         for role, lengths in self._chars.items():
             found[f"{role}_chars"] = _spread(lengths)
@@ -135,23 +135,23 @@ class Store:
             samples.append(" | ".join(example.own_texts())[:200])
 
     def lines(self) -> Iterator[bytes]:
-        """The line of each example."""
+        """Yield the line of each example."""
         with self.path.open("rb") as file:
             yield from file
 
     def examples(self) -> Iterator[Example]:
-        """The examples."""
+        """Yield the examples."""
         for line in self.lines():
             yield parse(line)
 
 
 def remembers(options: PrepareOptions) -> bool:
-    """Whether anything asked for needs to know which texts went by; memory grows with their number then."""
+    """Return whether anything asked for needs to know which texts went by; memory grows with their number then."""
     return bool(options.duplicates or options.group_by or options.keep_splits or any(options.ratio[1:]))
 
 
 def parse(line: bytes) -> Example:
-    """The example of a staged line."""
+    """Return the example of a staged line."""
     return example_from_json(load_json(line, "staged"), "staged")
 
 
@@ -229,7 +229,7 @@ def drop_near_repeats(staged: Store, pairs: Sequence[tuple[bytes, bytes]]) -> No
         for number, line in enumerate(staged.lines()):
             query, *positives = (classes.of(key) for key in staged.keys[number])
             before = seen.setdefault((staged.fixed[number], staged.labels[number], query), {})
-            with_all = [before.get(one, set()) for one in positives] or [before.get(b"", set())]
+            with_all = [before.get(positive, set()) for positive in positives] or [before.get(b"", set())]
             # the same query and positives with other negatives (triplets) are meant as they are
             if any(staged.keys[other] != staged.keys[number] for other in set.intersection(*with_all)):
                 staged.drop("near-duplicate of another", parse(line))
@@ -246,7 +246,7 @@ def drop_near_repeats(staged: Store, pairs: Sequence[tuple[bytes, bytes]]) -> No
 
 
 def group(staged: Store, pairs: Iterable[tuple[bytes, bytes]]) -> Groups:
-    """Which examples have to stay in one split: those that share a text, a near text, or a column's value."""
+    """Return which examples have to stay in one split: those that share a text, a near text, or a column's value."""
     groups = Groups(len(staged.keys))
     owner: dict[bytes | tuple[int, str], int] = {}
     for number, keys in enumerate(staged.keys):
@@ -276,7 +276,7 @@ class Classes:
         self._keys = list(self._row)
 
     def of(self, key: bytes) -> bytes:
-        """The key that stands for all that hang together with this one."""
+        """Return the key that stands for all that hang together with this one."""
         row = self._row.get(key)
         return key if row is None else self._keys[self._groups.find(row)]
 
@@ -306,7 +306,7 @@ def _is_repeat(
 
 
 def _stratum(example: Example) -> str:
-    """The task and the label, as far as there are any."""
+    """Return the task and the label, as far as there are any."""
     return " ".join(filter(None, (getattr(example, "task", ""), example.label_text())))
 
 

@@ -104,7 +104,7 @@ def _of_split(
     options: PrepareOptions,
     gone: Counter[str],
 ) -> Iterator[Example]:
-    """The examples of one split in their final form."""
+    """Yield the examples of one split in their final form."""
     labelled: list[LabelledText] = []
     pairs: list[TextPair] = []
     for line, split in zip(staged.lines(), splits, strict=True):

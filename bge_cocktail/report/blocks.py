@@ -64,14 +64,15 @@ class Table:
     kind: str = "table"
 
     def cells(self) -> list[list[Cell]]:
-        """The rows, all of them cells."""
-        return [[one if isinstance(one, Cell) else Cell(one) for one in row] for row in self.rows]
+        """Return the rows, all of them cells."""
+        return [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in self.rows]
 
     def to_left(self) -> list[bool]:
         """Which columns are words, and so begin at the left; the first, and those with a cell that is no number."""
         columns = list(zip(*self.cells(), strict=True)) or [()] * len(self.header)
         return [
-            not place or any(not _NUMBER.fullmatch(one.text) for one in column) for place, column in enumerate(columns)
+            not place or any(not _NUMBER.fullmatch(cell.text) for cell in column)
+            for place, column in enumerate(columns)
         ]
 
 
@@ -160,12 +161,12 @@ class Report:
 
 
 def finite(value: Any) -> Any:
-    """What JSON can hold: numbers that are none, or infinite, become None."""
+    """Return what JSON can hold: numbers that are none, or infinite, become None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {name: finite(one) for name, one in value.items()}
-    return [finite(one) for one in value] if isinstance(value, list | tuple) else value
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 MUTED = "#8a94a0"
@@ -174,12 +175,12 @@ COLOURS = ("#8a94a0", "#2f7bd9", "#e0742f", "#23a06d", "#a45ad1", "#c79a1b", "#d
 
 
 def colour_of(place: int) -> str:
-    """The colour of the model at a place; the baseline is grey."""
+    """Return the colour of the model at a place; the baseline is grey."""
     return COLOURS[place % len(COLOURS)]
 
 
 def figure(traces: Sequence[dict[str, Any]], **layout: Any) -> dict[str, Any]:
-    """A figure of Plotly; the page gives it the colours of its ground."""
+    """Return a figure of Plotly; the page gives it the colours of its ground."""
     shown = {"margin": {"l": 64, "r": 16, "t": 40, "b": 48}, "height": 420, **layout}
     # above the figure, where no title of an axis is in its way
     # tasks and runs may be called 2024, which is neither a number nor a date
@@ -191,12 +192,12 @@ def figure(traces: Sequence[dict[str, Any]], **layout: Any) -> dict[str, Any]:
 
 
 def plain(name: str) -> str:
-    """A name that Plotly shows as it is: no marks, and no place for a value."""
+    """Return a name that Plotly shows as it is: no marks, and no place for a value."""
     return html.escape(name, quote=False).replace("%{", "%\u200b{")
 
 
 def hover(text: str, width: int = 70, lines: int = 4) -> str:
-    """A text as Plotly shows it under the pointer: some lines, no marks of its own."""
+    """Return a text as Plotly shows it under the pointer: some lines, no marks of its own."""
     wrapped = textwrap.wrap(" ".join(text.split()), width) or [""]
     kept = wrapped[:lines]
     if len(wrapped) > lines:

@@ -31,7 +31,7 @@ from bge_cocktail.report.sections.maps import planes
 
 
 def html_page(report: Report) -> str:
-    """The page: no network, light and dark, for desktops and phones."""
+    """Return the page: no network, light and dark, for desktops and phones."""
     from jinja2 import Environment
     from markupsafe import Markup
 
@@ -44,7 +44,7 @@ def html_page(report: Report) -> str:
         return len(blocks) - 1
 
     def data() -> Any:
-        """All that was placed; asked for after the body."""
+        """Return all that was placed; asked for after the body."""
         return Markup(_inside_script(json.dumps(finite(blocks), ensure_ascii=False, separators=(",", ":"))))
 
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
@@ -103,7 +103,7 @@ MOST_ROWS = 40
 
 
 def markdown(report: Report) -> str:
-    """The words and tables of a report; a plot is what it shows, in words."""
+    """Return the words and tables of a report; a plot is what it shows, in words."""
     lines = [f"# {_plain(report.title)}", ""]
     lines += [f"- {_plain(sentence)}" for sentence in report.summary]
     for section in report.sections:
@@ -146,7 +146,7 @@ def _row(cells: list[Cell]) -> str:
 
 
 def _plain(text: str) -> str:
-    """A text that means nothing to Markdown: one line, no bars, no tags."""
+    """Return a text that means nothing to Markdown: one line, no bars, no tags."""
     line = " ".join(text.split())
     for mark in "\\|*_`[]":
         line = line.replace(mark, "\\" + mark)
@@ -176,7 +176,7 @@ def write_atlas(material: ReportInput, path: Path) -> None:
 
 
 def build_report(material: ReportInput, title: str) -> Report:
-    """All sections that the runs have something for.
+    """Return all sections that the runs have something for.
 
     Args:
         material: From `material.gather`.
@@ -241,7 +241,9 @@ def _json(report: Report, material: ReportInput, path: Path) -> None:
                 "names": list(group.names),
                 "baseline": group.baseline.model,
                 "models": [model.to_json() for model in group.models],
-                "changes": {model: [one.to_json() for one in changes] for model, changes in group.changes.items()},
+                "changes": {
+                    model: [change.to_json() for change in changes] for model, changes in group.changes.items()
+                },
             }
             for group in material.evaluated
         ],

@@ -77,11 +77,11 @@ class ReportInput:
     seed: int
 
     def of(self, *commands: str) -> list[Step]:
-        """The finished steps of some commands."""
+        """Return the finished steps of some commands."""
         return [step for step in self.steps if step.command in commands and step.finished]
 
     def model_names(self) -> dict[str, str]:
-        """What evaluations call models, by the hash of their content."""
+        """Return what evaluations call models, by the hash of their content."""
         models = {model.model for group in self.evaluated for model in group.models}
         return {
             str(value): name
@@ -135,7 +135,7 @@ def collect(
 
 
 def find_steps(folders: Sequence[Path]) -> list[Step]:
-    """The steps in folders and the folders in them; also those that are not finished.
+    """Return the steps in folders and the folders in them; also those that are not finished.
 
     Raises:
         DataError: A folder isn't there, or nothing in it was made by bge-cocktail.

@@ -43,13 +43,13 @@ def draw_summary(material: ReportInput, path: Path, kind: str) -> None:
 
 
 def _draw_changes(axes: Any, group: ComparedEvaluations) -> None:
-    tasks = list(dict.fromkeys(one.task for changes in group.changes.values() for one in changes))
+    tasks = list(dict.fromkeys(change.task for changes in group.changes.values() for change in changes))
     step = 0.8 / len(group.changes)
     places = {model.model: place for place, model in enumerate(group.models)}
     lines = []
     for place, (model, changes) in enumerate(group.changes.items()):
-        where = [tasks.index(one.task) - 0.4 + step * (place + 0.5) for one in changes]
-        values = [100 * one.difference for one in changes]
+        where = [tasks.index(change.task) - 0.4 + step * (place + 0.5) for change in changes]
+        values = [100 * change.difference for change in changes]
         below = [max(0.0, value - 100 * one.interval[0]) for value, one in zip(values, changes, strict=True)]
         above = [max(0.0, 100 * one.interval[1] - value) for value, one in zip(values, changes, strict=True)]
         colour = colour_of(places[model])
@@ -100,5 +100,5 @@ def _draw_trade(axes: Any, group: ComparedEvaluations) -> None:
 
 
 def _shown(name: str) -> str:
-    """A name that matplotlib takes for no formula."""
+    """Return a name that matplotlib takes for no formula."""
     return name.replace("$", r"\$")

@@ -9,7 +9,7 @@ from bge_cocktail.mining.candidates import Audit
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An aligned table: columns of numbers to the right, others to the left."""
+    """Return an aligned table: columns of numbers to the right, others to the left."""
     columns = list(zip(header, *rows, strict=True))
     widths = [max(len(cell) for cell in column) for column in columns]
     to_right = columns_of_numbers(header, rows)
@@ -25,12 +25,12 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def columns_of_numbers(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
-    """Which columns hold numbers only, and so go to the right."""
+    """Return which columns hold numbers only, and so go to the right."""
     return [bool(rows) and all(_is_number(row[place]) for row in rows) for place in range(len(header))]
 
 
 def shortened(text: str, width: int = 70) -> str:
-    """A text on one line, cut where it is longer."""
+    """Return a text on one line, cut where it is longer."""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 3] + "..."
 
@@ -40,7 +40,7 @@ def _is_number(cell: str) -> bool:
 
 
 def score_table(results: Sequence[ModelScores]) -> str:
-    """The main score of each model on each task; the best of each column is marked with a star."""
+    """Return the main score of each model on each task; the best of each column is marked with a star."""
     header = ["model"]
     for score in results[0].main():
         mark = " (target)" if score.role == "target" else ""
@@ -64,12 +64,17 @@ SHOWN = 12
 
 
 def audit_text(audit: Audit) -> str:
-    """The query, its positives, and its candidates by rank with what became of each."""
-    chosen = [one for one in audit.candidates if one.decision == "chosen"]
-    others = [one for one in audit.candidates if one.decision != "chosen"][: max(0, SHOWN - len(chosen))]
+    """Return the query, its positives, and its candidates by rank with what became of each."""
+    chosen = [candidate for candidate in audit.candidates if candidate.decision == "chosen"]
+    others = [candidate for candidate in audit.candidates if candidate.decision != "chosen"][
+        : max(0, SHOWN - len(chosen))
+    ]
     shown = sorted([*chosen, *others], key=lambda one: one.rank)
     rows = [["positive", "-", f"{similarity:.4f}", "-", shortened(text)] for text, similarity in audit.positives]
-    rows += [[one.decision, str(one.rank), f"{one.similarity:.4f}", one.source, shortened(one.text)] for one in shown]
+    rows += [
+        [decision.decision, str(decision.rank), f"{decision.similarity:.4f}", decision.source, shortened(decision.text)]
+        for decision in shown
+    ]
     table = text_table(("decision", "rank", "similarity", "source", "text"), rows)
     more = len(audit.candidates) - len(shown)
     return f"query: {shortened(audit.query, 100)}\n{table}" + (f"\n... and {more} candidates more" if more else "")

@@ -33,7 +33,7 @@ _POINTS = 39
 def search(
     queries: Embeddings, documents: Documents, k: int, *, index: IndexKind = "exact", min_recall: float = 0.95
 ) -> Nearest:
-    """The k most similar documents of each query, exactly or by an index.
+    """Return the k most similar documents of each query, exactly or by an index.
 
     The index is widened (IVF: more lists probed, HNSW: a longer search) until it finds `min_recall` of the exact
     nearest documents of a sample of the queries.
@@ -231,7 +231,7 @@ def binary(documents: Embeddings) -> Index:
 
 
 def check_indexes(names: Sequence[str], k: int, documents: int) -> dict[str, Callable[[Embeddings], Index]]:
-    """What makes each index, before anything is embedded for it.
+    """Return what makes each index, before anything is embedded for it.
 
     Args:
         names: Of `indexes`.

@@ -38,7 +38,7 @@ _BLOCK = 2000
 
 
 def top_by_words(queries: Sequence[str], documents: Sequence[str], k: int) -> Nearest:
-    """The k best documents of each query by BM25 (bm25s, arXiv:2407.03618).
+    """Return the k best documents of each query by BM25 (bm25s, arXiv:2407.03618).
 
     Args:
         queries: What is asked.

@@ -49,7 +49,7 @@ class StoredEmbeddings:
         return found.reshape(-1, self.shape[1])
 
     def take(self, rows: NDArray[np.int64]) -> Embeddings:
-        """Some rows, shape (rows, dimensions)."""
+        """Return some rows, shape (rows, dimensions)."""
         # mapped anew each time: pages that were touched go when the map goes
         mapped = np.memmap(self.path, np.float32, "r", shape=self.shape)
         found: Embeddings = np.asarray(mapped[rows])
@@ -75,7 +75,7 @@ class Nearest:
 
 
 def top_k(queries: Embeddings, documents: Documents, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The k most similar documents of each query, by inner product, exactly.
+    """Return the k most similar documents of each query, by inner product, exactly.
 
     Args:
         queries: Shape (queries, dimensions).
@@ -135,14 +135,14 @@ def rows_of(documents: Documents, start: int, stop: int) -> Embeddings:
 
 
 def first_rows(documents: Documents, count: int) -> Documents:
-    """The first rows, without copying them."""
+    """Return the first rows, without copying them."""
     if isinstance(documents, StoredEmbeddings):
         return StoredEmbeddings(documents.path, documents.shape[1], count)
     return documents[:count]
 
 
 def take(documents: Documents, rows: NDArray[np.int64]) -> Embeddings:
-    """Some rows, from memory or from a file; shape (..., dimensions) for rows of shape (...)."""
+    """Return some rows, from memory or from a file; shape (..., dimensions) for rows of shape (...)."""
     if isinstance(documents, StoredEmbeddings):
         return documents.take(rows.ravel()).reshape(*rows.shape, documents.shape[1])
     return documents[rows]

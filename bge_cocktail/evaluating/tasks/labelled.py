@@ -50,7 +50,7 @@ def logistic(train: LabelledEmbeddings, dev: LabelledEmbeddings | None, asked: F
 
     strengths = STRENGTHS if dev is not None else (STRENGTH,)
     fitted = [LogisticRegression(C=strength, max_iter=2000).fit(*train) for strength in strengths]
-    best = 0 if dev is None else _best([np.asarray(one.predict(dev[0])) for one in fitted], dev[1])
+    best = 0 if dev is None else _best([np.asarray(probe.predict(dev[0])) for probe in fitted], dev[1])
     return np.asarray(fitted[best].predict(asked), np.int64), strengths[best]
 
 
@@ -90,7 +90,7 @@ def few_texts(train: LabelledEmbeddings, asked: Floats) -> list[Classes]:
 
 
 def _first_of_each(truth: Classes, order: list[int]) -> list[int]:
-    """The first 8 rows of each class, in the order given."""
+    """Return the first 8 rows of each class, in the order given."""
     left = dict.fromkeys(truth.tolist(), PER_LABEL)
     rows = []
     for row, label in zip(order, truth[order].tolist(), strict=True):

@@ -33,7 +33,7 @@ RANK_OFFSET = 60
 
 
 def run_by_words(judged: RetrievalData, depth: int) -> dict[str, dict[str, float]]:
-    """The documents that share words with each query (BM25), best first."""
+    """Return the documents that share words with each query (BM25), best first."""
     document_ids = list(judged.corpus)
     found = top_by_words(list(judged.queries.values()), list(judged.corpus.values()), depth)
     return {
@@ -62,7 +62,7 @@ def fused(runs: Sequence[Run], depth: int) -> dict[str, dict[str, float]]:
 
 
 def reranked(run: Run, judged: RetrievalData, reranker: Reranker, depth: int) -> dict[str, dict[str, float]]:
-    """The first documents of each query in the order of a cross-encoder's scores; the others stay behind them.
+    """Return the first documents of each query in the order of a cross-encoder's scores; the others stay behind them.
 
     Args:
         run: What was found.
@@ -71,11 +71,11 @@ def reranked(run: Run, judged: RetrievalData, reranker: Reranker, depth: int) ->
         depth: Documents of each query that it reads.
     """
     firsts = {query: list(found)[:depth] for query, found in run.items()}
-    pairs = [(judged.queries[query], judged.corpus[one]) for query, first in firsts.items() for one in first]
+    pairs = [(judged.queries[query], judged.corpus[document]) for query, first in firsts.items() for document in first]
     scores = iter(np.asarray(reranker(pairs), float).tolist() if pairs else [])
     result = {}
     for query, found in run.items():
-        read = ordered({one: next(scores) for one in firsts[query]}, depth)
+        read = ordered({first: next(scores) for first in firsts[query]}, depth)
         lowest = min(read.values(), default=0.0)
         rest = list(found)[depth:]
         result[query] = {**read, **{one: lowest - rank for rank, one in enumerate(rest, start=1)}}
@@ -228,7 +228,7 @@ def judge_run(run: Run, judged: RetrievalData, metrics: Sequence[str]) -> dict[s
 def staged_run(
     encoder: Encoder, judged: RetrievalData, options: EvaluateOptions, efficiency: dict[str, float] | None = None
 ) -> Run:
-    """The documents retrieved for each query, in the stages that the options name; see `search_run`."""
+    """Return the documents retrieved for each query, in the stages that the options name; see `search_run`."""
     run: Run = search_run(encoder, judged, options.depth, efficiency)
     if options.hybrid:
         by_words = run_by_words(judged, options.depth + 1)
@@ -250,7 +250,7 @@ def _reranker(name: str, device: str) -> Reranker:
 def search_run(
     encoder: Encoder, judged: RetrievalData, depth: int, efficiency: dict[str, float] | None = None
 ) -> dict[str, dict[str, float]]:
-    """The documents retrieved for each query, best first, with their similarities.
+    """Return the documents retrieved for each query, best first, with their similarities.
 
     Equal similarities (in float32) are ordered by document id, descending, as trec_eval does. Where queries are
     documents themselves, a query doesn't find itself: a document with its id and its text (perhaps after a title) is
@@ -286,7 +286,7 @@ def search_run(
 
 
 def without_itself(query: str, found: Mapping[str, float], judged: RetrievalData, depth: int) -> dict[str, float]:
-    """What was found for a query but the query itself; at most `depth` documents."""
+    """Return what was found for a query but the query itself; at most `depth` documents."""
     text = normalise(judged.corpus.get(query, "")) if query in found else ""
     same = bool(text) and text.endswith(normalise(judged.queries[query])) and judged.qrels[query].get(query, 0) <= 0
     kept = [document for document in found if not (same and document == query)]
@@ -294,7 +294,7 @@ def without_itself(query: str, found: Mapping[str, float], judged: RetrievalData
 
 
 def _answers(run: Run, judged: RetrievalData) -> dict[str, dict[str, dict[str, float | int | None]]]:
-    """The first documents of each query, and the ranks of the relevant ones."""
+    """Return the first documents of each query, and the ranks of the relevant ones."""
     answers: dict[str, dict[str, dict[str, float | int | None]]] = {}
     for query, found in run.items():
         ranks: dict[str, float | int | None] = {

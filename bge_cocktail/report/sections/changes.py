@@ -38,16 +38,18 @@ def _buckets(group: ComparedEvaluations) -> list[Block]:
         rows: list[list[str | Cell]] = []
         for first, second in _pairs(group, model):
             texts = group.details.texts.get(first.task, {})
-            for one in by_bucket(first, second, texts, confidence=group.confidence):
-                low, high = (100 * end for end in one["interval"])
+            for bucket in by_bucket(first, second, texts, confidence=group.confidence):
+                low, high = (100 * end for end in bucket["interval"])
                 rows.append(
                     [
                         first.task,
-                        f"{one['bucket']} words" if one["kind"] == "words" else f"{one['kind']}: {one['bucket']}",
-                        str(one["count"]),
-                        f"{one['before']:.4f}",
-                        f"{one['after']:.4f}",
-                        Cell(f"{100 * one['difference']:+.1f}", f"{low:+.1f} to {high:+.1f}"),
+                        f"{bucket['bucket']} words"
+                        if bucket["kind"] == "words"
+                        else f"{bucket['kind']}: {bucket['bucket']}",
+                        str(bucket["count"]),
+                        f"{bucket['before']:.4f}",
+                        f"{bucket['after']:.4f}",
+                        Cell(f"{100 * bucket['difference']:+.1f}", f"{low:+.1f} to {high:+.1f}"),
                     ]
                 )
         if rows:
@@ -72,11 +74,11 @@ def _browser(group: ComparedEvaluations) -> list[Block]:
     documents: dict[str, dict[str, str]] = {}
     cut = 0
     for model, found in changed:
-        gained = [one for one in found if one.difference > 0]
-        lost = [one for one in found if one.difference < 0]
+        gained = [change for change in found if change.difference > 0]
+        lost = [change for change in found if change.difference < 0]
         cut += len(found) - len(gained[:most]) - len(lost[-most:])
-        for one in (*gained[:most], *lost[-most:]):
-            rows.append(_row(model, one, documents.setdefault(one.task, {})))
+        for change in (*gained[:most], *lost[-most:]):
+            rows.append(_row(model, change, documents.setdefault(change.task, {})))
     blocks: list[Block] = [Queries("Queries gained and lost", rows, documents, group.baseline.model)]
     if cut:
         blocks.append(
@@ -86,7 +88,7 @@ def _browser(group: ComparedEvaluations) -> list[Block]:
 
 
 def _row(model: str, one: QueryChange, documents: dict[str, str]) -> dict[str, Any]:
-    """A line of the browser; documents are named by id, and their texts kept once a task."""
+    """Return a line of the browser; documents are named by id, and their texts kept once a task."""
     wanted: Any = one.wanted
     said: list[Any] = list(one.said)
     if isinstance(one.wanted, list):
@@ -114,7 +116,7 @@ def _row(model: str, one: QueryChange, documents: dict[str, str]) -> dict[str, A
 
 
 def _key(one: QueryChange, document: str) -> str:
-    """The id of a document; in reranking, each query has documents of its own."""
+    """Return the id of a document; in reranking, each query has documents of its own."""
     return f"{one.id} {document}" if one.own_documents else document
 
 
@@ -126,9 +128,13 @@ def _doubtful(group: ComparedEvaluations) -> list[Block]:
         if not found:
             continue
         rows = [
-            [shortened(one["text"], 160), shortened(one["document_text"], 240), f"{one['models']} of {len(names)}",
-             f"{one['lead']:.3f}"]
-            for one in found
+            [
+                shortened(change["text"], 160),
+                shortened(change["document_text"], 240),
+                f"{change['models']} of {len(names)}",
+                f"{change['lead']:.3f}",
+            ]
+            for change in found
         ]  # fmt: skip
         header = ["query", "document", "ranked first by", "similarity above the best relevant one"]
         blocks.append(Table(header, rows, f"{score.task}: judgements that are likely missing", folded=True))
@@ -143,7 +149,7 @@ def _doubtful(group: ComparedEvaluations) -> list[Block]:
 
 
 def _pairs(group: ComparedEvaluations, model: str) -> list[tuple[Score, Score]]:
-    """The main scores of the baseline and of a model on the same tasks, where each query has a value."""
+    """Return the main scores of the baseline and of a model on the same tasks, where each query has a value."""
     other: Mapping[str, Score] = {
         score.task: score for one in group.models if one.model == model for score in one.main()
     }

@@ -43,20 +43,24 @@ def classifiers(material: ReportInput) -> Section | None:
         if not judged:
             continue
         rows = [
-            [one["metric"], f"{one['value']:.4f}", f"{one['interval'][0]:.4f} to {one['interval'][1]:.4f}"]
-            for one in judged["scores"]
+            [score["metric"], f"{score['value']:.4f}", f"{score['interval'][0]:.4f} to {score['interval'][1]:.4f}"]
+            for score in judged["scores"]
         ]
-        for one in judged.get("frozen", []):
-            interval = f"{one['interval'][0]:.4f} to {one['interval'][1]:.4f}"
-            rows.append([f"accuracy of the {one['way']}", f"{one['accuracy']:.4f}", interval])
+        for accuracy in judged.get("frozen", []):
+            interval = f"{accuracy['interval'][0]:.4f} to {accuracy['interval'][1]:.4f}"
+            rows.append([f"accuracy of the {accuracy['way']}", f"{accuracy['accuracy']:.4f}", interval])
         blocks.append(Table(["score", "value", "interval"], rows, f"{step.name}: {judged['count']} texts"))
         worst = sorted(judged["classes"], key=lambda one: one["F1"])[:SHOWN]
         blocks.append(
             Table(
                 ["class", "precision", "recall", "F1", "count"],
                 [
-                    [one["label"], *(f"{one[name]:.4f}" for name in ("precision", "recall", "F1")), str(one["count"])]
-                    for one in worst
+                    [
+                        label["label"],
+                        *(f"{label[name]:.4f}" for name in ("precision", "recall", "F1")),
+                        str(label["count"]),
+                    ]
+                    for label in worst
                 ],
                 "Hardest classes",
                 folded=True,
@@ -67,7 +71,7 @@ def classifiers(material: ReportInput) -> Section | None:
             ("Labels that are likely wrong", "label_errors", "likely"),
         ):
             if judged.get(key):
-                texts = [[_text(one["text"]), str(one["label"]), str(one[last])] for one in judged[key][:SHOWN]]
+                texts = [[_text(text["text"]), str(text["label"]), str(text[last])] for text in judged[key][:SHOWN]]
                 blocks.append(Table(["text", "label", last], texts, title, folded=True))
     return Section("Classifiers", blocks) if blocks else None
 
@@ -80,7 +84,7 @@ def indexes(material: ReportInput) -> Section | None:
         found: Sequence[Mapping[str, Any]] = step.described.get("indexes") or []
         if found:
             header = [name.replace("_", " ") for name in found[0]]
-            rows = [[_number(value) for value in one.values()] for one in found]
+            rows = [[_number(value) for value in index.values()] for index in found]
             blocks.append(Table(header, rows, f"{step.name}: indexes"))
     return Section("Indexes", blocks) if blocks else None
 
@@ -155,7 +159,7 @@ LABELS_SHOWN = 30
 
 
 def data_tables(report: Mapping[str, Any]) -> list[DataTable]:
-    """The tables of a report on data, in the order they are read."""
+    """Return the tables of a report on data, in the order they are read."""
     splits: Mapping[str, Mapping[str, Any]] = report["splits"]
     tables: list[DataTable] = [
         ("Splits", ("split", "examples", "share"), _sizes(splits)),
@@ -171,23 +175,23 @@ def data_tables(report: Mapping[str, Any]) -> list[DataTable]:
 
 
 def flow_of(report: Mapping[str, Any]) -> str:
-    """One line: what came in, what went, what came out."""
+    """Return one line: what came in, what went, what came out."""
     dropped, rejected = sum(report["dropped"].values()), sum(report["rejected"].values())
     out = ", ".join(f"{one['examples']:,} {name}" for name, one in report["splits"].items())
     bad = f" ({rejected:,} bad rows left out)" if rejected else ""
-    copies = sum(one.get("augmented", 0) for one in report["splits"].values())
+    copies = sum(split.get("augmented", 0) for split in report["splits"].values())
     more = f" (of which {copies:,} are varied copies)" if copies else ""
     return f"{report['read']:,} examples read{bad}, {dropped:,} dropped: {out}{more}"
 
 
 def data_text(report: Mapping[str, Any]) -> str:
-    """The report for a terminal."""
+    """Return the report for a terminal."""
     parts = [f"{title}\n{text_table(header, rows)}" for title, header, rows in data_tables(report)]
     return "\n\n".join([flow_of(report), *parts])
 
 
 def _sizes(splits: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    total = max(1, sum(one["examples"] for one in splits.values()))
+    total = max(1, sum(split["examples"] for split in splits.values()))
     return [[name, str(one["examples"]), f"{one['examples'] / total:.3f}"] for name, one in splits.items()]
 
 

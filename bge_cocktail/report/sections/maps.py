@@ -92,7 +92,7 @@ def project(embeddings: NDArray[np.float32], reduce: str, seed: int, onto: Plane
 
 
 def planes(points: Points, models: Sequence[str], reduce: str, seed: int) -> dict[tuple[str, str], Plane]:
-    """The maps of models and tasks, each task's turned onto the first model's; none of a model with other texts.
+    """Return the maps of models and tasks, each task's turned onto the first model's; none of a model with other texts.
 
     Args:
         points: As `EvaluationDetails` has them, by model and task.
@@ -194,7 +194,7 @@ def _figure(
 
 
 def _kinds(groups: Sequence[str]) -> list[str]:
-    """The most frequent groups, and what the rest is called."""
+    """Return the most frequent groups, and what the rest is called."""
     counts = Counter(groups)
     if len(counts) <= MOST_GROUPS:
         return sorted(counts)

@@ -38,11 +38,13 @@ def merging(material: ReportInput) -> Section | None:
 
 def _models(step: Step) -> list[Mapping[str, Any]]:
     models = step.described.get("models")
-    return [one for one in models if isinstance(one, dict) and "weight" in one] if isinstance(models, list) else []
+    return (
+        [model for model in models if isinstance(model, dict) and "weight" in model] if isinstance(models, list) else []
+    )
 
 
 def _weights(steps: Sequence[Step], known: Mapping[str, str]) -> Plot:
-    named = [[(_name(one, step, known), float(one["weight"])) for one in _models(step)] for step in steps]
+    named = [[(_name(model, step, known), float(model["weight"])) for model in _models(step)] for step in steps]
     names = list(dict.fromkeys(name for models in named for name, _ in models))
     traces = []
     for place, name in enumerate(names):
@@ -76,13 +78,13 @@ def _weights(steps: Sequence[Step], known: Mapping[str, str]) -> Plot:
 def _trials(step: Step) -> list[Block]:
     trials: Sequence[Mapping[str, Any]] = step.described.get("trials") or []
     blocks: list[Block] = []
-    both = [one for one in trials if one.get("target") is not None and one.get("general") is not None]
+    both = [trial for trial in trials if trial.get("target") is not None and trial.get("general") is not None]
     if both:
-        chosen = [one["weight"] for one in _models(step)]
-        front = sorted((one["target"], one["general"]) for one in both if one.get("on_front"))
-        kept = [one for one in both if _same(one["weights"], chosen)]
+        chosen = [model["weight"] for model in _models(step)]
+        front = sorted((trial["target"], trial["general"]) for trial in both if trial.get("on_front"))
+        kept = [trial for trial in both if _same(trial["weights"], chosen)]
         traces = [
-            _dots("tried", [one for one in both if not one.get("on_front")], MUTED, 8),
+            _dots("tried", [trial for trial in both if not trial.get("on_front")], MUTED, 8),
             {"type": "scatter", "mode": "lines+markers", "name": "front", "x": [x for x, _ in front],
              "y": [y for _, y in front], "line": {"color": colour_of(1)}, "hoverinfo": "skip"},
             _dots("chosen", kept, colour_of(2), 14),
@@ -99,9 +101,9 @@ def _dots(name: str, trials: Sequence[Mapping[str, Any]], colour: str, size: int
         "type": "scatter",
         "mode": "markers",
         "name": name,
-        "x": [one["target"] for one in trials],
-        "y": [one["general"] for one in trials],
-        "text": [", ".join(f"{weight:.2f}" for weight in one["weights"]) for one in trials],
+        "x": [trial["target"] for trial in trials],
+        "y": [trial["general"] for trial in trials],
+        "text": [", ".join(f"{weight:.2f}" for weight in trial["weights"]) for trial in trials],
         "marker": {"color": colour, "size": size},
         "hovertemplate": "weights %{text}<br>target %{x:.4f}<br>general %{y:.4f}<extra></extra>",
     }
@@ -131,10 +133,10 @@ def _distances(step: Step) -> list[Block]:
                 maps[title] = _heat(list(found[name]), found["layers"], rows, scale, (low, 1))
         blocks.append(Plot(f"{step.name}: layer by layer", maps, said="How far each layer was led from the reference."))
     rows = [
-        [f"{Path(one['one']).name} × {Path(one['other']).name}",
-         *("-" if one[name] is None else f"{one[name]:.3f}" for name in ("cosine", "agreement", "conflicts")),
-         one["verdict"] or "; ".join(one["refused"])]
-        for one in found["pairs"]
+        [f"{Path(pair['one']).name} × {Path(pair['other']).name}",
+         *("-" if pair[name] is None else f"{pair[name]:.3f}" for name in ("cosine", "agreement", "conflicts")),
+         pair["verdict"] or "; ".join(pair["refused"])]
+        for pair in found["pairs"]
     ]  # fmt: skip
     header = ["pair", "cosine", "task vectors", "opposite signs", "verdict"]
     blocks.append(Table(header, rows, f"{step.name}: pairs of models"))
@@ -161,6 +163,6 @@ def _heat(
 
 
 def _name(one: Mapping[str, Any], step: Step, known: Mapping[str, str]) -> str:
-    """What evaluations call a model of the same content, else the name of its folder."""
+    """Return what evaluations call a model of the same content, else the name of its folder."""
     path = str(one.get("model", "?"))
     return known.get(str((step.described.get("inputs") or {}).get(path)), Path(path).name)

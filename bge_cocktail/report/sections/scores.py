@@ -61,9 +61,10 @@ def target_and_general(material: ReportInput) -> Section | None:
     blocks: list[Block] = []
     for group in material.evaluated:
         points = [
-            (one.model, target, general)
-            for one in group.models
-            if (target := group.mean(one, "target")) is not None and (general := group.mean(one, "general")) is not None
+            (model.model, target, general)
+            for model in group.models
+            if (target := group.mean(model, "target")) is not None
+            and (general := group.mean(model, "general")) is not None
         ]
         if points:
             blocks.append(_trade(points, _tradeoffs(material, group)))
@@ -75,7 +76,7 @@ def _main_table(group: ComparedEvaluations) -> Table:
     tasks = _tasks(group.models)
     rows: list[list[str | Cell]] = []
     for task, (role, metric) in tasks.items():
-        found = [next((one for one in model.main() if one.task == task), None) for model in group.models]
+        found = [next((score for score in model.main() if score.task == task), None) for model in group.models]
         best = max((one.value for one in found if one is not None), default=0.0)
         row: list[str | Cell] = [Cell(task, f"{role}, {metric}")]
         for model, score in zip(group.models, found, strict=True):
@@ -152,15 +153,15 @@ def _differences(group: ComparedEvaluations) -> dict[str, Any]:
     traces = []
     places = {model.model: place for place, model in enumerate(group.models)}
     for model, changes in group.changes.items():
-        values = [100 * one.difference for one in changes]
+        values = [100 * change.difference for change in changes]
         traces.append(
             {
                 "type": "scatter",
                 "mode": "markers",
                 "name": plain(model),
-                "x": [one.task for one in changes],
+                "x": [change.task for change in changes],
                 "y": [round(value, 3) for value in values],
-                "error_y": _error(values, [(100 * one.interval[0], 100 * one.interval[1]) for one in changes]),
+                "error_y": _error(values, [(100 * change.interval[0], 100 * change.interval[1]) for change in changes]),
                 "marker": {"color": colour_of(places[model]), "size": 10},
                 "hovertemplate": "%{x}<br>%{y:+.1f} points<extra>" + plain(model) + "</extra>",
             }
@@ -208,7 +209,7 @@ def _all_metrics(group: ComparedEvaluations) -> Table:
 
 
 def _models_table(step: Step) -> Table | None:
-    """How each model of an evaluation was judged, and what that cost."""
+    """Return how each model of an evaluation was judged, and what that cost."""
     models: Mapping[str, Any] = step.described.get("models") or {}
     if not isinstance(models, dict) or not models:
         return None
@@ -248,7 +249,7 @@ def _tradeoffs(material: ReportInput, group: ComparedEvaluations) -> list[list[t
 
 
 def _trade(points: Sequence[tuple[str, float, float]], lines: Sequence[Sequence[tuple[str, float, float]]]) -> Plot:
-    front = sorted(one for one in points if not any(_beats(other, one) for other in points))
+    front = sorted(point for point in points if not any(_beats(other, point) for other in points))
     traces: list[dict[str, Any]] = [
         {
             "type": "scatter",

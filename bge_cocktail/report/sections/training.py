@@ -66,7 +66,7 @@ def unfinished(material: ReportInput) -> Section | None:
 
 
 def curves_of(step: Step) -> list[dict[str, Any]]:
-    """The points of a training: of its curves, or of its last checkpoint that can be read."""
+    """Return the points of a training: of its curves, or of its last checkpoint that can be read."""
     file = step.folder / "curves.jsonl"
     if file.is_file():
         return list(_whole_lines(file.read_text(encoding="utf-8")))
@@ -156,15 +156,17 @@ def _search(step: Step) -> list[Block]:
     rows: list[list[str | Cell]] = [
         [
             Cell(
-                str(one["trial"]), "best" if one["trial"] == found["best"] else "", "best" if one is ranked[0] else ""
+                str(trial["trial"]),
+                "best" if trial["trial"] == found["best"] else "",
+                "best" if trial is ranked[0] else "",
             ),
-            *(f"{one[name]:.4g}" if isinstance(one[name], float) else str(one[name]) for name in names),
-            "-" if one["dev"] is None else f"{one['dev']:.4f}",
-            one["state"],
+            *(f"{trial[name]:.4g}" if isinstance(trial[name], float) else str(trial[name]) for name in names),
+            "-" if trial["dev"] is None else f"{trial['dev']:.4f}",
+            trial["state"],
         ]
-        for one in ranked
+        for trial in ranked
     ]
-    complete = [(one["trial"], one["dev"]) for one in trials if one["state"] == "complete"]
+    complete = [(trial["trial"], trial["dev"]) for trial in trials if trial["state"] == "complete"]
     best = [max(value for _, value in complete[: place + 1]) for place in range(len(complete))]
     numbers = [number for number, _ in complete]
     dots = {"type": "scatter", "mode": "markers", "name": "trial", "x": numbers, "y": [value for _, value in complete]}

@@ -93,7 +93,7 @@ def read_class_data(source: Source, options: ClassifyOptions, names: Sequence[st
 
 
 def read_test(source: Source, options: ClassifyOptions, known: ClassifierData) -> LabelledTexts | None:
-    """The test split of a folder or data set; None where it has none.
+    """Return the test split of a folder or data set; None where it has none.
 
     Args:
         source: What to read.

@@ -33,7 +33,7 @@ BINS = 15
 
 
 def dev_metrics(logits: NDArray[np.float32], data: LabelledTexts, options: ClassifyOptions) -> dict[str, float]:
-    """What is watched while a classifier is tuned.
+    """Return what is watched while a classifier is tuned.
 
     Args:
         logits: Shape (texts, classes).
@@ -73,7 +73,7 @@ def log_losses(
 
 
 def calibration_temperature(logits: NDArray[np.float32], data: LabelledTexts, multi_label: bool) -> float:
-    """The temperature with the least cross-entropy on dev (Guo et al., arXiv:1706.04599).
+    """Return the temperature with the least cross-entropy on dev (Guo et al., arXiv:1706.04599).
 
     Args:
         logits: Shape (texts, classes).
@@ -112,7 +112,7 @@ LENGTHS = (8, 16, 32, 64, 128, 256)
 def mistakes(
     data: LabelledTexts, found: NDArray[np.float64], guessed: NDArray[np.bool_], labels: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """The mistakes that it is surest of.
+    """Return the mistakes that it is surest of.
 
     Args:
         data: Texts and labels.
@@ -137,7 +137,7 @@ def mistakes(
 
 
 def confusions(matrix: NDArray[np.int_], labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Which label is taken for which, the most frequent first.
+    """Return which label is taken for which, the most frequent first.
 
     Args:
         matrix: Texts by true label (rows) and predicted one, shape (classes, classes).
@@ -197,7 +197,7 @@ def likely_label_errors(data: LabelledTexts, found: NDArray[np.float64], labels:
     """
     given = np.array([numbers[0] for numbers in data.labels])
     own = [found[given == number, number] for number in range(len(labels))]
-    means = np.array([one.mean() if len(one) else np.inf for one in own])
+    means = np.array([label.mean() if len(label) else np.inf for label in own])
     reached = np.where(found >= means, found, -1.0)
     other = reached.argmax(axis=1)
     rows = np.flatnonzero((reached.max(axis=1) >= 0) & (other != given))
@@ -379,7 +379,7 @@ def _scores(
         values: list[float] = []
 
         def statistic(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
-            found = np.array([of(one.astype(int)) for one in drawn])
+            found = np.array([of(row.astype(int)) for row in drawn])
             values.extend(found.tolist())
             return found
 
@@ -475,7 +475,7 @@ def probe(encoder: Encoder, train: LabelledTexts, dev: LabelledTexts, texts: Seq
 def nearest_neighbours(
     encoder: Encoder, train: LabelledTexts, dev: LabelledTexts, texts: Sequence[Text]
 ) -> dict[str, Any]:
-    """The label that the nearest texts of train vote for, by their similarity; how many vote is chosen on dev.
+    """Return the label that the nearest texts of train vote for, by their similarity; how many vote is chosen on dev.
 
     See `probe` for the arguments.
 

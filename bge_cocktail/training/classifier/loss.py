@@ -123,7 +123,7 @@ class LabelLoss(nn.Module):
         self.register_buffer("class_weights", class_weights.to(model.device), persistent=False)
 
     def forward(self, chunks: Sequence[dict[str, Tensor]], targets: Mapping[str, Any]) -> Tensor:
-        """The loss of a batch."""
+        """Return the loss of a batch."""
         with fast_attention(self._device.type), joint_lookup(chunks, self._device.type, self._options.compile):
             logits = torch.cat([self.model(dict(chunk))["scores"] for chunk in chunks])
         with torch.autocast(self._device.type, enabled=False):
@@ -137,7 +137,7 @@ class LabelLoss(nn.Module):
 
 
 def label_loss(logits: Tensor, labels: Tensor, options: ClassifyOptions, class_weights: Tensor) -> Tensor:
-    """The loss of each text.
+    """Return the loss of each text.
 
     One of several classes: cross-entropy, with label smoothing (arXiv:1512.00567) or focal, ``(1 - p) ** gamma`` times
     the loss (arXiv:1708.02002), times the weight of the text's class. Any number of labels: the mean over the labels of
@@ -169,7 +169,7 @@ def label_loss(logits: Tensor, labels: Tensor, options: ClassifyOptions, class_w
 
 
 def class_weights(data: LabelledTexts, classes: int, options: ClassifyOptions) -> Tensor:
-    """What the loss of each class is multiplied by, shape (classes,); all ones unless they shall count alike.
+    """Return what the loss of each class is multiplied by, shape (classes,); all ones unless they shall count alike.
 
     Balanced, a class of n texts of all N has N / (classes x n), as in scikit-learn; where texts may have several
     labels, (N - n) / n, so that having a label weighs as much as not having it.

@@ -55,7 +55,7 @@ class ClassifierObjective:
         return [checkpoint.name for checkpoint in self.plan.checkpoints]
 
     def losses(self, rows: Sequence[int]) -> list[float]:
-        """The cross-entropy of models on the examples, each under the head that it brings into the merge."""
+        """Return the cross-entropy of models on the examples, each under the head that it brings into the merge."""
         found = []
         for row in rows:
             put_tensors(self.parameters, ((key, tiles_of(source_of(self.plan, row, key))) for key in self.parameters))
@@ -63,7 +63,7 @@ class ClassifierObjective:
         return found
 
     def chance(self) -> float:
-        """The cross-entropy of equal probabilities."""
+        """Return the cross-entropy of equal probabilities."""
         settings = self.classifier.settings
         return float(np.log(2 if settings.multi_label else len(settings.labels)))
 

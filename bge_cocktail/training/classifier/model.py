@@ -65,7 +65,7 @@ class ClassifierConfig(Options):
 
 
 def read_config(folder: Path) -> ClassifierConfig:
-    """The settings of a classifier; of one that isn't ours, what its config says.
+    """Return the settings of a classifier; of one that isn't ours, what its config says.
 
     Raises:
         DataError: It is no classifier, or its settings are broken.
@@ -115,7 +115,7 @@ class Classifier:
 
 
 def make_classifier(base: Path, labels: Sequence[str], options: ClassifyOptions, device: str) -> CrossEncoder:
-    """An encoder with a new head.
+    """Return an encoder with a new head.
 
     A base that is a classifier of the same labels keeps its head.
 
@@ -143,7 +143,7 @@ def make_classifier(base: Path, labels: Sequence[str], options: ClassifyOptions,
 
 def head_parameters(model: CrossEncoder) -> list[str]:
     """Names of the parameters that are not the encoder's."""
-    body = {id(one) for one in model[0].auto_model.base_model.parameters()}
+    body = {id(parameter) for parameter in model[0].auto_model.base_model.parameters()}
     return [name for name, one in model.named_parameters() if id(one) not in body]
 
 
@@ -191,7 +191,7 @@ def load_classifier(name: str | Path, *, device: str = "auto") -> Classifier:
 
 
 def _native(base: Path, labels: Sequence[str], options: ClassifyOptions) -> CrossEncoder:
-    """The architecture's own head (AutoModelForSequenceClassification)."""
+    """Return the architecture's own head (AutoModelForSequenceClassification)."""
     import torch
     from sentence_transformers import CrossEncoder
     from sentence_transformers.base.modules import Transformer

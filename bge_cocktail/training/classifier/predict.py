@@ -57,7 +57,7 @@ class Tokens:
         return batches_by_tokens(self.lengths, budget)
 
     def features(self, places: Sequence[int]) -> dict[str, Any]:
-        """What the model takes, for some of the texts."""
+        """Return what the model takes, for some of the texts."""
         chosen = {name: [values[place] for place in places] for name, values in self._encoded.items()}
         padded = self._tokenizer.pad(chosen, padding=True, return_tensors="pt")
         return {**padded, "modality": "text"}
@@ -209,7 +209,7 @@ def cleaned(texts: Sequence[Text], settings: ClassifierConfig) -> list[Text]:
 
 
 def read_texts(path: Path, settings: ClassifierConfig, columns: str = "") -> Iterator[tuple[str, Text, dict[str, Any]]]:
-    """The texts of a file, one at a time: JSON Lines, CSV, TSV or Parquet with columns, or plain lines.
+    """Yield the texts of a file, one at a time: JSON Lines, CSV, TSV or Parquet with columns, or plain lines.
 
     Args:
         path: The file.
@@ -261,7 +261,7 @@ def predict_file(
 
 
 def as_json(row: dict[str, Any], prediction: Prediction, settings: ClassifierConfig) -> str:
-    """A line of JSON: the row, ``predicted`` and ``probabilities`` by label."""
+    """Return a line of JSON: the row, ``predicted`` and ``probabilities`` by label."""
     shown: Any = list(prediction.labels) if settings.multi_label else prediction.labels[0]
     named = zip(settings.labels, prediction.probabilities.tolist(), strict=True)
     # a table's empty cell may be NaN, which JSON has no word for
@@ -271,7 +271,7 @@ def as_json(row: dict[str, Any], prediction: Prediction, settings: ClassifierCon
 
 
 def chosen(logits: NDArray[np.floating[Any]], multi_label: bool, threshold: float = 0.5) -> NDArray[np.bool_]:
-    """What is predicted: the likeliest class, or all labels whose probability reaches the threshold.
+    """Return what is predicted: the likeliest class, or all labels whose probability reaches the threshold.
 
     Returns:
         True for predicted labels, shape (texts, classes).

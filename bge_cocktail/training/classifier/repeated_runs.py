@@ -29,7 +29,7 @@ Runs = Mapping[str, tuple[ClassifierData, ClassifyOptions]]
 
 
 def seed_runs(data: ClassifierData, options: ClassifyOptions, seeds: Sequence[int]) -> Runs:
-    """One run for each seed, which also draws its own texts where `per_class` says how many.
+    """Return one run for each seed, which also draws its own texts where `per_class` says how many.
 
     Raises:
         UsageError: Fewer than two seeds, or one twice.

@@ -156,7 +156,7 @@ def train_on_pairs(
 
 
 def fit_head(tuned: Path, data: ClassifierData, options: ClassifyOptions) -> CrossEncoder:
-    """A logistic head on the embeddings of train, put behind the encoder.
+    """Return a logistic head on the embeddings of train, put behind the encoder.
 
     Args:
         tuned: The encoder.
@@ -252,7 +252,7 @@ def train_classifier(
 
 
 def training_key(base: str | Path, data: ClassifierData, options: ClassifyOptions) -> str:
-    """The key that run.json of the same training has."""
+    """Return the key that run.json of the same training has."""
     inputs = {"base": hash_path(model_folder(base)), "data": data.hash}
     return step_key("classify train", options.model_dump(mode="json"), inputs)
 

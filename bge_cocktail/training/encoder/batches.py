@@ -85,9 +85,9 @@ class Batches:
         """Batches that each group gives in an epoch; with a power below 1, as many in all as without."""
         natural = np.array([-(-len(group) // self._size) for group in self._groups])
         if self._options.mix_power == 1 or len(natural) < 2:
-            return [int(one) for one in natural]
+            return [int(share) for share in natural]
         shares = np.array([len(group) for group in self._groups]) ** self._options.mix_power
-        return [max(1, round(one)) for one in natural.sum() * shares / shares.sum()]
+        return [max(1, round(share)) for share in natural.sum() * shares / shares.sum()]
 
     def _lane(self, group: NDArray[np.int64], count: int, generator: np.random.Generator) -> Iterator[Batch]:
         """Batches of one group: as often through its rows as it takes, each time in a new order."""
@@ -236,7 +236,7 @@ class Collator:
 
 
 def _drawn(record: Record, negatives: int, seed: tuple[int, ...]) -> Record:
-    """A record with a draw of its negatives, the same in every process and after a crash."""
+    """Return a record with a draw of its negatives, the same in every process and after a crash."""
     if len(record.neg) <= negatives:
         return record
     chosen = sorted(np.random.default_rng(seed).permutation(len(record.neg))[:negatives].tolist())

@@ -52,7 +52,7 @@ def check_training(base: Path, options: TrainOptions, general: Sequence[TaskPath
         where = f"tasks.{task}: " if task else ""
         for length in (own.max_length, own.query_max_length):
             attempt(partial(check_length, base, length))
-        problems += [where + one for one in _losses(own)]
+        problems += [where + loss for loss in _losses(own)]
     problems += [*common_problems(base, options), *_together(options), *_sizes(base, options)]
     attempt(lambda: check_general(general, options.general_split))
     if problems:
@@ -76,7 +76,7 @@ def check_pairs(rows: TrainingPairs, options: TrainOptions, processes: int = 1) 
         )
     for task in options.tasks:
         if task not in rows.tasks:
-            named = [one for one in rows.tasks if one]
+            named = [task for task in rows.tasks if task]
             hint = nearest(task, named) if named else " The records name no tasks."
             raise UsageError(f"tasks.{task}: no record is of that task.{hint}")
     counts = np.bincount(rows.task_of, minlength=len(rows.tasks))
@@ -181,7 +181,7 @@ def _sharding(options: TrainOptions) -> Iterator[str]:
 
 def _sizes(base: Path, options: TrainOptions) -> Iterator[str]:
     dimensions = options.dense or _dimensions(base)
-    wrong = [one for one in options.matryoshka if not 0 < one < (dimensions or 10**9)]
+    wrong = [width for width in options.matryoshka if not 0 < width < (dimensions or 10**9)]
     if wrong:
         yield f"matryoshka={','.join(map(str, wrong))}: sizes are below the embeddings' {dimensions}"
 

@@ -48,7 +48,7 @@ class BatchLoss(CachedLossMixin, nn.Module):
         self._base = (copy.deepcopy(model).eval().requires_grad_(False),) if by_embeddings else ()
 
     def forward(self, chunks: Sequence[Chunk], targets: Mapping[str, Any]) -> Tensor | dict[str, Tensor]:
-        """The loss of a batch; where there are several, by name, and their sum is trained on."""
+        """Return the loss of a batch; where there are several, by name, and their sum is trained on."""
         anchors = self._anchors(chunks)
         chunks = self._as_many(chunks)
         if self._options.gradient_cache and self.training and torch.is_grad_enabled():
@@ -65,21 +65,21 @@ class BatchLoss(CachedLossMixin, nn.Module):
         return losses if len(losses) > 1 else next(iter(losses.values()))
 
     def calculate_loss(self, reps: list[list[Tensor]], labels: Any = None, *, with_backward: bool = False) -> Tensor:
-        """The loss of chunks that are embedded already, as sentence-transformers' gradient cache asks for it."""
+        """Return the loss of chunks that are embedded already, as sentence-transformers' gradient cache asks for it."""
         losses = self._losses(torch.cat([one for [one] in reps]), labels, labels["anchors"])
         total: Tensor = torch.stack(list(losses.values())).sum()
         if with_backward:
             # the heads' gradients wait for the factor that the real backward pass brings (accumulation, fp16's scale)
-            before = [one.grad for one in self.heads.parameters()]
+            before = [parameter.grad for parameter in self.heads.parameters()]
             self.heads.zero_grad()
             total.backward()
-            self._of_heads = [one.grad for one in self.heads.parameters()]
+            self._of_heads = [parameter.grad for parameter in self.heads.parameters()]
             for one, gradient in zip(self.heads.parameters(), before, strict=True):
                 one.grad = gradient
         return total.detach() if with_backward else total
 
     def embed_minibatch(self, *given: Any, **more: Any) -> Any:
-        """A chunk's embeddings, in the backward pass by the same arithmetic as before."""
+        """Return a chunk's embeddings, in the backward pass by the same arithmetic as before."""
         with fast_attention(self._device.type):
             return super().embed_minibatch(*given, **more)
 
@@ -136,13 +136,13 @@ class BatchLoss(CachedLossMixin, nn.Module):
 
 
 def loss_settings(options: TrainOptions) -> LossSettings:
-    """What the losses need to know of the options."""
+    """Return what the losses need to know of the options."""
     names = LossSettings.__dataclass_fields__
     return LossSettings(**{name: getattr(options, name) for name in names})
 
 
 def _gathered(own: Tensor, counts: Sequence[int]) -> Tensor:
-    """The tensors of all processes, one after the other; only the own one has a gradient."""
+    """Return the tensors of all processes, one after the other; only the own one has a gradient."""
     import torch.distributed as dist
 
     room = own.new_zeros((max(counts), own.shape[1]))
@@ -155,7 +155,7 @@ def _gathered(own: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def _head(model: SentenceTransformer) -> nn.Module:
-    """A linear map that at first changes nothing."""
+    """Return a linear map that at first changes nothing."""
     dimensions = model.get_embedding_dimension()
     head = nn.Linear(dimensions, dimensions, bias=False, device=model.device)
     nn.init.eye_(head.weight)

@@ -113,7 +113,7 @@ def _result(folder: Path) -> dict[str, float]:
 def _judged(
     folder: Path, dev: RetrievalData | None, general: Sequence[TaskPath], options: TrainOptions
 ) -> dict[str, float]:
-    """The soup by what the seeds are judged by."""
+    """Return the soup by what the seeds are judged by."""
     from bge_cocktail.training.encoder.validation import PRIMARY, make_validation
 
     device = choose_device(options.device)

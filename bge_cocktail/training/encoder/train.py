@@ -58,7 +58,7 @@ def make_trainer(
     report: Callable[[int, float], None] | None = None,
     more_callbacks: Sequence[TrainerCallback] = (),
 ) -> Trainer:
-    """A trainer over rows, ready to run.
+    """Return a trainer over rows, ready to run.
 
     Args:
         model: The model to tune, on its device, its parameters prepared.
@@ -168,7 +168,7 @@ def train(
 
 
 def training_key(base: str | Path, records: Sequence[Record], options: TrainOptions, dev: RetrievalData | None) -> str:
-    """The key that run.json of the same training has."""
+    """Return the key that run.json of the same training has."""
     inputs = [hash_path(model_folder(base)), hash_records(records), hash_retrieval(dev)]
     return step_key("train", _what_counts(options), dict(zip("abc", inputs, strict=True)))
 
@@ -271,12 +271,12 @@ def _prepare(
 
 
 def _what_counts(options: TrainOptions) -> dict[str, Any]:
-    """The options that name a training; how the model is shared out changes nothing in what it learns."""
+    """Return the options that name a training; how the model is shared out changes nothing in what it learns."""
     return options.model_dump(mode="json", exclude={"shard"})
 
 
 def _model(folder: Path, options: TrainOptions, device: str) -> tuple[SentenceTransformer, Callable[[], object]]:
-    """The model as it is trained, and what merges adapters in."""
+    """Return the model as it is trained, and what merges adapters in."""
     from bge_cocktail.training.engine.parameters import prepare_parameters
 
     model = load_encoder(folder, device=device)

@@ -108,7 +108,7 @@ class TrainingPairs(Sequence[Record]):
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
+            return [self[row] for row in range(*index.indices(len(self)))]
         record = self._records[int(self._record_of[index])]
         place = int(self._positive_of[index])
         if place == 0:
@@ -120,7 +120,7 @@ class TrainingPairs(Sequence[Record]):
         return (self[index] for index in range(len(self)))
 
     def known_positives(self, queries: Sequence[str]) -> Mapping[str, set[str]]:
-        """All positives that any row gives for some queries; queries and texts in their normalised form."""
+        """Return all positives that any row gives for some queries; queries and texts in their normalised form."""
         found: dict[str, set[str]] = {}
         for query in map(normalise, queries):
             if query in found:
@@ -129,12 +129,14 @@ class TrainingPairs(Sequence[Record]):
             first, last = (int(np.searchsorted(self._sorted, key, side)) for side in ("left", "right"))
             rows = {int(self._record_of[row]) for row in self._order[first:last]}
             records = (self._records[row] for row in sorted(rows)) if last - first > 1 else ()
-            found[query] = {normalise(text) for one in records if normalise(one.query) == query for text in one.pos}
+            found[query] = {
+                normalise(text) for record in records if normalise(record.query) == query for text in record.pos
+            }
         return found
 
 
 def hash_records(records: Sequence[Record]) -> str:
-    """The hash that the rows of these records have."""
+    """Return the hash that the rows of these records have."""
     known: str | None = getattr(records, "hash", None)
     if known is not None:
         return known
@@ -150,7 +152,7 @@ def hash_retrieval(judged: Any) -> str:
 
 
 def _uses(record: Record, options: TrainOptions) -> tuple[str, ...]:
-    """What kinds of loss can learn from a record."""
+    """Return what kinds of loss can learn from a record."""
     negatives = min(len(record.neg), options.negatives)
     kinds: tuple[str, ...] = ()
     if negatives or (record.in_batch_negatives and options.in_batch_negatives):
@@ -163,5 +165,5 @@ def _uses(record: Record, options: TrainOptions) -> tuple[str, ...]:
 
 
 def _moved(values: tuple[Any, ...], place: int) -> tuple[Any, ...]:
-    """The value at a place first, then the others."""
+    """Return the value at a place first, then the others."""
     return (values[place], *values[:place], *values[place + 1 :])

@@ -71,7 +71,7 @@ def make_validation(
     prompts: Prompts,
     precision: str,
 ) -> Callable[[SentenceTransformer], dict[str, float]] | None:
-    """A function that judges the model as it is.
+    """Return a function that judges the model as it is.
 
     Args:
         dev: A retrieval task; gives ``dev_nDCG@10`` and ``dev_loss``, InfoNCE in batches.

@@ -128,7 +128,7 @@ class StopCallback(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def _anyone(self, args: Any) -> bool:
-        """Whether any process was told to stop: all must save at the same step."""
+        """Return whether any process was told to stop: all must save at the same step."""
         import torch.distributed as dist
 
         told = self.signal is not None
@@ -152,7 +152,9 @@ class AnchorCallback(TrainerCallback):
 
     def __init__(self, strength: float, model: torch.nn.Module) -> None:
         self._strength = strength
-        self._base = [(one, one.detach().clone()) for one in model.parameters() if one.requires_grad]
+        self._base = [
+            (parameter, parameter.detach().clone()) for parameter in model.parameters() if parameter.requires_grad
+        ]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         for parameter, base in self._base:

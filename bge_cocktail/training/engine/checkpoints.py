@@ -44,7 +44,7 @@ def shard(model: SentenceTransformer, heads: Sequence[nn.Module], processes: int
 
 
 def whole(values: Any, keep: bool = True) -> Any:
-    """The tensors of a state, put together from the parts that all processes hold.
+    """Return the tensors of a state, put together from the parts that all processes hold.
 
     Args:
         values: A tensor, or mappings and lists of them.
@@ -79,7 +79,7 @@ def load_whole(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
 
 def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Put an optimizer's whole state into it, each process its part where the parameters are cut."""
-    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments = {
         number: {name: part(value, parameters[number]) for name, value in kept.items()}
         for number, kept in state["state"].items()
@@ -88,7 +88,7 @@ def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, A
 
 
 def _embeddings(model: SentenceTransformer) -> list[nn.Module]:
-    """The embeddings of tokens; none where the model has no transformer, or one that doesn't say."""
+    """Return the embeddings of tokens; none where the model has no transformer, or one that doesn't say."""
     try:
         found = model[0].auto_model.get_input_embeddings()
     except (AttributeError, NotImplementedError):
@@ -140,7 +140,7 @@ def seal(folder: Path) -> None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a checkpoint was written to its end, and holds what was written."""
+    """Return whether a checkpoint was written to its end, and holds what was written."""
     try:
         hashes: dict[str, Any] = json.loads((folder / SEAL).read_text())
         return bool(hashes) and all(hash_file(folder / name) == value for name, value in hashes.items())
@@ -149,18 +149,18 @@ def is_whole(folder: Path) -> bool:
 
 
 def had_stopped(folder: Path, options: CommonTrainOptions) -> bool:
-    """Whether a checkpoint is of the step after which its training stopped early."""
+    """Return whether a checkpoint is of the step after which its training stopped early."""
     state = json.loads((folder / "trainer_state.json").read_text())
     kept = state.get("stateful_callbacks", {}).get("EarlyStoppingCallback", {}).get("attributes", {})
     return bool(options.patience) and kept.get("early_stopping_patience_counter", 0) >= options.patience
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """All checkpoints, the newest first, whole or not."""
+    """Return all checkpoints, the newest first, whole or not."""
     found = [path for path in folder.glob("checkpoint-*") if path.name.rsplit("-", 1)[1].isdigit()]
     return sorted(found, key=lambda path: -int(path.name.rsplit("-", 1)[1]))
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint; ones that were cut off or damaged are passed over."""
+    """Return the newest whole checkpoint; ones that were cut off or damaged are passed over."""
     return next((path for path in checkpoints_in(folder) if is_whole(path)), None)

@@ -58,18 +58,18 @@ class OneLookup(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         if self._weight is None:
             self._weight = weight
-            flat = func(torch.cat([one.flatten() for one in self._tokens]), weight, *more, **(kwargs or {}))
-            self._found = flat.split([one.numel() for one in self._tokens])
+            flat = func(torch.cat([token.flatten() for token in self._tokens]), weight, *more, **(kwargs or {}))
+            self._found = flat.split([token.numel() for token in self._tokens])
         return self._found[place].view(*tokens.shape, -1)
 
 
 def fast_attention(device: str) -> AbstractContextManager[Any]:
-    """What makes attention quick on a device."""
+    """Return what makes attention quick on a device."""
     return AttentionInFull() if device == "cpu" else nullcontext()
 
 
 def joint_lookup(chunks: Sequence[Mapping[str, Any]], device: str, compiled: bool) -> AbstractContextManager[Any]:
-    """What makes looking up tokens quick: `OneLookup` on a CPU, where it was measured.
+    """Return what makes looking up tokens quick: `OneLookup` on a CPU, where it was measured.
 
     Args:
         chunks: Features of each chunk.

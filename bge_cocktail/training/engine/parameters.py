@@ -64,16 +64,16 @@ def _words(options: CommonTrainOptions) -> Iterator[str]:
         ("optimizer", options.optimizer, OptimizerNames),
         ("schedule", options.schedule, SchedulerType),
     ):
-        known = [one.value for one in kinds]
+        known = [kind.value for kind in kinds]
         if value not in known:
             yield f"{name}: transformers has no '{value}'.{nearest(value, known)}"
-    if options.schedule in [one.value for one in SchedulerType] and not _can_schedule(options.schedule):
+    if options.schedule in [kind.value for kind in SchedulerType] and not _can_schedule(options.schedule):
         yield f"schedule {options.schedule} needs arguments of its own, which can't be given here"
-    for one in options.report_to:
-        if one not in REPORTERS:
-            yield f"report_to: no '{one}'.{nearest(one, REPORTERS)}"
-        elif not (find_spec(one) or (one == "tensorboard" and find_spec("tensorboardX"))):
-            yield f"report_to: {one} is not installed; pip install {one}"
+    for tracker in options.report_to:
+        if tracker not in REPORTERS:
+            yield f"report_to: no '{tracker}'.{nearest(tracker, REPORTERS)}"
+        elif not (find_spec(tracker) or (tracker == "tensorboard" and find_spec("tensorboardX"))):
+            yield f"report_to: {tracker} is not installed; pip install {tracker}"
 
 
 def _can_schedule(name: str) -> bool:

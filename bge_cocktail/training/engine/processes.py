@@ -38,7 +38,7 @@ class Processes:
         return self.number == 0
 
     def device(self, device: str) -> str:
-        """The device of this process, where it is one of several of a kind."""
+        """Return the device of this process, where it is one of several of a kind."""
         return str(_state(device).device) if self.count > 1 and device.startswith("cuda") else device
 
     def wait(self) -> None:
@@ -59,7 +59,7 @@ class Processes:
 
 
 def is_first_process() -> bool:
-    """Whether this process was started alone, or is the first of several."""
+    """Return whether this process was started alone, or is the first of several."""
     return os.environ.get("RANK", "0") == "0"
 
 

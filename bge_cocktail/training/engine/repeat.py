@@ -178,6 +178,11 @@ def search(
 
 
 def check_names(names: Sequence[str], space: Space) -> None:
+    """Raise unless all names are options that can be searched.
+
+    Raises:
+        UsageError: One isn't; with the nearest name.
+    """
     for name in names:
         if name not in space:
             raise UsageError(f"search: no '{name}'.{nearest(name, space)}")
@@ -186,8 +191,8 @@ def check_names(names: Sequence[str], space: Space) -> None:
 def _take_up(study: Any) -> int:
     """Have a trial that was cut off begin again with the options it had; how many trials are done."""
     trials = study.get_trials(deepcopy=False)
-    done = [one for one in trials if one.state.name in ("COMPLETE", "PRUNED")]
-    tried = [one.params for one in done]
+    done = [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED")]
+    tried = [trial.params for trial in done]
     for one in trials:
         if one.state.name == "RUNNING":  # killed; one that was interrupted has failed
             study.tell(one.number, state=type(one.state).FAIL)
@@ -198,7 +203,7 @@ def _take_up(study: Any) -> int:
 
 
 def _allowed(options: Any, space: Space, name: str) -> bool:
-    """Whether the given value lies in the space."""
+    """Return whether the given value lies in the space."""
     kind, *values = space[name]
     value = getattr(options, name)
     if value is None:
@@ -214,7 +219,7 @@ def _suggest(trial: Any, space: Space, name: str) -> Any:
 
 
 def _try(trial: Any, working: Path, options: Any, attempt: Attempt) -> float:
-    """One training; the dev metric of the checkpoint that it keeps."""
+    """Return one training; the dev metric of the checkpoint that it keeps."""
     import optuna
 
     evaluations = count()
@@ -239,7 +244,7 @@ def _try(trial: Any, working: Path, options: Any, attempt: Attempt) -> float:
 
 
 def _keep_best(working: Path) -> Callable[[Any, Any], None]:
-    """A callback that removes the models that are not the best."""
+    """Return a callback that removes the models that are not the best."""
 
     def tidy(study: Any, _trial: Any) -> None:
         try:

@@ -94,7 +94,7 @@ def _begin(working: Path, what: str, key: str, resume: bool, overwrite: bool) ->
 
 
 def _came_far(working: Path) -> bool:
-    """Whether there is anything to go on from, and no loss that was no number."""
+    """Return whether there is anything to go on from, and no loss that was no number."""
     if (working / BAD_BATCH_FILE).is_file():
         return False
     return any(path.is_file() and path.name != RUN_FILE for path in working.rglob("*"))
@@ -129,7 +129,7 @@ PICTURE_FILE = "curves.png"
 
 
 def history(state: Any, primary: str | None) -> dict[str, Any]:
-    """What a trainer's state tells of a training: steps, the best of them, the curves.
+    """Return what a trainer's state tells of a training: steps, the best of them, the curves.
 
     Args:
         state: Of the trainer.
@@ -175,14 +175,14 @@ _LEFT_AWAY = (
 
 
 def _curve_point(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """One line of the curves: step, epoch, and the losses and learning rate, or what was watched."""
+    """Return one line of the curves: step, epoch, and the losses and learning rate, or what was watched."""
     # in an order of their own: a checkpoint has sorted those before it
     values = {name.removeprefix("eval_"): value for name, value in sorted(entry.items()) if name not in _LEFT_AWAY}
     return {"step": entry["step"], "epoch": round(entry.get("epoch", 0), 4), **values}
 
 
 def _before_and_after(curves: Sequence[Mapping[str, Any]], step: int) -> dict[str, tuple[float, float]]:
-    """The scores of each general task before training, and those of the weights that are kept."""
+    """Return the scores of each general task before training, and those of the weights that are kept."""
     found: dict[str, tuple[float, float]] = {}
     for point in curves:
         for name in (name for name in point if name.startswith("general_")):

@@ -56,7 +56,7 @@ def make_arguments(
     watched: bool,
     primary: str | None,
 ) -> SentenceTransformerTrainingArguments:
-    """The arguments of the trainer.
+    """Return the arguments of the trainer.
 
     Args:
         options: How to tune.
@@ -182,11 +182,11 @@ class Trainer(SentenceTransformerTrainer):
         )
 
     def collect_features(self, inputs: dict[str, Any]) -> tuple[Any, Any]:
-        """A batch as `Collator` makes it: chunks of features, and the targets."""
+        """Return a batch as `Collator` makes it: chunks of features, and the targets."""
         return inputs["chunks"], inputs["targets"]
 
     def parts(self) -> nn.Module:
-        """All that is trained: the model, and the heads of tasks."""
+        """Return all that is trained: the model, and the heads of tasks."""
         return nn.ModuleDict({"model": self.model, "heads": self.loss.heads})
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -208,7 +208,7 @@ class ShardedTrainer(Trainer):
         self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
 
     def evaluation_loop(self, *given: Any, metric_key_prefix: str = "eval", **more: Any) -> Any:
-        """All processes judge the model, for all are needed whenever it embeds; what the first finds holds."""
+        """Return all processes judge the model, for all are needed whenever it embeds; what the first finds holds."""
         evaluator, self.evaluator = self.evaluator, None
         try:
             output = super().evaluation_loop(*given, metric_key_prefix=metric_key_prefix, **more)
@@ -248,7 +248,7 @@ def assemble(
     more_callbacks: Sequence[TrainerCallback] = (),
     kind: type[Trainer] = Trainer,
 ) -> Trainer:
-    """A trainer of any of sentence-transformers' models, ready to run.
+    """Return a trainer of any of sentence-transformers' models, ready to run.
 
     Args:
         model: On its device, its parameters prepared.
@@ -300,7 +300,7 @@ def explain_failure(error: Exception, trainer: Trainer, options: CommonTrainOpti
 
 
 def _cure(options: CommonTrainOptions) -> str:
-    """What to change and to what, the least harmful first."""
+    """Return what to change and to what, the least harmful first."""
     if isinstance(options, TrainOptions) and not options.gradient_cache:
         return f"add --gradient-cache, which keeps batch size {options.batch_size} and its in-batch negatives"
     tokens = options.chunk_tokens or 16384
