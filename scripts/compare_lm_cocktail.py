@@ -3,7 +3,7 @@
     .venv/bin/python scripts/compare_lm_cocktail.py [--python PATH] [--write]
 
 LM_Cocktail runs in an environment of its own under .peers/, or in that of --python. --write stores its numbers as
-tests/goldens/lm_cocktail.json, which tests/test_weights.py holds ours to.
+tests/goldens/lm_cocktail.json, which tests/merging/test_weights.py holds ours to.
 """
 
 from __future__ import annotations

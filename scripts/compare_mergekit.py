@@ -3,7 +3,7 @@
     .venv/bin/python scripts/compare_mergekit.py [--mergekit PATH/TO/mergekit-yaml] [--write]
 
 Without --mergekit, mergekit is installed into an environment of its own under .peers/. --write stores what mergekit
-gave as tests/goldens/mergekit.json, which tests/test_merge_methods.py holds our methods to.
+gave as tests/goldens/mergekit.json, which tests/merging/test_merge_methods.py holds our methods to.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def test_contributing_adds_a_method_that_keeps_the_laws(
 
 
 def test_contributing_adds_a_step_and_a_filter(monkeypatch: pytest.MonkeyPatch) -> None:
-    from test_mining import HashEncoder
+    from test_miner import HashEncoder
 
     from bge_cocktail.data.record import Record
     from bge_cocktail.mining.filters import negative_filters
@@ -100,6 +100,28 @@ def test_contributing_adds_a_step_and_a_filter(monkeypatch: pytest.MonkeyPatch) 
     documents = [f"document {number}" for number in range(20)]
     mined = mine([Record("q", ("a",))], HashEncoder(), MineOptions(relative_margin=None, depth=20), corpus=documents)
     assert mined.dropped["in the first three ranks"] == 3
+
+
+def test_contributing_adds_a_kind_of_task(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from conftest import write_lines
+
+    from bge_cocktail.evaluating.evaluate import evaluate
+    from bge_cocktail.evaluating.tasks.task import TaskKind, interval_of, open_task, tasks
+    from bge_cocktail.models.encoder import CachedEncoder
+    from bge_cocktail.options import EvaluateOptions
+
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    code = re.search(r"(    class Titles\(TaskKind\):\n.*?tasks\(\"titles\"\)\(Titles\(\)\)\n)", text, re.DOTALL)
+    monkeypatch.setattr(tasks, "_entries", dict(tasks._all()))
+    names = {"TaskKind": TaskKind, "tasks": tasks, "interval_of": interval_of, "__name__": "plugin"}
+    exec("\n".join(line[4:] for line in code[1].splitlines()), names)
+    rows: list[dict[str, object]] = [{"title": word, "body": word} for word in ("dog", "river", "apple")]
+    write_lines(tmp_path / "test.jsonl", [*rows, {"title": "boat", "body": "dog"}])
+    task = open_task(tmp_path, "target")
+    assert task.kind == "titles"
+    assert evaluate(CachedEncoder(tiny), [task])[0].value == 0.75
+    every = EvaluateOptions(plugin_options={"nearest": "4"})
+    assert evaluate(CachedEncoder(tiny), [task], every)[0].value == 1
 
 
 def test_contributing_adds_a_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

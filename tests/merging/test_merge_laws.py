@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, perturb
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from merging import options_for, raw_model, same_bytes, tensors_in
+from merge_helpers import options_for, raw_model, same_bytes, tensors_in
 
 from bge_cocktail.core.errors import DataError, UsageError
 from bge_cocktail.data.record import Record
@@ -152,7 +152,7 @@ def test_threads_change_nothing(models: list[Path], tmp_path: Path) -> None:
 from pathlib import Path
 import sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
-from merging import options_for
+from merge_helpers import options_for
 from bge_cocktail.merging.merge import merge
 from bge_cocktail.merging.methods import merge_methods
 models = {[str(path) for path in models]!r}
@@ -183,7 +183,7 @@ def test_laws_of_methods_that_look_at_data(tiny: Path, nudged: list[Path], tmp_p
 
 @pytest.mark.parametrize("method", PLAIN)
 def test_not_a_number_is_named(models: list[Path], tmp_path: Path, method: str) -> None:
-    from merging import write_model
+    from merge_helpers import write_model
 
     tensors = tensors_in(models[1])
     tensors["bert.encoder.layer.1.output.dense.weight"][299, 3] = np.nan
@@ -242,7 +242,7 @@ def test_a_random_method_depends_on_its_seed_alone(models: list[Path], tmp_path:
 
 def test_models_nearly_alike_are_told_apart(models: list[Path], tmp_path: Path) -> None:
     """Models that differ in one number that no sample sees are still merged in an order of their own."""
-    from merging import write_model
+    from merge_helpers import write_model
 
     tensors = tensors_in(models[1])
     tensors["bert.encoder.layer.1.output.dense.weight"][7, 7] += 1

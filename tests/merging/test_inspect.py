@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import Result
 from conftest import build_model, leftovers
-from merging import raw_model, tensors_in, write_model
+from merge_helpers import raw_model, tensors_in, write_model
 
 from bge_cocktail.core.errors import UsageError
 from bge_cocktail.merging.inspect import inspect

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 from conftest import leftovers, slowness, write_lines
-from test_preparing import rows_of
+from test_prepare import rows_of
 
 from bge_cocktail.core.errors import DataError
 from bge_cocktail.data.record_files import read_records
@@ -273,6 +273,7 @@ def test_options_that_would_do_nothing(cli: Cli, tmp_path: Path, options: list[s
 def test_ratio_with_commas(cli: Cli, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "d.jsonl", [{"query": f"a{n}", "pos": [f"b{n}"]} for n in range(9)])
     cli("prepare", path, "-o", tmp_path / "o", "--ratio", "1,0,0")
+    assert {name: len(rows) for name, rows in rows_of(tmp_path / "o").items() if rows} == {"train": 9}
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_heads_of_another_size_are_left_out(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has the labels LABEL_0, LABEL_1, LABEL_2, LABEL_3, LABEL_4 and not"):
         merge([three, five], tmp_path / "out", MergeOptions(heads="merge"))
     merge([three, five], tmp_path / "out")
-    from merging import tensors_in
+    from merge_helpers import tensors_in
 
     merged, first = tensors_in(tmp_path / "out"), tensors_in(three)
     assert merged["classifier.weight"].tobytes() == first["classifier.weight"].tobytes()

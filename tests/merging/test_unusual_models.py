@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import Result
 from conftest import leftovers, perturb
-from merging import raw_model, same_bytes, tensors_in, write_model
+from merge_helpers import raw_model, same_bytes, tensors_in, write_model
 from safetensors.numpy import save_file
 from test_checkpoints import adapter, as_pickle
 from test_weights import EXAMPLES

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT
-from merging import raw_model, tensors_in
+from merge_helpers import raw_model, tensors_in
 
 from bge_cocktail.merging.merge import merge
 from bge_cocktail.merging.recipe import read_recipe

@@ -12,7 +12,7 @@ from click.testing import Result
 from conftest import build_reranker, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_mining import HashEncoder
+from test_miner import HashEncoder
 
 from bge_cocktail.core.errors import CocktailError, DataError, UsageError
 from bge_cocktail.data.beir import RetrievalData, read_corpus, read_judgements

@@ -17,7 +17,7 @@ from click.testing import Result
 from conftest import leftovers
 from hypothesis import given
 from hypothesis import strategies as st
-from merging import raw_model, same_bytes, tensors_in
+from merge_helpers import raw_model, same_bytes, tensors_in
 
 from bge_cocktail.core.errors import CocktailError, DataError, UsageError
 from bge_cocktail.merging.merge import merge, verify_merge

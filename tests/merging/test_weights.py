@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, build_model, perturb
 from hypothesis import given
 from hypothesis import strategies as st
-from merging import tensors_in
+from merge_helpers import tensors_in
 
 from bge_cocktail.core.errors import UsageError
 from bge_cocktail.data.record import Record

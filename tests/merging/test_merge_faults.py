@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 from conftest import ROOT
-from merging import raw_model, same_bytes
+from merge_helpers import raw_model, same_bytes
 
 from bge_cocktail.core.errors import UsageError
 from bge_cocktail.core.runs import hash_path

@@ -9,12 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_lines
-from merging import tensors_in
+from conftest import ROOT, write_lines
+from merge_helpers import tensors_in
 
 from bge_cocktail.core.outputs import read_json
-
-ROOT = Path(__file__).parents[1]
 
 METHOD = '''
 import numpy as np

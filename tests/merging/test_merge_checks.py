@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import build_model
-from merging import raw_model, same_bytes, tensors_in, write_model
+from merge_helpers import raw_model, same_bytes, tensors_in, write_model
 
 from bge_cocktail.core.errors import DataError, UsageError
 from bge_cocktail.core.outputs import read_json
