@@ -145,19 +145,14 @@ def command(
     stands for all of them, oldest first. What is no weight (tokenizer, prompts, configuration) is the first model's.
     A classifier first: the others may be encoders or have other labels, and take part under its head.
     """
-    from bge_cocktail.core.errors import UsageError
-    from bge_cocktail.merging.merge import merge, plan_merge, verify_merge
+    from bge_cocktail.merging.merge import merge, plan_merge
     from bge_cocktail.merging.recipe import Recipe, expand, read_recipe
-    from bge_cocktail.models.folder import is_classifier
     from bge_cocktail.report.text import text_table
 
     if verify:
         if models or recipe_file or given_flags(MergeOptions, flags) or weights_for or target or general or dry_run:
             raise UsageError("--verify takes the recipe from the output folder; give only -o FOLDER (and --examples)")
-        if examples is not None and is_classifier(output):
-            raise UsageError("--verify goes by the recorded weights of classifiers; leave --examples out")
-        checked = verify_merge(output, examples=_records(examples), encoding=options_from(EncodeOptions, flags))
-        show(checked, "\n".join(f"{name}: {value}" for name, value in checked.items()), output_format)
+        _verify(output, examples, options_from(EncodeOptions, flags), output_format)
         return
     if weights_for:
         flags["weights_for"] = {pattern: weights.split(",") for pattern, weights in weights_for}
@@ -193,11 +188,29 @@ def command(
             draw=_draw(target, general),
             overwrite=overwrite,
         )
+    _show_merged(merged, output, output_format)
+
+
+def _verify(output: Path, examples: Path | None, encoding: EncodeOptions, output_format: str) -> None:
+    from bge_cocktail.merging.merge import verify_merge
+    from bge_cocktail.models.folder import is_classifier
+
+    if examples is not None and is_classifier(output):
+        raise UsageError("--verify goes by the recorded weights of classifiers; leave --examples out")
+    checked = verify_merge(output, examples=_records(examples), encoding=encoding)
+    show(checked, "\n".join(f"{name}: {value}" for name, value in checked.items()), output_format)
+
+
+def _show_merged(merged: Merged, output: Path, output_format: str) -> None:
+    """Print each model's weight, and its loss where weights came from losses; and what was tried."""
+    from bge_cocktail.report.text import text_table
+
     described = [
         {"model": model, "weight": weight} for model, weight in zip(merged.models, merged.weights, strict=True)
     ]
-    for one, loss in zip(described[len(described) - len(merged.losses) :], merged.losses, strict=True):
-        one["loss"] = loss
+    # with a share, the first model was not judged
+    for model, loss in zip(described[len(described) - len(merged.losses) :], merged.losses, strict=True):
+        model["loss"] = loss
     header = ["model", "weight", *(["loss"] if merged.losses else [])]
     rows = [[_cell(model.get(name, "")) for name in header] for model in described]
     text = "\n\n".join([text_table(header, rows), *_trials(merged.found), *_note(merged.found)])

@@ -118,6 +118,20 @@ class MergeContext:
     opened: list[Checkpoint] = field(default_factory=list)
 
 
+def _check_recipe(recipe: Recipe) -> None:
+    """Raise where options don't go together, or not with so many models; nothing is opened for it."""
+    options = recipe.options
+    _check_options(options)
+    check_weights(options)
+    if is_bridged(options.method):
+        bridged_method(options.method)
+        mergekit_command()
+    else:
+        check_method(options, recipe.models)
+    check_numbers(options, len(recipe.models))
+    _refuse_too_few(recipe)
+
+
 def resolve(
     recipe: Recipe,
     context: MergeContext,
@@ -142,17 +156,9 @@ def resolve(
         UsageError, DataError: With what is wrong.
     """
     options = recipe.options
-    _check_options(options)
-    check_weights(options)
-    if is_bridged(options.method):
-        bridged_method(options.method)
-        mergekit_command()
-    else:
-        check_method(options, recipe.models)
-    check_numbers(options, len(recipe.models))
+    _check_recipe(recipe)
     if find and recorded is None:
         _need_data(options, context)
-    _refuse_too_few(recipe)
     inner = [model.get("recipe") for model in recorded["models"]] if recorded else [None] * len(recipe.models)
     first = _open(recipe.models[0], options.pooling, context, find, recorded=inner[0])
     headed = is_classifier(first.folder)

@@ -136,8 +136,8 @@ def prepare(
             cleaner = Cleaner(options, counter)
             # where nothing is asked for that needs another look, one pass does
             plain = not (remembers(options) or against or options.weigh or options.augment)
-            census = SplitStatistics(counter, counter.limit if counter else None) if plain else None
-            staged = store_examples(opened(sources, options, rejects), new / "staged", cleaner, options, census)
+            statistics = SplitStatistics(counter, counter.limit if counter else None) if plain else None
+            staged = store_examples(opened(sources, options, rejects), new / "staged", cleaner, options, statistics)
             cleaned = Cleaner(options, counter)  # what it drops is none of train's
             held_out = {
                 f"{source.name} ({source.split})": held_out_texts(source, cleaned, rejects) for source in against
@@ -146,9 +146,9 @@ def prepare(
             (new / REJECTED_FILE).unlink()
         _check_form(staged, options)
         report: dict[str, Any] = {"read": staged.read, "rejected": dict(rejects.reasons)}
-        if census is not None and (staged.only_records or options.form != "records"):
+        if statistics is not None and (staged.only_records or options.form != "records"):
             staged.path.rename(new / "train.jsonl")
-            report["splits"] = {"train": census.summary()}
+            report["splits"] = {"train": statistics.summary()}
         else:
             splits = _split(staged, options, encoder, report)
             leaking = check_leaks(staged, splits, held_out, options, encoder, report)
@@ -165,23 +165,22 @@ def prepare(
         write_json(new / REPORT_FILE, report)
         if page is not None:
             (new / PAGE_FILE).write_text(page(report), encoding="utf-8")
-        inputs = {
-            str(path): hash_path(path)
-            for source in (*sources, *against)
-            if source.path.exists()
-            for path in files_of(source, options)
-        }
-        if encoder is not None:
-            inputs[encoder.name] = encoder.hash
         chosen = {
             "prepare": options.model_dump(mode="json"),
             "sources": [vars(source) for source in sources],
             "against": [vars(source) for source in against],
             "encode": (encoding or EncodeOptions()).what_counts(),
         }
+        inputs = _hashes((*sources, *against), options, encoder)
         seconds = time.monotonic() - started
         write_json(new / RUN_FILE, describe_run("prepare", options=chosen, inputs=inputs, seconds=seconds))
     return report
+
+
+def _hashes(sources: Sequence[Source], options: PrepareOptions, encoder: CachedEncoder | None) -> dict[str, str]:
+    files = [path for source in sources if source.path.exists() for path in files_of(source, options)]
+    hashes = {str(path): hash_path(path) for path in files}
+    return hashes if encoder is None else {**hashes, encoder.name: encoder.hash}
 
 
 def _check(sources: Sequence[Source], options: PrepareOptions, model: str | None) -> None:
