@@ -64,11 +64,12 @@ def command(
             blocks += [*_query_tables(most), *_not_kept(compared)]
     show_result(content, "\n\n".join(blocks), output_format)
     if fail_if_worse is not None:
-        _fail(compared, fail_if_worse)
+        _fail_if_worse(compared, fail_if_worse)
 
 
-def _fail(compared: Comparison, role: str) -> None:
-    """Raise if a model is measurably worse, or that can't be told."""
+def _fail_if_worse(compared: Comparison, role: str) -> None:
+    """Raise if a model is measurably worse on a task of the role, or a task was judged for only some models."""
+    # of the reasons of `untested`, the other one, a metric that is no mean, is no failure
     if any("was not judged" in reason for reasons in compared.untested.values() for reason in reasons):
         raise CocktailError("--fail-if-worse: not all models were judged on the same tasks (see above)")
     if worse := compared.worse(role):  # type: ignore[arg-type]
@@ -124,12 +125,12 @@ def _query_tables(found: list[QueryChange]) -> list[str]:
         rows = []
         for change in (change for change in found if change.task == task):
             text = change.text if isinstance(change.text, str) else " / ".join(change.text)
-            if isinstance(change.wanted, list):
-                wanted = change.wanted[0]
+            if isinstance(change.relevant, list):
+                wanted = change.relevant[0]
                 said = " to ".join("-" if rank is None else str(rank) for rank in wanted["ranks"])
                 shown = f"{wanted['document']}: {wanted['text']}"
             else:
-                said, shown = f"{change.said[0]} to {change.said[1]}", str(change.wanted)
+                said, shown = f"{change.answers[0]} to {change.answers[1]}", str(change.relevant)
             rows.append((f"{100 * change.difference:+.1f}", said, shortened(text), shortened(shown)))
         tables.append(text_table((f"{task}: points", "rank or label", "query or text", "wanted"), rows))
     return tables

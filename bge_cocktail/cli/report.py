@@ -54,10 +54,10 @@ def command(
         check_output(path)
         if path.exists() and not overwrite:
             raise UsageError(f"{path} exists already; choose another name or add --overwrite")
-    material = collect(runs, baseline=baseline, confidence=confidence, resamples=resamples, seed=seed, reduce=reduce)
-    report = build_report(material, title or f"Report: {', '.join(run.resolve().name for run in runs)}")
+    collected = collect(runs, baseline=baseline, confidence=confidence, resamples=resamples, seed=seed, reduce=reduce)
+    report = build_report(collected, title or f"Report: {', '.join(run.resolve().name for run in runs)}")
     for sentence in report.summary:
         click.echo(sentence)
     for path in outputs:
-        write_report(report, material, path)
+        write_report(report, collected, path)
         click.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB", err=True)

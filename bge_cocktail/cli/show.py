@@ -68,16 +68,18 @@ def show_outcome(outcome: RunResult, output_format: str) -> None:
 
 
 def summary(outcome: RunResult) -> str:
-    """Table of scores, what each cocktail keeps, the trade-off, and where the files are."""
+    """Return scores, how much of the gain each cocktail keeps, the trade-off, and where the files are."""
     from bge_cocktail.report.text import score_table, text_table
 
     base, tuned, *cocktails = outcome.results
     lines = [score_table(outcome.results), "", _change(tuned, base)]
     gain = _difference(tuned.mean("target"), base.mean("target"))
     for cocktail in cocktails:
-        kept = _difference(cocktail.mean("target"), base.mean("target"))
-        share = "" if not gain or gain < 0 or kept is None else f" ({100 * kept / gain:.0f} % of the gain kept)"
-        lines.append(_change(cocktail, base) + share)
+        gain_kept = _difference(cocktail.mean("target"), base.mean("target"))
+        note = (
+            "" if not gain or gain < 0 or gain_kept is None else f" ({100 * gain_kept / gain:.0f} % of the gain kept)"
+        )
+        lines.append(_change(cocktail, base) + note)
     if outcome.tradeoff:
         rows = [(f"{share:.2f}", f"{target:.4f}", f"{general:.4f}") for share, target, general in outcome.tradeoff]
         lines += ["", text_table(("share of tuned", "target", "general"), rows)]

@@ -268,7 +268,7 @@ def guess_roles(names: Sequence[str], where: str) -> dict[str, tuple[str, ...]]:
             roles[role] = (found,)
     if numbered := tuple(name for name in names if _NUMBERED.fullmatch(name)):
         roles["neg"] = (*roles.get("neg", ()), *numbered)
-    return complete(roles, names, where)
+    return keep_one_form(roles, names, where)
 
 
 def text_of_row(row: Mapping[str, Any], pairs: bool | None, roles: Mapping[str, tuple[str, ...]], where: str) -> Text:
@@ -297,8 +297,13 @@ def text_of_row(row: Mapping[str, Any], pairs: bool | None, roles: Mapping[str, 
     return texts[0] if len(texts) == 1 else (texts[0], texts[1])
 
 
-def complete(roles: dict[str, tuple[str, ...]], names: Sequence[str], where: str) -> dict[str, tuple[str, ...]]:
-    """Only the roles that go together in one form.
+def keep_one_form(roles: dict[str, tuple[str, ...]], names: Sequence[str], where: str) -> dict[str, tuple[str, ...]]:
+    """Return the roles of the first form whose roles are all there, with what may go beside it.
+
+    Args:
+        roles: For each role, the columns that play it.
+        names: All columns of the data, for the message.
+        where: File or data set, for the message.
 
     Raises:
         DataError: The roles make no form.

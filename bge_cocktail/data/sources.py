@@ -15,7 +15,7 @@ from typing import Any
 from bge_cocktail.core.devices import hub_answers
 from bge_cocktail.core.errors import DataError, UsageError, near_path, nearest
 from bge_cocktail.data.beir import is_beir, read_beir
-from bge_cocktail.data.columns import ABOUT, PRESETS, Columns, complete, guess_roles, parse_columns
+from bge_cocktail.data.columns import ABOUT, PRESETS, Columns, guess_roles, keep_one_form, parse_columns
 from bge_cocktail.data.examples import Example, RecordExample
 from bge_cocktail.data.readers import BadRows, read_lines, read_parquet, read_table
 from bge_cocktail.data.record import FIELDS, Record, normalise, parse_record
@@ -136,7 +136,7 @@ def _parser(
     names = list(dict.fromkeys(name for _, row in first if isinstance(row, dict) for name in row))
     if not roles:
         return Columns(guess_roles(names, where), labels, scale).example
-    chosen = complete(roles, names, where)
+    chosen = keep_one_form(roles, names, where)
     for role, columns in roles.items():
         if role not in chosen:
             raise UsageError(f"the role '{role}' doesn't go with {', '.join(name for name in roles if name != role)}")

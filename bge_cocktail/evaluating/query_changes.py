@@ -44,8 +44,8 @@ class QueryChange:
         text: What was asked; of a pair, both texts.
         before: Its value under the first model.
         after: Under the second.
-        wanted: The relevant documents with their ranks before and after (None: not found), or the label.
-        said: What each said: the first documents, with their texts, or the label.
+        relevant: The relevant documents with their ranks before and after (None: not found), or the label.
+        answers: What each said: the first documents, with their texts, or the label.
         own_documents: Whether the documents are the query's own, so that their ids mean something else at others.
     """
 
@@ -54,8 +54,8 @@ class QueryChange:
     text: Any
     before: float
     after: float
-    wanted: Any
-    said: tuple[Any, Any]
+    relevant: Any
+    answers: tuple[Any, Any]
     own_documents: bool = False
 
     @property
@@ -65,7 +65,9 @@ class QueryChange:
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
-        return asdict(self)
+        value = asdict(self)
+        # the names that files have had from the first version on
+        return {{"relevant": "wanted", "answers": "said"}.get(name, name): value[name] for name in value}
 
 
 def query_changes(before: tuple[str, Score], after: tuple[str, Score], details: EvaluationDetails) -> list[QueryChange]:
@@ -114,7 +116,7 @@ def by_bucket(
         for name, one in texts.get("asked", {}).items()
         if name in before.per_query and name in after.per_query
     }
-    ways: list[tuple[str, Callable[[str], str]]] = [("words", _words), ("script", script), *_languages()]
+    ways: list[tuple[str, Callable[[str], str]]] = [("words", _length_range), ("script", script), *_languages()]
     rows = []
     for kind, way in ways:
         buckets: dict[str, list[str]] = {}
@@ -219,12 +221,13 @@ def _joined(text: Any) -> str:
     return text if isinstance(text, str) else " ".join(text)
 
 
-def _words(text: str) -> str:
-    # where words aren't set apart, two characters are about one
+def _length_range(text: str) -> str:
+    """Return the range of lengths in words that a text falls into, such as ``8-15``."""
+    # scripts without spaces between words: about two characters a word
     count = len(text.split()) if script(text) not in ("Han", "Hiragana", "Katakana", "Thai") else (len(text) + 1) // 2
-    place = sum(count >= length for length in LENGTHS)
+    bucket = sum(count >= length for length in LENGTHS)
     starts = (1, *LENGTHS)
-    return f"{starts[place]}-{LENGTHS[place] - 1}" if place < len(LENGTHS) else f"{LENGTHS[-1]} or more"
+    return f"{starts[bucket]}-{LENGTHS[bucket] - 1}" if bucket < len(LENGTHS) else f"{LENGTHS[-1]} or more"
 
 
 def _languages() -> list[tuple[str, Callable[[str], str]]]:

@@ -146,7 +146,7 @@ def _value_differences(
 ) -> Iterator[str]:
     for name in sorted((one.keys() & other.keys()) - besides):
         idle = name.startswith("_") or name in WITHOUT_EFFECT or "dropout" in name
-        if not idle and not alike(one[name], other[name]):
+        if not idle and not same_json(one[name], other[name]):
             yield f"{where}: {name} {one[name]} against {other[name]}"
 
 
@@ -215,7 +215,7 @@ def tokenizer_differences(one: Path, other: Path) -> list[str]:
         if hash_file(fast[0]) == hash_file(fast[1]):
             return []
         first, second = (_parts(path) for path in fast)
-        lines = [f"tokenizer: its {part} differs" for part in PARTS if not alike(first.get(part), second.get(part))]
+        lines = [f"tokenizer: its {part} differs" for part in PARTS if not same_json(first.get(part), second.get(part))]
         words = _vocabulary_differences(vocabulary(one), vocabulary(other))
         # a vocabulary is told in a better way
         return [line for line in lines if not words or ("model" not in line and "added" not in line)] + words
@@ -235,7 +235,7 @@ def tokenizer_differences(one: Path, other: Path) -> list[str]:
         files = [folder / name for folder in (one, other)]
         if all(file.is_file() for file in files) and hash_file(files[0]) != hash_file(files[1]):
             lines.append(f"tokenizer: {name} differs")
-    settings = [_settings(folder) for folder in (one, other)]
+    settings = [_tokenizer_config(folder) for folder in (one, other)]
     lines += [
         f"tokenizer: {name} {settings[0][name]} against {settings[1][name]}"
         for name in SETTINGS
@@ -244,36 +244,34 @@ def tokenizer_differences(one: Path, other: Path) -> list[str]:
     return lines
 
 
-def alike(one: Any, other: Any) -> bool:
-    """Whether two JSON values say the same; names that only one of them has are defaults that the other leaves out."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return all(alike(one[name], other[name]) for name in one.keys() & other.keys())
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(alike(*pair) for pair in zip(one, other, strict=True))
+def same_json(first: Any, second: Any) -> bool:
+    """Return whether two JSON values mean the same; keys that only one has are defaults that the other leaves out."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        return all(same_json(first[name], second[name]) for name in first.keys() & second.keys())
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(same_json(*pair) for pair in zip(first, second, strict=True))
     # merges of byte pairs are written "a b" by older versions, ["a", "b"] by newer
-    if isinstance(one, str) and isinstance(other, list):
-        one, other = other, one
-    return bool(one == other or (isinstance(other, str) and isinstance(one, list) and one == other.split(" ")))
+    if isinstance(first, str) and isinstance(second, list):
+        first, second = second, first
+    return bool(first == second or (isinstance(second, str) and isinstance(first, list) and first == second.split(" ")))
 
 
 def vocabulary(folder: Path) -> dict[str, int]:
-    """Return the number of each token, added tokens too; empty where no file tells it in plain."""
+    """Return the id of each token, added tokens too; empty without tokenizer.json, vocab.txt and vocab.json."""
     path = folder / "tokenizer.json"
     if not path.is_file():
-        words = folder / "vocab.txt"
-        if words.is_file():
-            return {word.rstrip("\n"): row for row, word in enumerate(words.open(encoding="utf-8"))}
-        return (
-            {str(word): int(row) for word, row in read_object(folder / "vocab.json").items()}
-            if (folder / "vocab.json").is_file()
-            else {}
-        )
+        text_file, json_file = folder / "vocab.txt", folder / "vocab.json"
+        if text_file.is_file():
+            lines = text_file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            return {token: token_id for token_id, token in enumerate(lines)}
+        listed = read_object(json_file) if json_file.is_file() else {}
+        return {str(token): int(token_id) for token, token_id in listed.items()}
     parts = _parts(path)
     try:
-        content = parts["model"].get("vocab") or {}
+        vocab = parts["model"].get("vocab") or {}
         # unigram models list pairs of token and score, in order
-        words_by = {word: row for row, (word, _) in enumerate(content)} if isinstance(content, list) else dict(content)
-        return {**words_by, **{token["content"]: token["id"] for token in parts.get("added_tokens") or []}}
+        ids = {token: row for row, (token, _) in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
+        return {**ids, **{added["content"]: added["id"] for added in parts.get("added_tokens") or []}}
     except (TypeError, KeyError, ValueError):
         raise DataError(f"{path}: not a tokenizer as the library writes it") from None
 
@@ -301,7 +299,7 @@ def _lowers(folder: Path) -> bool | None:
     if path.is_file():
         normaliser = _parts(path).get("normalizer")
         return bool(normaliser.get("lowercase")) if isinstance(normaliser, dict) and "lowercase" in normaliser else None
-    lower = _settings(folder).get("do_lower_case")
+    lower = _tokenizer_config(folder).get("do_lower_case")
     return None if lower is None else bool(lower)
 
 
@@ -312,7 +310,7 @@ def _parts(path: Path) -> dict[str, Any]:
     return {part: content.get(part) for part in PARTS}
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer_config.json"
     return read_object(path) if path.is_file() else {}
 

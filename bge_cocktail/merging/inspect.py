@@ -185,41 +185,50 @@ def run_inspect(
 
 
 def _compare(opened: list[Checkpoint]) -> Inspection:
+    """Return what differs: every pair, and layer by layer those that could be merged with the first, the reference."""
     # prompts and lengths can be chosen, so they stand in the table of models and refuse nothing here
     lenient = MergeOptions(prompts_from=1, length_from=1)
     described = tuple(_describe(checkpoint) for checkpoint in opened)
     under_head = any(is_classifier(checkpoint.folder) for checkpoint in opened)
     opened, reasons = in_one_form(opened)
-    against = {
+    refusals = {
         (row, column): tuple(
+            # under a head, each was compared with the first classifier already
             [*reasons[row], *reasons[column]] if under_head else differences(opened[row], opened[column], lenient)
         )
         for row, column in combinations(range(len(opened)), 2)
     }
-    kept = [0, *(row for row in range(1, len(opened)) if not against[0, row])]
-    layers, moved, agreement, conflicts = _by_layer([opened[row] for row in kept]) if len(kept) > 1 else NOTHING
+    comparable = [0, *(row for row in range(1, len(opened)) if not refusals[0, row])]
+    layers, moved, agreement, conflicts = (
+        _by_layer([opened[row] for row in comparable]) if len(comparable) > 1 else NOTHING
+    )
     pairs = []
-    for (row, column), refused in against.items():
+    for (row, column), refused in refusals.items():
         if refused:
             pairs.append(ModelPair(opened[row].name, opened[column].name, refused, verdict="refused"))
             continue
         cosine = sampled_cosine(opened[row], opened[column])
-        place = (kept.index(row) - 1, kept.index(column) - 1) if row in kept and column in kept and row > 0 else None
-        angle = None if place is None else _number(agreement[place][-1])
-        opposite = None if place is None else _number(conflicts[place][-1])
+        # `agreement` counts the models after the reference, so one less; its last column is over all layers
+        pair = (
+            (comparable.index(row) - 1, comparable.index(column) - 1)
+            if row in comparable and column in comparable and row > 0
+            else None
+        )
+        angle = None if pair is None else _none_if_nan(agreement[pair][-1])
+        opposite = None if pair is None else _none_if_nan(conflicts[pair][-1])
         names = (opened[row].name, opened[column].name)
         verdict = _verdict(cosine, angle) + ("" if under_head else _to_choose(opened[row], opened[column]))
         pairs.append(ModelPair(*names, (), cosine, angle, opposite, verdict))
     short = short_names([checkpoint.name for checkpoint in opened])
-    shown = {place: f"{short[kept[place[0] + 1]]} × {short[kept[place[1] + 1]]}" for place in agreement}
+    labels = {pair: f"{short[comparable[pair[0] + 1]]} × {short[comparable[pair[1] + 1]]}" for pair in agreement}
     return Inspection(
         described,
         tuple(pairs),
         tuple(layers),
-        tuple(short[row] for row in kept[1:]),
+        tuple(short[row] for row in comparable[1:]),
         tuple(tuple(float(value) for value in row[:-1]) for row in moved),
-        {name: tuple(map(_number, agreement[place][:-1])) for place, name in shown.items()},
-        {name: tuple(map(_number, conflicts[place][:-1])) for place, name in shown.items()},
+        {name: tuple(map(_none_if_nan, agreement[pair][:-1])) for pair, name in labels.items()},
+        {name: tuple(map(_none_if_nan, conflicts[pair][:-1])) for pair, name in labels.items()},
     )
 
 
@@ -283,7 +292,7 @@ def _verdict(cosine: float | None, agreement: float | None) -> str:
     return "promising: the same direction" if agreement > NEARLY_SQUARE else "can be merged: other directions"
 
 
-def _number(value: float) -> float | None:
+def _none_if_nan(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 

@@ -62,15 +62,15 @@ def merge(
 ) -> Merged:
     """Merge models of the same form.
 
-    Weights are streamed in tiles: memory doesn't grow with the size or number of models, and torch is imported only if
-    something must be embedded. What is no weight (tokenizer, prompts, configuration) is the first model's.
+    Tensors are streamed in tiles: memory doesn't grow with the size or number of models, and torch is imported only if
+    something must be embedded. All but the tensors (tokenizer, prompts, configuration) is the first model's.
 
     Args:
         models: Folders or hub names, or a recipe, which holds them and the options.
         output: The folder to write, in the portable layout.
-        options: Method and weights.
+        options: The method, its parameters, and the weights or how to find them.
         examples: Records with negatives, for weights or methods that look at data.
-        encoding: How texts are embedded for that.
+        encoding: How the texts of the examples are embedded.
         score: Judges a merge on tasks, for weights that are searched; without it, the loss on the examples does.
         make_objective: Makes what weights are judged by, from the merge and a folder for scratch files, where the
             models are no encoders; see `merge_classifiers`.

@@ -192,7 +192,14 @@ class Plan:
 def with_weights(
     plan: Plan, weights: Sequence[float], weights_for: Mapping[str, Sequence[float]], scale: float | None
 ) -> Plan:
-    """Return the same merge with other weights; what the user said of single tensors goes before."""
+    """Return the plan with other weights; patterns that the user gave win over those of `weights_for`.
+
+    Args:
+        plan: The merge.
+        weights: One of each model.
+        weights_for: Weights of each model by pattern of tensor names, as a search found them.
+        scale: Length of the merged task vector; None keeps the plan's.
+    """
     options = plan.options if scale is None else plan.options.model_copy(update={"scale": scale})
     patterns = {**weights_for, **plan.weights.patterns}
     return replace(plan, options=options, weights=replace(plan.weights, weights=weights, patterns=patterns))

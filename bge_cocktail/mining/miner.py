@@ -437,14 +437,15 @@ def _summary(mined: Mined, options: MineOptions, wrong: FalseNegatives | None, e
 
 
 def check_mining(options: MineOptions, teacher: bool) -> None:
-    """Look for what would stop mining, before anything is embedded.
+    """Refuse options that would stop mining, before anything is embedded.
 
     Args:
-        options: All options.
-        teacher: Whether there is one.
+        options: Which documents become hard negatives.
+        teacher: Whether a teacher (a cross-encoder) is given.
 
     Raises:
-        UsageError: A name is unknown, no rank is left, or a limit needs a teacher.
+        UsageError: A name is unknown, no source or no rank is left, a limit has no teacher or looks at too few
+            documents, or an index is set and nothing is embedded.
     """
     limited = options.teacher_margin is not None or options.teacher_max is not None
     if limited and not teacher:
@@ -457,7 +458,7 @@ def check_mining(options: MineOptions, teacher: bool) -> None:
         raise UsageError(f"skip={options.skip} leaves no rank up to depth={options.depth}")
     for registry, names in ((candidate_sources, options.candidates), (choices, [options.choice])):
         for name in names:
-            registry[name]
+            registry[name]  # an unknown name is an error that lists the known
     if not options.candidates and not options.also:
         raise UsageError("candidates is empty; name a source: dense, bm25")
 

@@ -135,21 +135,24 @@ def check_leaks(
     return {text_key(leak.train) for leak in queries} if options.on_leak == "drop" else set()
 
 
+_EXAMPLE_FIELDS = ("similarity", "train", "other")
+
+
 def summarise(leaks: Sequence[Leak]) -> dict[str, Any]:
-    """Held-out texts by set, role and the first finder that found them, and a few examples of each."""
-    found: dict[str, Any] = {}
+    """Return, for each held-out set and each ``ROLE, FINDER``, how many of its texts leaked, and a few examples.
+
+    A text that several finders found counts for the first.
+    """
+    summary: dict[str, Any] = {}
+    # reversed, so that the first leak of a text is the one that stays
     first = {(leak.held_out, leak.role, leak.other): leak for leak in reversed(leaks)}
     for leak in reversed(first.values()):
-        one = found.setdefault(leak.held_out, {}).setdefault(
-            f"{leak.role}, {leak.finder}", {"count": 0, "examples": []}
-        )
-        one["count"] += 1
-        if len(one["examples"]) < SHOWN:
-            one["examples"].append({key: value for key, value in asdict(leak).items() if key in _SAID})
-    return found
-
-
-_SAID = ("similarity", "train", "other")
+        groups = summary.setdefault(leak.held_out, {})
+        group = groups.setdefault(f"{leak.role}, {leak.finder}", {"count": 0, "examples": []})
+        group["count"] += 1
+        if len(group["examples"]) < SHOWN:
+            group["examples"].append({key: value for key, value in asdict(leak).items() if key in _EXAMPLE_FIELDS})
+    return summary
 
 
 def _texts(examples: Sequence[tuple[str, ...]], role: str) -> tuple[list[int], list[str]]:

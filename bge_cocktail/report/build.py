@@ -40,7 +40,7 @@ def html_page(report: Report) -> str:
 
     def place(block: Plot | Queries) -> int:
         """Keep what the page's script draws, and give its place."""
-        blocks.append(_drawn(block))
+        blocks.append(_for_script(block))
         return len(blocks) - 1
 
     def data() -> Any:
@@ -60,7 +60,7 @@ def html_page(report: Report) -> str:
     )
 
 
-def _drawn(block: Plot | Queries) -> dict[str, Any]:
+def _for_script(block: Plot | Queries) -> dict[str, Any]:
     if isinstance(block, Plot):
         return {"kind": "plot", "figures": block.figures, "shared": block.shared}
     return {"kind": "queries", "rows": block.rows, "documents": block.documents, "baseline": block.baseline}
@@ -153,7 +153,7 @@ def _plain(text: str) -> str:
     return line.replace("<", "&lt;")
 
 
-def write_atlas(material: ReportInput, path: Path) -> None:
+def write_atlas(collected: ReportInput, path: Path) -> None:
     """One row a text and model: where it lies, what it is.
 
     Raises:
@@ -163,9 +163,9 @@ def write_atlas(material: ReportInput, path: Path) -> None:
     from pyarrow import parquet
 
     tables = []
-    for group in material.evaluated:
+    for group in collected.evaluated:
         points = group.details.points
-        found = planes(points, [model.model for model in group.models], material.reduce, material.seed)
+        found = planes(points, [model.model for model in group.models], collected.reduce, collected.seed)
         for (model, task), plane in found.items():
             texts, groups, _ = points[model, task]
             same = {"model": [model] * len(texts), "task": [task] * len(texts)}
@@ -175,23 +175,23 @@ def write_atlas(material: ReportInput, path: Path) -> None:
     parquet.write_table(pa.concat_tables(tables), path, compression="zstd")
 
 
-def build_report(material: ReportInput, title: str) -> Report:
+def build_report(collected: ReportInput, title: str) -> Report:
     """Return all sections that the runs have something for.
 
     Args:
-        material: From `material.gather`.
+        collected: From `collected.gather`.
         title: Of the report.
     """
     order = sorted(report_sections, key=lambda name: (report_sections.trait(name, "order", 50), name))
-    sections = [section for name in order if (section := report_sections[name](material)) is not None]
-    summary = [sentence for group in material.evaluated for sentence in group.words().values()]
-    going = sum(not step.finished for step in material.steps)
+    sections = [section for name in order if (section := report_sections[name](collected)) is not None]
+    summary = [sentence for group in collected.evaluated for sentence in group.words().values()]
+    going = sum(not step.finished for step in collected.steps)
     if going:
-        summary.append(f"{going} of {len(material.steps)} runs {'is' if going == 1 else 'are'} not finished.")
+        summary.append(f"{going} of {len(collected.steps)} runs {'is' if going == 1 else 'are'} not finished.")
     if not summary:
-        one = len(material.steps) == 1
+        one = len(collected.steps) == 1
         summary = [
-            "One run, which compares no models." if one else f"{len(material.steps)} runs; none compares models."
+            "One run, which compares no models." if one else f"{len(collected.steps)} runs; none compares models."
         ]
     return Report(title, summary, sections, _made())
 
@@ -208,12 +208,12 @@ def check_output(path: Path) -> None:
         raise UsageError(f"{path} is a folder; a report is a file")
 
 
-def write_report(report: Report, material: ReportInput, path: Path) -> None:
+def write_report(report: Report, collected: ReportInput, path: Path) -> None:
     """Write a report, whole or not at all: a page, Markdown, JSON, a picture, or a table of the maps by its name's end.
 
     Args:
         report: From `build_report`.
-        material: What it was built of.
+        collected: What it was built of.
         path: The file.
 
     Raises:
@@ -222,18 +222,18 @@ def write_report(report: Report, material: ReportInput, path: Path) -> None:
     check_output(path)
     write = WRITERS[path.suffix]
     with new_file(path) as working:
-        write(report, material, working)
+        write(report, collected, working)
 
 
-def _page(report: Report, _material: ReportInput, path: Path) -> None:
+def _page(report: Report, _collected: ReportInput, path: Path) -> None:
     path.write_text(html_page(report), encoding="utf-8")
 
 
-def _markdown(report: Report, _material: ReportInput, path: Path) -> None:
+def _markdown(report: Report, _collected: ReportInput, path: Path) -> None:
     path.write_text(markdown(report), encoding="utf-8")
 
 
-def _json(report: Report, material: ReportInput, path: Path) -> None:
+def _json(report: Report, collected: ReportInput, path: Path) -> None:
     content: Mapping[str, Any] = {
         **report.to_json(),
         "evaluations": [
@@ -245,25 +245,25 @@ def _json(report: Report, material: ReportInput, path: Path) -> None:
                     model: [change.to_json() for change in changes] for model, changes in group.changes.items()
                 },
             }
-            for group in material.evaluated
+            for group in collected.evaluated
         ],
-        "runs": [{"name": step.name, "finished": step.finished, **step.described} for step in material.steps],
+        "runs": [{"name": step.name, "finished": step.finished, **step.described} for step in collected.steps],
     }
     path.write_text(json.dumps(finite(content), ensure_ascii=False, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 def _picture(kind: str) -> Callable[[Report, ReportInput, Path], None]:
-    def write(_report: Report, material: ReportInput, path: Path) -> None:
+    def write(_report: Report, collected: ReportInput, path: Path) -> None:
         from bge_cocktail.report.pictures import draw_summary
 
-        draw_summary(material, path, kind)
+        draw_summary(collected, path, kind)
 
     return write
 
 
-def _atlas(_report: Report, material: ReportInput, path: Path) -> None:
+def _atlas(_report: Report, collected: ReportInput, path: Path) -> None:
 
-    write_atlas(material, path)
+    write_atlas(collected, path)
 
 
 WRITERS: dict[str, Callable[[Report, ReportInput, Path], None]] = {

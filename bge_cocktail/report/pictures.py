@@ -11,11 +11,11 @@ from bge_cocktail.report.blocks import colour_of
 from bge_cocktail.report.collect import ComparedEvaluations, ReportInput
 
 
-def draw_summary(material: ReportInput, path: Path, kind: str) -> None:
+def draw_summary(collected: ReportInput, path: Path, kind: str) -> None:
     """Draw for each group of evaluations what changed on every task, and target against general.
 
     Args:
-        material: The runs.
+        collected: The runs.
         path: The file to write.
         kind: ``png`` or ``pdf``.
 
@@ -24,15 +24,15 @@ def draw_summary(material: ReportInput, path: Path, kind: str) -> None:
     """
     from matplotlib.figure import Figure
 
-    if not material.evaluated:
+    if not collected.evaluated:
         raise UsageError("there is no evaluation to draw; a picture shows scores")
-    tasks = [len(group.baseline.main()) for group in material.evaluated]
+    tasks = [len(group.baseline.main()) for group in collected.evaluated]
     heights = [
-        1.4 + 0.24 * count * max(1, len(group.changes)) for count, group in zip(tasks, material.evaluated, strict=True)
+        1.4 + 0.24 * count * max(1, len(group.changes)) for count, group in zip(tasks, collected.evaluated, strict=True)
     ]
     figure = Figure(figsize=(11, max(3.6, sum(heights))), dpi=150, layout="constrained")
-    rows = figure.subplots(len(material.evaluated), 2, squeeze=False, gridspec_kw={"height_ratios": heights})
-    for (left, right), group in zip(rows, material.evaluated, strict=True):
+    rows = figure.subplots(len(collected.evaluated), 2, squeeze=False, gridspec_kw={"height_ratios": heights})
+    for (left, right), group in zip(rows, collected.evaluated, strict=True):
         (_draw_changes if group.changes else _draw_scores)(left, group)
         _draw_trade(right, group)
         for axes in (left, right):

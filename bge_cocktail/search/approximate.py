@@ -33,7 +33,7 @@ _POINTS = 39
 def search(
     queries: Embeddings, documents: Documents, k: int, *, index: IndexKind = "exact", min_recall: float = 0.95
 ) -> Nearest:
-    """Return the k most similar documents of each query, exactly or by an index.
+    """Return the k most similar documents of each query, exactly (always so among k documents or fewer) or by an index.
 
     The index is widened (IVF: more lists probed, HNSW: a longer search) until it finds `min_recall` of the exact
     nearest documents of a sample of the queries.
@@ -43,7 +43,7 @@ def search(
         documents: Shape (documents, dimensions).
         k: How many.
         index: ``exact``, ``ivf`` (inverted lists) or ``hnsw`` (a graph; Malkov and Yashunin, arXiv:1603.09320).
-        min_recall: Of an index, on the sample.
+        min_recall: That the index must reach on the sample; an exact search needs none.
 
     Raises:
         CocktailError: No width reaches that recall.
@@ -57,9 +57,9 @@ def search(
     recall = 0.0
     for width in widths:
         widen(width)
-        found = built.search(sample, k)[0]
+        similarities = built.search(sample, k)[0]
         # by similarity and not by row: of documents that are equally near, any is right
-        recall = float(np.mean(found >= exact[:, -1:] - TIE))
+        recall = float(np.mean(similarities >= exact[:, -1:] - TIE))
         if recall >= min_recall:
             similarities, rows = built.search(queries, k)
             return Nearest(similarities, rows, recall)

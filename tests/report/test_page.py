@@ -29,8 +29,8 @@ def page(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: 
     from bge_cocktail.report.collect import collect
 
     path = tmp_path_factory.mktemp("page") / "report.html"
-    material = collect([run])
-    write_report(build_report(material, "A report"), material, path)
+    collected = collect([run])
+    write_report(build_report(collected, "A report"), collected, path)
     return path
 
 

@@ -89,9 +89,9 @@ def test_all_figures_are_plotlys(run: Path) -> None:
 
 
 def test_what_the_report_says_is_what_was_found(run: Path) -> None:
-    material = collect([run])
-    (group,) = material.evaluated
-    report = build_report(material, "all")
+    collected = collect([run])
+    (group,) = collected.evaluated
+    report = build_report(collected, "all")
     main = report.sections[0].blocks[0]
     assert isinstance(main, Table)
     shown = {row[0].text: [cell.text for cell in row[1:]] for row in main.cells()}
@@ -213,11 +213,11 @@ def test_twenty_runs_in_ten_seconds_and_eight_megabytes(run: Path, tmp_path: Pat
     started = time.process_time()
     from bge_cocktail.report.build import html_page
 
-    material = collect([tmp_path / f"run-{number}" for number in range(20)])
-    page = html_page(build_report(material, "twenty"))
+    collected = collect([tmp_path / f"run-{number}" for number in range(20)])
+    page = html_page(build_report(collected, "twenty"))
     assert time.process_time() - started < 10 * slowness()
     assert len(page.encode()) < 8e6
-    assert len(material.evaluated[0].models) == 40
+    assert len(collected.evaluated[0].models) == 40
 
 
 def test_sections_have_their_place() -> None:
@@ -257,9 +257,9 @@ def test_steps_of_one_name_are_told_apart(tmp_path: Path) -> None:
         (tmp_path / name / "tuned").mkdir(parents=True)
         (tmp_path / name / "tuned/run.json").write_text('{"command": "train", "final_loss": 0.1, "seconds": null}')
         (tmp_path / name / "tuned/curves.jsonl").write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": 1.0}\n')
-    material = collect([tmp_path / "x/tuned", tmp_path / "y/tuned"])
-    assert [step.name for step in material.steps] == ["x/tuned", "y/tuned"]
-    report = build_report(material, "")
+    collected = collect([tmp_path / "x/tuned", tmp_path / "y/tuned"])
+    assert [step.name for step in collected.steps] == ["x/tuned", "y/tuned"]
+    report = build_report(collected, "")
     (curves,) = [block for section in report.sections for block in section.blocks if isinstance(block, Plot)]
     assert len(curves.figures["loss"]["data"]) == 2
     from bge_cocktail.report.build import html_page
@@ -274,11 +274,11 @@ def test_means_are_over_what_all_were_judged_on(
 ) -> None:
     cli("evaluate", f"one={tiny}", "--general", labelled, "--general", scored, "--map-texts", 3, "-o", tmp_path / "a")
     cli("evaluate", f"other={tiny}", "--general", labelled, "--map-texts", 4, "-o", tmp_path / "b")
-    material = collect([tmp_path / "a", tmp_path / "b"])
-    (group,) = material.evaluated
+    collected = collect([tmp_path / "a", tmp_path / "b"])
+    (group,) = collected.evaluated
     kinds = next(score.value for score in group.models[0].main() if score.task == "kinds")
     assert [group.mean(model, "general") for model in group.models] == [kinds, kinds]
-    report = build_report(material, "")  # other texts were drawn for their maps: one has none
+    report = build_report(collected, "")  # other texts were drawn for their maps: one has none
     said = [block.text for section in report.sections for block in section.blocks if hasattr(block, "text")]
     assert any("Without a map" in text and "kinds under other" in text for text in said)
 

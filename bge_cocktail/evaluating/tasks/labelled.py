@@ -204,7 +204,7 @@ class Classification(TaskKind):
 
     def map_texts(self, data: ClassificationData, count: int, generator: np.random.Generator) -> list[MapText]:
         """Return a draw of single texts."""
-        return _drawn(data.test, count, generator)
+        return _texts_for_map(data.test, count, generator)
 
     def to_mteb(self, task: Task, split: str, made: Any) -> None:
         """See `TaskKind.to_mteb`; mteb has no classification of pairs."""
@@ -271,7 +271,7 @@ class Clustering(TaskKind):
 
     def map_texts(self, data: LabelledTexts, count: int, generator: np.random.Generator) -> list[MapText]:
         """Return a draw of the texts."""
-        return _drawn(data, count, generator)
+        return _texts_for_map(data, count, generator)
 
     def to_mteb(self, task: Task, split: str, made: Any) -> None:
         """See `TaskKind.to_mteb`."""
@@ -287,7 +287,7 @@ tasks("classification")(Classification())
 tasks("clustering")(Clustering())
 
 
-def _drawn(data: LabelledTexts, count: int, generator: np.random.Generator) -> list[MapText]:
+def _texts_for_map(data: LabelledTexts, count: int, generator: np.random.Generator) -> list[MapText]:
     """Return a draw of the texts, coloured by their labels; pairs have no place on a map."""
     rows = sorted(generator.permutation(len(data))[:count].tolist())
     labels = data.class_names()

@@ -22,10 +22,10 @@ DOUBTFUL_SHOWN = 10
 
 
 @report_sections("where it changed", order=30)
-def where_it_changed(material: ReportInput) -> Section | None:
+def where_it_changed(collected: ReportInput) -> Section | None:
     """Queries gained and lost with their documents, kinds of texts, judgements that are likely missing."""
     blocks: list[Block] = []
-    for group in material.evaluated:
+    for group in collected.evaluated:
         if group.changes:
             blocks += [*_buckets(group), *_browser(group)]
         blocks += _doubtful(group)
@@ -87,37 +87,43 @@ def _browser(group: ComparedEvaluations) -> list[Block]:
     return blocks
 
 
-def _row(model: str, one: QueryChange, documents: dict[str, str]) -> dict[str, Any]:
-    """Return a line of the browser; documents are named by id, and their texts kept once a task."""
-    wanted: Any = one.wanted
-    said: list[Any] = list(one.said)
-    if isinstance(one.wanted, list):
-        for document in one.wanted[:FOUND_SHOWN]:
-            documents[_key(one, document["document"])] = shortened(document["text"], TEXT_SHOWN)
-        wanted = [[_key(one, document["document"]), *document["ranks"]] for document in one.wanted[:FOUND_SHOWN]]
-        said = []
-        for side in one.said:
+def _row(model: str, change: QueryChange, documents: dict[str, str]) -> dict[str, Any]:
+    """Return a change as a row of the report's list of queries.
+
+    Documents are named by key; their texts go into `documents`, each once, which this adds to.
+    """
+    relevant: Any = change.relevant
+    answers: list[Any] = list(change.answers)
+    if isinstance(change.relevant, list):
+        for document in change.relevant[:FOUND_SHOWN]:
+            documents[_key(change, document["document"])] = shortened(document["text"], TEXT_SHOWN)
+        relevant = [
+            [_key(change, document["document"]), *document["ranks"]] for document in change.relevant[:FOUND_SHOWN]
+        ]
+        answers = []
+        for side in change.answers:
             for document in side[:FOUND_SHOWN]:
-                documents[_key(one, document["document"])] = shortened(document["text"], TEXT_SHOWN)
-            said.append(
-                [[_key(one, document["document"]), int(document["relevant"])] for document in side[:FOUND_SHOWN]]
+                documents[_key(change, document["document"])] = shortened(document["text"], TEXT_SHOWN)
+            answers.append(
+                [[_key(change, document["document"]), int(document["relevant"])] for document in side[:FOUND_SHOWN]]
             )
-    text = one.text if isinstance(one.text, str) else " / ".join(one.text)
+    text = change.text if isinstance(change.text, str) else " / ".join(change.text)
+    # "wanted" and "said" are read by page.js
     return {
-        "task": one.task,
+        "task": change.task,
         "model": model,
-        "id": one.id,
+        "id": change.id,
         "text": shortened(text, TEXT_SHOWN),
-        "before": round(one.before, 4),
-        "after": round(one.after, 4),
-        "wanted": wanted,
-        "said": said,
+        "before": round(change.before, 4),
+        "after": round(change.after, 4),
+        "wanted": relevant,
+        "said": answers,
     }
 
 
-def _key(one: QueryChange, document: str) -> str:
+def _key(change: QueryChange, document: str) -> str:
     """Return the id of a document; in reranking, each query has documents of its own."""
-    return f"{one.id} {document}" if one.own_documents else document
+    return f"{change.id} {document}" if change.own_documents else document
 
 
 def _doubtful(group: ComparedEvaluations) -> list[Block]:

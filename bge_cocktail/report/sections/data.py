@@ -14,10 +14,10 @@ SHOWN = 10
 
 
 @report_sections("data", order=70)
-def data(material: ReportInput) -> Section | None:
+def data(collected: ReportInput) -> Section | None:
     """Prepared data: what came in, what went and why, leaks; mined negatives."""
     blocks: list[Block] = []
-    for step in material.of("prepare"):
+    for step in collected.of("prepare"):
         report = _read(step, "report.json")
         if report:
             blocks.append(Words(f"{step.name}: {flow_of(report)}."))
@@ -25,7 +25,7 @@ def data(material: ReportInput) -> Section | None:
                 Table(header, rows, f"{step.name}: {title.lower()}", folded=title not in ("Splits", "What went"))
                 for title, header, rows in data_tables(report)
             ]
-    for step in material.of("mine"):
+    for step in collected.of("mine"):
         counts = [(name.replace("_", " "), value) for name, value in step.described.items() if isinstance(value, int)]
         dropped: Mapping[str, int] = step.described.get("dropped") or {}
         rows = [[name, str(value)] for name, value in counts]
@@ -35,10 +35,10 @@ def data(material: ReportInput) -> Section | None:
 
 
 @report_sections("classifiers", order=54)
-def classifiers(material: ReportInput) -> Section | None:
+def classifiers(collected: ReportInput) -> Section | None:
     """Judgements of classifiers: scores, confusions, doubtful labels."""
     blocks: list[Block] = []
-    for step in material.of("classify evaluate"):
+    for step in collected.of("classify evaluate"):
         judged = _read(step, "judgement.json")
         if not judged:
             continue
@@ -77,10 +77,10 @@ def classifiers(material: ReportInput) -> Section | None:
 
 
 @report_sections("indexes", order=56)
-def indexes(material: ReportInput) -> Section | None:
+def indexes(collected: ReportInput) -> Section | None:
     """Approximate indexes: recall, size, speed."""
     blocks: list[Block] = []
-    for step in material.of("indexes"):
+    for step in collected.of("indexes"):
         found: Sequence[Mapping[str, Any]] = step.described.get("indexes") or []
         if found:
             header = [name.replace("_", " ") for name in found[0]]
@@ -108,9 +108,9 @@ def _number(value: Any) -> str:
 
 
 @report_sections("provenance", order=90)
-def provenance(material: ReportInput) -> Section | None:
+def provenance(collected: ReportInput) -> Section | None:
     """Every run: its command, time, versions, and the hashes of what it read."""
-    finished = [step for step in material.steps if step.finished]
+    finished = [step for step in collected.steps if step.finished]
     if not finished:
         return None
     rows = [

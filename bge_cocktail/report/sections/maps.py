@@ -32,15 +32,15 @@ MOST_MAPS = 24
 
 
 @report_sections("maps", order=40)
-def maps(material: ReportInput) -> Section | None:
+def maps(collected: ReportInput) -> Section | None:
     """Embeddings on a plane, before and after, coloured by label or relevance."""
     blocks: list[Block] = []
-    for group in material.evaluated:
-        figures, shared, left = _figures(group, material.reduce, material.seed)
+    for group in collected.evaluated:
+        figures, shared, left = _figures(group, collected.reduce, collected.seed)
         if not figures:
             continue
         blocks.append(Plot("Embeddings on a plane", figures, shared, "Texts of a task, near where alike."))
-        way = "two principal components" if material.reduce == "pca" else "UMAP"
+        way = "two principal components" if collected.reduce == "pca" else "UMAP"
         blocks.append(
             Words(
                 f"A draw of each task's texts by {way}, each model's map turned onto the baseline's (Procrustes). A "

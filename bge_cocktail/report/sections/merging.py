@@ -23,15 +23,15 @@ from bge_cocktail.report.collect import ReportInput, Step
 
 
 @report_sections("merging", order=60)
-def merging(material: ReportInput) -> Section | None:
+def merging(collected: ReportInput) -> Section | None:
     """Weights of merges, what was tried to find them, and where models differ."""
     blocks: list[Block] = []
-    weighed = [step for step in material.of("merge") if _models(step)]
+    weighed = [step for step in collected.of("merge") if _models(step)]
     if weighed:
-        blocks.append(_weights(weighed, material.model_names()))
+        blocks.append(_weights(weighed, collected.model_names()))
     for step in weighed:
         blocks += _trials(step)
-    for step in material.of("inspect"):
+    for step in collected.of("inspect"):
         blocks += _distances(step)
     return Section("Merging", blocks) if blocks else None
 

@@ -32,11 +32,11 @@ SIGNS: Mapping[str, str] = {"better": " ▲", "worse": " ▼"}
 
 
 @report_sections("scores", order=10)
-def scores(material: ReportInput) -> Section | None:
+def scores(collected: ReportInput) -> Section | None:
     """Every model on every task, and what changed against the baseline."""
     blocks: list[Block] = []
-    for group in material.evaluated:
-        if len(material.evaluated) > 1:
+    for group in collected.evaluated:
+        if len(collected.evaluated) > 1:
             blocks.append(Words(f"{', '.join(group.names)} (other data or options than the other evaluations):"))
         blocks.append(_main_table(group))
         if group.changes:
@@ -51,15 +51,15 @@ def scores(material: ReportInput) -> Section | None:
             if reasons:
                 blocks.append(Words(f"Not tested for {model}: {'; '.join(reasons)}.", warns=True))
         blocks += [_bars(group), _all_metrics(group)]
-    blocks += [table for step in material.of("evaluate") if (table := _models_table(step)) is not None]
+    blocks += [table for step in collected.of("evaluate") if (table := _models_table(step)) is not None]
     return Section("Scores", blocks) if blocks else None
 
 
 @report_sections("target and general", order=20)
-def target_and_general(material: ReportInput) -> Section | None:
+def target_and_general(collected: ReportInput) -> Section | None:
     """What each model gains on the target and loses on the general tasks; the front that none beats."""
     blocks: list[Block] = []
-    for group in material.evaluated:
+    for group in collected.evaluated:
         points = [
             (model.model, target, general)
             for model in group.models
@@ -67,7 +67,7 @@ def target_and_general(material: ReportInput) -> Section | None:
             and (general := group.mean(model, "general")) is not None
         ]
         if points:
-            blocks.append(_trade(points, _tradeoffs(material, group)))
+            blocks.append(_trade(points, _tradeoffs(collected, group)))
     return Section("Target and general", blocks) if blocks else None
 
 
@@ -236,11 +236,11 @@ def _models_table(step: Step) -> Table | None:
     return Table(header, rows, f"{step.name}: how models were judged", folded=True)
 
 
-def _tradeoffs(material: ReportInput, group: ComparedEvaluations) -> list[list[tuple[str, float, float]]]:
+def _tradeoffs(collected: ReportInput, group: ComparedEvaluations) -> list[list[tuple[str, float, float]]]:
     """Lines of merges by their share, of the runs that the evaluations are of: name, target, general."""
     lines = []
     beside = {step.folder.parent for step in group.steps}
-    for step in material.of("tradeoff"):
+    for step in collected.of("tradeoff"):
         if step.folder.parent not in beside:
             continue
         points = json.loads((step.folder / "tradeoff.json").read_text(encoding="utf-8"))["points"]

@@ -28,9 +28,9 @@ Curve = Sequence[Mapping[str, Any]]
 
 
 @report_sections("training", order=50)
-def training(material: ReportInput) -> Section | None:
+def training(collected: ReportInput) -> Section | None:
     """Curves of losses and of what was watched, means over seeds, searches."""
-    curves = {step.name: found for step in material.steps if (found := curves_of(step))}
+    curves = {step.name: found for step in collected.steps if (found := curves_of(step))}
     blocks: list[Block] = []
     if curves:
         losses = [
@@ -39,30 +39,30 @@ def training(material: ReportInput) -> Section | None:
         watched = sorted({name for found in curves.values() for point in found for name in point if _is_watched(name)})
         figures = {_shown(name): _figure(curves, name) for name in (*losses, *watched)}
         blocks.append(Plot("Curves", figures, said="Losses and scores by step."))
-        blocks.append(_table([step for step in material.of(*TRAININGS) if "final_loss" in step.described]))
-    for step in material.of(*TRAININGS):
+        blocks.append(_table([step for step in collected.of(*TRAININGS) if "final_loss" in step.described]))
+    for step in collected.of(*TRAININGS):
         blocks += [*_seeds(step), *_search(step)]
     return Section("Training", blocks) if blocks else None
 
 
 @report_sections("unfinished", order=5)
-def unfinished(material: ReportInput) -> Section | None:
+def unfinished(collected: ReportInput) -> Section | None:
     """What isn't finished, and how far it came."""
     rows = []
-    for step in material.steps:
+    for step in collected.steps:
         if step.finished:
             continue
         curve = curves_of(step)
-        far = f"step {curve[-1]['step']}" if curve else "no checkpoint yet"
-        written = max((path.stat().st_mtime for path in step.folder.rglob("*") if path.is_file()), default=0.0)
-        when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(written))
+        reached = f"step {curve[-1]['step']}" if curve else "no checkpoint yet"
+        last_written = max((path.stat().st_mtime for path in step.folder.rglob("*") if path.is_file()), default=0.0)
+        when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(last_written))
         failed = (step.folder / BAD_BATCH_FILE).is_file()
         state = f"failed: its loss was no number ({BAD_BATCH_FILE})" if failed else "still going, or cut off"
-        rows.append([step.name, step.command, far, when, state])
+        rows.append([step.name, step.command, reached, when, state])
     if not rows:
         return None
-    said = Words("Not all is finished: figures of these runs are of what there is.", warns=True)
-    return Section("Unfinished", [said, Table(["folder", "what", "came to", "last written", "state"], rows)])
+    warning = Words("Not all is finished: figures of these runs cover only what there is so far.", warns=True)
+    return Section("Unfinished", [warning, Table(["folder", "what", "came to", "last written", "state"], rows)])
 
 
 def curves_of(step: Step) -> list[dict[str, Any]]:

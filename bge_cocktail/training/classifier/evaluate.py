@@ -160,21 +160,24 @@ def confusions(matrix: NDArray[np.int_], labels: Sequence[str]) -> list[dict[str
     ]
 
 
-def scores_by_length(texts: Sequence[Text], right: NDArray[np.bool_]) -> list[dict[str, Any]]:
-    """Accuracy by number of words.
+def accuracy_by_length(texts: Sequence[Text], correct: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """Return accuracy by number of words.
 
     Args:
         texts: Texts or pairs.
-        right: Whether each is right, shape (texts,).
+        correct: Whether the classifier labelled each text right, shape (texts,).
+
+    Returns:
+        For each range of lengths that holds a text: ``words`` ("8-15"), ``count``, ``accuracy``.
     """
     words = np.array([len((text if isinstance(text, str) else " ".join(text)).split()) for text in texts])
     buckets = np.searchsorted(LENGTHS, words, side="right")
-    ends = [0, *LENGTHS]
+    starts = [0, *LENGTHS]
     return [
         {
-            "words": f"{ends[bucket]}-{LENGTHS[bucket] - 1}" if bucket < len(LENGTHS) else f"{LENGTHS[-1]} or more",
+            "words": f"{starts[bucket]}-{LENGTHS[bucket] - 1}" if bucket < len(LENGTHS) else f"{LENGTHS[-1]} or more",
             "count": int((buckets == bucket).sum()),
-            "accuracy": float(right[buckets == bucket].mean()),
+            "accuracy": float(correct[buckets == bucket].mean()),
         }
         for bucket in sorted(set(buckets.tolist()))
     ]
@@ -266,7 +269,7 @@ def run_classifier_evaluate(
     if encoder is not None:
         chosen = ClassifyOptions(clean=config.clean, multi_label=config.multi_label)
         known = read_class_data(replace(source, split="train"), chosen, config.labels)
-        judged["frozen"] = _frozen(encoder, known.train, known.dev, data, options)
+        judged["frozen"] = _baselines(encoder, known.train, known.dev, data, options)
     content = hash_path(source.path) if source.path.exists() else ""
     inputs = {str(model): hash_path(model_folder(model)), source.name: content}
     with new_folder(output, overwrite=overwrite) as new:
@@ -281,7 +284,7 @@ def run_classifier_evaluate(
     return judged
 
 
-def _frozen(
+def _baselines(
     encoder: str, train: LabelledTexts, dev: LabelledTexts, data: LabelledTexts, options: PredictOptions
 ) -> list[dict[str, Any]]:
     embeds = CachedEncoder(encoder, EncodeOptions(device=options.device))
@@ -353,7 +356,7 @@ def judge_logits(
         "scores": _scores(logits, found, truth, guessed, settings, options, temperature),
         "classes": _classes(truth, guessed, settings.labels),
         "mistakes": mistakes(data, found, guessed, settings.labels),
-        "lengths": scores_by_length(data.texts, (truth == guessed).all(axis=1)),
+        "lengths": accuracy_by_length(data.texts, (truth == guessed).all(axis=1)),
     }
     if not several:
         matrix = truth.T.astype(int) @ guessed.astype(int)

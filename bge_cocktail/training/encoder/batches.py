@@ -179,7 +179,7 @@ class Collator:
         options = self._options.of_task(task)
         if self._options.draw == "random":
             draws = zip(records, batch, strict=True)
-            records = [_drawn(record, options.negatives, (options.seed, *one)) for record, one in draws]
+            records = [_with_negatives(record, options.negatives, (options.seed, *one)) for record, one in draws]
         targets = batch_targets(
             records,
             negatives=options.negatives,
@@ -235,7 +235,7 @@ class Collator:
         return order, chunks
 
 
-def _drawn(record: Record, negatives: int, seed: tuple[int, ...]) -> Record:
+def _with_negatives(record: Record, negatives: int, seed: tuple[int, ...]) -> Record:
     """Return a record with a draw of its negatives, the same in every process and after a crash."""
     if len(record.neg) <= negatives:
         return record

@@ -93,7 +93,7 @@ def train_seeds(
             options={**options.model_dump(mode="json"), "seeds": list(seeds)},
             inputs=dict(zip((str(base), "records", "dev"), inputs, strict=True)),
             **results,
-            soup=_judged(new / SOUP, dev, watched, options),
+            soup=_soup_scores(new / SOUP, dev, watched, options),
         )
 
     places = sorted(str(task.path) for task in watched)
@@ -110,10 +110,10 @@ def _result(folder: Path) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _judged(
+def _soup_scores(
     folder: Path, dev: RetrievalData | None, general: Sequence[TaskPath], options: TrainOptions
 ) -> dict[str, float]:
-    """Return the soup by what the seeds are judged by."""
+    """Return the soup's scores on what the seeds were judged on: ``dev``, ``general NAME``; empty without such."""
     from bge_cocktail.training.encoder.validation import PRIMARY, make_validation
 
     device = choose_device(options.device)

@@ -114,7 +114,7 @@ class TrainingPairs(Sequence[Record]):
         if place == 0:
             return record
         scores = record.pos_scores
-        return replace(record, pos=_moved(record.pos, place), pos_scores=_moved(scores, place) if scores else ())
+        return replace(record, pos=_first(record.pos, place), pos_scores=_first(scores, place) if scores else ())
 
     def __iter__(self) -> Iterator[Record]:
         return (self[index] for index in range(len(self)))
@@ -164,6 +164,6 @@ def _uses(record: Record, options: TrainOptions) -> tuple[str, ...]:
     return kinds
 
 
-def _moved(values: tuple[Any, ...], place: int) -> tuple[Any, ...]:
+def _first(values: tuple[Any, ...], place: int) -> tuple[Any, ...]:
     """Return the value at a place first, then the others."""
     return (values[place], *values[:place], *values[place + 1 :])

@@ -246,16 +246,16 @@ def _try(trial: Any, working: Path, options: Any, attempt: Attempt) -> float:
 def _keep_best(working: Path) -> Callable[[Any, Any], None]:
     """Return a callback that removes the models that are not the best."""
 
-    def tidy(study: Any, _trial: Any) -> None:
+    def remove_worse_trials(study: Any, _trial: Any) -> None:
         try:
-            best = study.best_trial.number + 1
-        except ValueError:  # none is finished yet
+            best_number = study.best_trial.number + 1  # folders count from 1
+        except ValueError:  # Optuna raises it while no trial is finished
             return
         for folder in working.glob("trial-*"):
-            if folder.name != f"trial-{best}":
+            if folder.name != f"trial-{best_number}":
                 shutil.rmtree(folder)
 
-    return tidy
+    return remove_worse_trials
 
 
 def _finish(
