@@ -67,7 +67,8 @@ class Registry(Mapping[str, T]):
 
     def trait(self, name: str, trait: str, default: Any = None) -> Any:
         """Return what was said of an entry when it was added; a plugin says it with attributes of its function."""
-        return self._traits.get(name, {}).get(trait, getattr(self[name], trait, default))
+        entry = self[name]  # traits come with the modules that add entries
+        return self._traits.get(name, {}).get(trait, getattr(entry, trait, default))
 
     def describe(self) -> dict[str, str]:
         """Return the first line of each entry's docstring, by name."""

@@ -160,3 +160,10 @@ def test_a_broken_package_is_warned_of_in_a_line_and_ends_nothing(
     listed = run(site, "list", "tasks")
     assert "word-count" in listed.stdout
     assert "is no TaskKind" in listed.stderr
+
+
+def test_traits_are_there_before_an_entry_was_asked_for() -> None:
+    """In a process that has read nothing of the table yet: weights by gradient look at examples."""
+    code = "from bge_cocktail.merging.weights import weightings; print(weightings.trait('gradient', 'data'))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert "examples" in result.stdout, result.stderr
