@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from bge_cocktail.core.errors import UsageError
 from bge_cocktail.options import EncodeOptions, EvaluateOptions, MergeOptions
 
 if TYPE_CHECKING:
+    from bge_cocktail.evaluating.tasks.task import Task
     from bge_cocktail.merging.merge import Merged
     from bge_cocktail.merging.recipe import Recipe
 
@@ -178,13 +179,14 @@ def command(
         )
     else:
         encoding = options_from(EncodeOptions, flags)
+        tasks = _open(target, general)
         merged = merge(
             recipe,
             output,
             examples=_records(examples),
             encoding=encoding,
-            score=_score(target, general, split, general_split),
-            more_inputs=_more_inputs(encoding, examples, target, general),
+            score=_score(tasks, split, general_split),
+            more_inputs=_more_inputs(encoding, examples, tasks),
             draw=_draw(target, general),
             overwrite=overwrite,
         )
@@ -229,12 +231,21 @@ def _records(examples: Path | None) -> Any:
     return read_records(examples)
 
 
-def _score(target: tuple[Path, ...], general: tuple[Path, ...], split: str, general_split: str | None) -> Any:
+def _open(target: tuple[Path, ...], general: tuple[Path, ...]) -> list[Task]:
     if not target and not general:
+        return []
+    from bge_cocktail.evaluating.evaluate import open_tasks
+
+    return open_tasks(target, general)
+
+
+def _score(tasks: Sequence[Task], split: str, general_split: str | None) -> Any:
+    if not tasks:
         return None
     from bge_cocktail.evaluating.evaluate import scorer
 
-    return scorer(target, general, EvaluateOptions(split=split), general_split)
+    by_role = {role: [task for task in tasks if task.role == role] for role in ("target", "general")}
+    return scorer(by_role["target"], by_role["general"], EvaluateOptions(split=split), general_split)
 
 
 def _draw(target: tuple[Path, ...], general: tuple[Path, ...]) -> Callable[[Any, Path], None] | None:
@@ -252,16 +263,13 @@ def _draw(target: tuple[Path, ...], general: tuple[Path, ...]) -> Callable[[Any,
     return draw
 
 
-def _more_inputs(
-    encoding: EncodeOptions, examples: Path | None, target: tuple[Path, ...], general: tuple[Path, ...]
-) -> dict[str, str]:
+def _more_inputs(encoding: EncodeOptions, examples: Path | None, tasks: Sequence[Task]) -> dict[str, str]:
     from bge_cocktail.core.runs import hash_path, hash_value
 
-    data = [path for path in (examples, *target, *general) if path is not None]
-    if not data:
-        return {}
+    hashes = {} if examples is None else {str(examples): hash_path(examples)}
+    hashes |= {str(task.path): task.hash for task in tasks}
     embedded = encoding.what_counts()
-    return {**{str(path): hash_path(path) for path in data}, f"embedded with {embedded}": hash_value(embedded)}
+    return {**hashes, f"embedded with {embedded}": hash_value(embedded)} if hashes else {}
 
 
 def _refuse_unused(recipe: Any, examples: Path | None, target: tuple[Path, ...], general: tuple[Path, ...]) -> None:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 from bge_cocktail.core.errors import UsageError, nearest
 
@@ -120,7 +120,6 @@ def own_options(function: Callable[..., Any], known: Collection[str], given: Map
     """
     from pydantic import TypeAdapter, ValidationError
 
-    types = get_type_hints(function)
     parameters = inspect.signature(function).parameters
     values: dict[str, Any] = {}
     for name in keyword_names(function):
@@ -128,12 +127,23 @@ def own_options(function: Callable[..., Any], known: Collection[str], given: Map
             continue
         if name in given:
             try:
-                values[name] = TypeAdapter(types.get(name, Any)).validate_python(given[name])
+                values[name] = TypeAdapter(_annotation(function, name)).validate_python(given[name])
             except ValidationError as error:
                 raise UsageError(f"option {name}: {error.errors()[0]['msg']} (got {given[name]!r})") from None
         elif parameters[name].default is inspect.Parameter.empty:
             raise UsageError(f"the option '{name}' is missing: --option {name}=VALUE")
     return values
+
+
+def _annotation(function: Callable[..., Any], name: str) -> Any:
+    """Return the type of a parameter; Any where there is none, or its name isn't there at run time."""
+    annotation = inspect.signature(function).parameters[name].annotation
+    if isinstance(annotation, str):
+        try:
+            return eval(annotation, getattr(inspect.unwrap(function), "__globals__", {}))
+        except NameError:
+            return Any
+    return Any if annotation is inspect.Parameter.empty else annotation
 
 
 def refuse_unknown_options(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,18 @@ from bge_cocktail.data.sources import examples_of_rows, files_of_split, kind_of,
 log = logging.getLogger(__name__)
 
 
+DEV_NAMES = frozenset({"validation", "valid", "val"})
+
+
 class DataFolder:
     """A folder with a file or more for each split (JSON Lines, CSV, TSV, Parquet; plain or compressed).
 
-    A file is opened once, however often its first row or all rows are asked for.
+    A file is opened once, until `forget`, whether its first row or all rows are asked for.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._begun: dict[str, tuple[list[tuple[str, Any]], Iterator[tuple[str, Any]]]] = {}
+        self._rows: dict[tuple[Path, ...], list[tuple[str, Any]]] = {}
 
     @cached_property
     def splits(self) -> frozenset[str]:
@@ -52,13 +55,15 @@ class DataFolder:
 
     def first_row(self) -> dict[str, Any]:
         """Return the first row of `any_split`; empty where there is none, or it is no object."""
-        if self.any_split is None:
+        split = self.any_split
+        if split is None:
             return {}
-        rows, rest = self._begin(self.any_split)
-        if not rows:
-            rows += [row for _, row in zip(range(1), rest, strict=False)]
-        row = rows[0][1] if rows else {}
-        return row if isinstance(row, dict) else {}
+        try:
+            rows: Sequence[tuple[str, Any]] = self.split_rows(split)
+        except DataError:
+            # what is broken further down is said where it is read
+            rows = list(islice(chain.from_iterable(rows_of_file(file, BadRows()) for file in self.files(split)), 1))
+        return rows[0][1] if rows and isinstance(rows[0][1], dict) else {}
 
     def split_rows(self, split: str) -> Sequence[tuple[str, Any]]:
         """Return all rows of a split, each with ``file:line``.
@@ -66,32 +71,39 @@ class DataFolder:
         Raises:
             DataError: There is no such split, or the file is broken.
         """
-        rows, rest = self._begin(split)
-        rows.extend(rest)
-        return rows
+        files = self.files(split)
+        key = tuple(files)
+        if key not in self._rows:
+            self._rows[key] = list(chain.from_iterable(rows_of_file(file, BadRows()) for file in files))
+        return self._rows[key]
 
-    def file(self, split: str) -> Path:
-        """Return the (first) file of a split.
+    def files(self, split: str) -> list[Path]:
+        """Return the files of a split: the one that bears its name, or its numbered parts.
 
         Raises:
             DataError: There is none; with the nearest name.
         """
-        if _usual_name(split) not in self.splits:
+        exact = [self.path / f"{split}.jsonl"]
+        if exact[0].is_file():
+            return exact
+        named = (
+            [] if not self.path.is_dir() else [file for file in self.path.iterdir() if file.is_file() and kind_of(file)]
+        )
+        exact = [file for file in named if file.name.split(".")[0] == split]
+        if len(exact) == 1:
+            return exact
+        usual = "dev" if split in DEV_NAMES else split
+        if usual not in self.splits:
             raise DataError(f"{self.path}/{split}.jsonl: no such split.{nearest(split, sorted(self.splits))}")
-        return files_of_split(self.path, _usual_name(split))[0]
+        return files_of_split(self.path, usual)
 
-    def _begin(self, split: str) -> tuple[list[tuple[str, Any]], Iterator[tuple[str, Any]]]:
-        if split not in self._begun:
-            self.file(split)
-            files = files_of_split(self.path, _usual_name(split))
-            rows = chain.from_iterable(rows_of_file(file, BadRows()) for file in files)
-            self._begun[split] = ([], rows)
-        return self._begun[split]
+    def file(self, split: str) -> Path:
+        """Return the (first) file of a split; see `files`."""
+        return self.files(split)[0]
 
-
-def _usual_name(split: str) -> str:
-    """Return ``dev`` for ``validation`` and its short forms."""
-    return split_of(Path(split))
+    def forget(self) -> None:
+        """Let go of the rows, once they are what they are read for."""
+        self._rows.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +239,7 @@ def read_labelled(folder: DataFolder, split: str, names: Sequence[str] = ()) -> 
     """Read one split of a folder of labelled texts, or pairs.
 
     Args:
-        folder: With text and label in each row, or premise, hypothesis and label.
+        folder: With text and label in each row, or premise, hypothesis and label; else columns that tell as much.
         split: Which one.
         names: The labels that there are; without them, those of the split.
 
@@ -238,10 +250,26 @@ def read_labelled(folder: DataFolder, split: str, names: Sequence[str] = ()) -> 
     rows = folder.split_rows(split)
     if not rows:
         raise DataError(f"{file} is empty")
-    labelled = labelled_rows(examples_of_rows(rows, str(file)), str(file))
+    columns = rows[0][1].keys() if isinstance(rows[0][1], dict) else set()
+    if "label" in columns and ("text" in columns or {"premise", "hypothesis"} <= columns):
+        labelled = [_labelled_row(row, where) for where, row in rows]
+    else:
+        labelled = labelled_rows(examples_of_rows(rows, str(file)), str(file))
     if len({isinstance(text, tuple) for text, _, _ in labelled}) > 1:
         raise DataError(f"{file} holds single texts and pairs; a task has one or the other")
     return number_labels(labelled, names or label_names([row[1] for row in labelled], False), False, str(file))
+
+
+def _labelled_row(row: Any, where: str) -> LabelledRow:
+    """Return a row whose columns have the usual names; other columns say nothing here."""
+    if isinstance(row, dict) and "premise" in row:
+        text: Text = (required_text(row, "premise", where), required_text(row, "hypothesis", where))
+    else:
+        text = required_text(row, "text", where)
+    label = row.get("label")
+    if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
+        raise DataError(f"{where}: 'label' must be a text or a whole number, got {label!r}")
+    return text, str(label), 1.0
 
 
 @dataclass(frozen=True, slots=True)

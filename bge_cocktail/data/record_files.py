@@ -16,7 +16,7 @@ from bge_cocktail.core.errors import DataError
 from bge_cocktail.core.outputs import new_file
 from bge_cocktail.core.runs import hash_file
 from bge_cocktail.data.beir import is_beir
-from bge_cocktail.data.examples import RecordExample
+from bge_cocktail.data.examples import Example, RecordExample
 from bge_cocktail.data.readers import BadRows, load_json
 from bge_cocktail.data.record import Record, parse_record
 from bge_cocktail.data.sources import read_examples
@@ -46,18 +46,32 @@ def read_records(path: str | Path, *, split: str = "train", columns: str = "") -
                 f"{path} holds no records: expected {RECORDS_FILE} or {split}.jsonl, or a BEIR folder "
                 "(corpus.jsonl, queries.jsonl, qrels/)"
             )
-    records = []
     left_out = BadRows()
     name = str(source if source.exists() else path)
-    for example in read_examples(name, split=split, columns=columns, rejects=left_out):
+    records = records_of(read_examples(name, split=split, columns=columns, rejects=left_out), path)
+    for reason, count in left_out.reasons.items():
+        log.warning("%s: %d are left out: %s", path, count, reason)
+    return records
+
+
+def records_of(examples: Iterable[Example], path: str | Path) -> list[Record]:
+    """Return the records that examples are.
+
+    Args:
+        examples: What was read.
+        path: Where from, for the message.
+
+    Raises:
+        DataError: An example is something else.
+    """
+    records = []
+    for example in examples:
         if not isinstance(example, RecordExample):
             raise DataError(
                 f"{path} holds {'labelled texts' if len(example.own_texts()) == 1 else 'pairs of texts'}, no records; "
                 f"make records from them: bge-cocktail prepare {path} -o FOLDER"
             )
         records.append(example.record)
-    for reason, count in left_out.reasons.items():
-        log.warning("%s: %d are left out: %s", path, count, reason)
     return records
 
 

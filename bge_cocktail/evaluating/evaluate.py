@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,15 @@ def evaluate(encoder: Encoder, task_list: Sequence[Task], options: EvaluateOptio
         The scores of each task, its main metric first.
     """
     options = options or EvaluateOptions()
-    for name in options.metrics:
-        parse_measure(name)  # a wrong name is said before anything is embedded
-    judges = [tasks[task.kind].judge for task in task_list]
-    refuse_unknown_options(judges, (), options.plugin_options)
+    _check_judging(task_list, options)
     return [score for task in task_list for score in task.judge(encoder, options)]
+
+
+def _check_judging(task_list: Sequence[Task], options: EvaluateOptions) -> None:
+    """Raise where options name no measure, or nothing that a task brings along, before anything is embedded."""
+    for name in options.metrics:
+        parse_measure(name)
+    refuse_unknown_options([tasks[task.kind].judge for task in task_list], (), options.plugin_options)
 
 
 TaskPath = str | Path | Task
@@ -62,7 +66,7 @@ def open_tasks(target: Sequence[TaskPath], general: Sequence[TaskPath], others: 
         *((path, "target") for path in target),
         *((path, "general") for path in general),
     ]
-    task_list = [path if isinstance(path, Task) else open_task(path, role) for path, role in given]
+    task_list = [_with_role(path, role) if isinstance(path, Task) else open_task(path, role) for path, role in given]
     if not task_list and not others:
         raise UsageError("nothing to evaluate on: name at least one target or general task, or one of mteb")
     names = [task.name for task in task_list]
@@ -70,6 +74,10 @@ def open_tasks(target: Sequence[TaskPath], general: Sequence[TaskPath], others: 
     if twice:
         raise UsageError(f"two tasks are called '{twice}'; tables and results need different folder names")
     return task_list
+
+
+def _with_role(task: Task, role: Role) -> Task:
+    return task if task.role == role else replace(task, role=role)
 
 
 def evaluate_models(
@@ -115,11 +123,12 @@ def scorer(
     task_list = open_tasks(target, general)
     for_general = options.model_copy(update={"split": general_split or options.split})
     parts = [(task, for_general if task.role == "general" else options) for task in task_list]
+    _check_judging(task_list, options)  # what is wrong is said now
     for task, judging in parts:
-        task.data(judging.split)  # what is wrong is said now
+        task.data(judging.split)
 
     def score(encoder: Encoder) -> tuple[float, float | None]:
-        scores = [score for task, judging in parts for score in evaluate(encoder, [task], judging)]
+        scores = [score for task, judging in parts for score in task.judge(encoder, judging)]
         result = ModelScores("", "", scores)
         return result.mean("target") or 0.0, result.mean("general")
 

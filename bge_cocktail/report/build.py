@@ -91,7 +91,8 @@ def data_page(report: Mapping[str, Any], title: str) -> str:
     for reason, texts in report.get("samples", {}).items():
         rows = [[text if isinstance(text, str) else " / ".join(text)] for text in texts]
         sections.append(Section(f"Dropped: {reason}", [Table(["text"], rows)]))
-    return html_page(Report(title, [flow_of(report)], sections, _made()))
+    # no time and no version: of the same data, the same page
+    return html_page(Report(title, [flow_of(report)], sections, "Made by bge-cocktail prepare"))
 
 
 def _made() -> str:

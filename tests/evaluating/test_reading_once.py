@@ -88,4 +88,4 @@ def test_training_that_watches_a_general_task(cli: Cli, tiny: Path, beir: Path, 
     with opened(data / "labelled") as counts:
         cli("train", beir, "-m", tiny, "-o", tmp_path / "o", "--general", data / "labelled", "--batch-size", 8,
             "--epochs", 2, "--general-split", "test")  # fmt: skip
-    assert counts["train.jsonl"] == counts["test.jsonl"] == 1
+    assert counts["train.jsonl"] == counts["test.jsonl"] == 2

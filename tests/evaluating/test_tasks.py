@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -344,3 +345,77 @@ def test_means_have_the_intervals_of_a_plain_bootstrap() -> None:
         plain = np.quantile(column[rows].mean(axis=1), [0.025, 0.975])
         assert interval == pytest.approx(plain, abs=0.1 * column.std() / np.sqrt(300) + 1e-9)
         assert bootstrap_interval(column, resamples=4000) == pytest.approx(interval, rel=1e-12)
+
+
+def test_a_split_is_the_file_of_its_name(tmp_path: Path) -> None:
+    """Whatever stands beside it; validation is dev by another name, and then chooses nothing."""
+    from bge_cocktail.data.labelled import DataFolder
+
+    train = [{"text": "red", "label": "a"}, {"text": "blue", "label": "b"}]
+    write_lines(tmp_path / "train.jsonl", train)
+    write_lines(tmp_path / "validation.jsonl", [{"text": "red dog", "label": "a"}])
+    data = open_task(tmp_path, "target").data("validation")
+    assert (data.dev, data.test.texts) == (None, ["red dog"])
+    for year in ("2019", "2020"):
+        write_lines(tmp_path / f"test_{year}.jsonl", [{"text": year, "label": "a"}])
+    data = open_task(tmp_path, "target").data("test_2019")
+    assert data.test.texts == ["2019"]
+    assert data.dev is not None
+    write_lines(
+        tmp_path / "test.jsonl", [{"text": "green", "label": "b", "weight": "heavy", "context": "x", "score": 1}]
+    )
+    (tmp_path / "test.csv").write_text("text,label\nother,a\n")
+    assert open_task(tmp_path, "target").data("test").test.texts == ["green"]
+    assert DataFolder(tmp_path).first_row()["text"] == "green"
+
+
+def test_labelled_texts_may_be_a_table(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,label\nred,1\nblue,0\n")
+    (tmp_path / "test.tsv").write_text("text\tlabel\nred dog\t1\n")
+    data = open_task(tmp_path, "target").data("test")
+    assert (data.train.names, data.test.class_names()) == (["0", "1"], ["1"])
+
+
+def test_what_is_no_record_is_refused(tmp_path: Path) -> None:
+    write_lines(tmp_path / "test.jsonl", [{"text": "red", "label": "a"}])
+    with pytest.raises(DataError, match="holds labelled texts, no records; make records from them"):
+        open_task(f"retrieval:{tmp_path}", "target").data("test")
+
+
+def test_a_broken_split_stays_broken(tmp_path: Path) -> None:
+    lines = ['{"text": "a", "label": "x"}', '{"text": "b", "label": "y"}', "{", '{"text": "c", "label": "x"}']
+    (tmp_path / "train.jsonl").write_text("\n".join(lines[:2]) + "\n")
+    (tmp_path / "test.jsonl").write_text("\n".join(lines) + "\n")
+    task = open_task(tmp_path, "target")
+    for _ in range(2):
+        with pytest.raises(DataError, match="test.jsonl:3"):
+            task.data("test")
+
+
+def test_a_kind_that_cannot_tell_stops_no_other(
+    labelled: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from bge_cocktail.evaluating.tasks.task import TaskKind, tasks
+
+    class Titles(TaskKind):
+        order = 1
+
+        def recognises(self, folder: Any) -> bool:
+            return bool(folder.first_row()["title"])
+
+        def read(self, folder: Any, split: str) -> Any:
+            return None
+
+        def judge(self, encoder: Any, task: Any, options: Any) -> list[Any]:
+            return []
+
+    monkeypatch.setattr(tasks, "_entries", {**tasks._all(), "titles": Titles()})
+    assert open_task(labelled, "target").kind == "classification"
+    assert "'titles' can't tell" in caplog.text
+
+
+def test_a_task_that_was_opened_takes_the_role_it_is_given(beir: Path) -> None:
+    from bge_cocktail.evaluating.evaluate import open_tasks
+
+    (task,) = open_tasks([open_task(beir, "general")], [])
+    assert task.role == "target"

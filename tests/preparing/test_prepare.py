@@ -438,3 +438,16 @@ def test_plain_copying_is_quick_and_takes_no_memory(tmp_path: Path) -> None:
     seconds = used[1][0] - used[0][0]
     assert 100_000 / seconds > 100_000 / slowness() / 1.5
     assert used[1][1] - used[0][1] < 12
+
+
+def test_the_same_data_prepared_twice_are_the_same(
+    cli: Cli, beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import time
+
+    from bge_cocktail.core.runs import hash_path
+
+    cli("prepare", beir, "-o", tmp_path / "one")
+    monkeypatch.setattr(time, "gmtime", lambda *_: time.struct_time((2030, 1, 1, 0, 0, 0, 1, 1, 0)))
+    cli("prepare", beir, "-o", tmp_path / "two")
+    assert hash_path(tmp_path / "one") == hash_path(tmp_path / "two")

@@ -24,8 +24,8 @@ from bge_cocktail.models.prompts import Prompts
 from bge_cocktail.options import TrainOptions
 from bge_cocktail.training.encoder import validation as watching
 from bge_cocktail.training.encoder.batches import Collator
-from bge_cocktail.training.encoder.loss import BatchLoss
-from bge_cocktail.training.encoder.train import make_trainer, train, training_key
+from bge_cocktail.training.encoder.loss import BatchLoss, make_trainer
+from bge_cocktail.training.encoder.train import train, training_key
 from bge_cocktail.training.encoder.training_pairs import TrainingPairs
 from bge_cocktail.training.engine.callbacks import CheckpointCallback
 from bge_cocktail.training.engine.checkpoints import last_checkpoint, seal

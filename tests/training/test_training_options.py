@@ -21,8 +21,8 @@ from bge_cocktail.models.layers import layer_of
 from bge_cocktail.models.prompts import Prompts
 from bge_cocktail.options import TrainOptions
 from bge_cocktail.training.encoder.batches import Collator
-from bge_cocktail.training.encoder.loss import BatchLoss
-from bge_cocktail.training.encoder.train import make_trainer, train
+from bge_cocktail.training.encoder.loss import BatchLoss, make_trainer
+from bge_cocktail.training.encoder.train import train
 from bge_cocktail.training.encoder.training_pairs import TrainingPairs
 from bge_cocktail.training.engine.parameters import learning_rates, prepare_parameters
 from bge_cocktail.training.engine.trainer import DeviceSetup

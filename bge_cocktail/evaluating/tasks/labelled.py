@@ -154,7 +154,9 @@ class Classification(TaskKind):
         if len(train.names) < 2:
             raise DataError(f"{folder.file('train')} holds one label only ({train.names[0]}); a probe needs two")
         test = train if split == "train" else read_labelled(folder, split, train.names)
-        dev = read_labelled(folder, "dev", train.names) if split != "dev" and "dev" in folder.splits else None
+        # C and k aren't chosen on what is judged, by whichever name it goes
+        apart = "dev" in folder.splits and folder.file("dev") != folder.file(split)
+        dev = read_labelled(folder, "dev", train.names) if apart else None
         return ClassificationData(train, dev, test)
 
     def judge(self, encoder: Encoder, task: Task, options: EvaluateOptions) -> list[Score]:

@@ -14,9 +14,9 @@ import numpy as np
 
 from bge_cocktail.core.errors import DataError
 from bge_cocktail.data.beir import RetrievalData, is_beir
-from bge_cocktail.data.examples import RecordExample
 from bge_cocktail.data.labelled import CANDIDATE_COLUMNS, DataFolder
 from bge_cocktail.data.record import normalise
+from bge_cocktail.data.record_files import RECORDS_FILE, records_of
 from bge_cocktail.data.retrieval import read_retrieval
 from bge_cocktail.data.sources import examples_of_rows
 from bge_cocktail.evaluating.measures import measure_run
@@ -106,11 +106,10 @@ class Retrieval(TaskKind):
 
     def read(self, folder: DataFolder, split: str) -> RetrievalData:
         """See `TaskKind.read`."""
-        if is_beir(folder.path) or not folder.splits:
+        if is_beir(folder.path) or not folder.splits or folder.holds(RECORDS_FILE):
             return read_retrieval(folder.path, split)
         examples = examples_of_rows(folder.split_rows(split), str(folder.file(split)))
-        records = [example.record for example in examples if isinstance(example, RecordExample)]
-        return read_retrieval(folder.path, split, records)
+        return read_retrieval(folder.path, split, records_of(examples, folder.path))
 
     def judge(self, encoder: Encoder, task: Task, options: EvaluateOptions) -> list[Score]:
         """See `TaskKind.judge`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from bge_cocktail.core.errors import DataError, UsageError, nearest
+from bge_cocktail.core.errors import CocktailError, DataError, UsageError, nearest
 from bge_cocktail.core.registry import Registry, own_options
 from bge_cocktail.core.runs import hash_path
 from bge_cocktail.data.labelled import DataFolder
@@ -21,6 +22,7 @@ from bge_cocktail.models.encoder import Encoder
 from bge_cocktail.options import EvaluateOptions
 
 LONGEST = 600
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,10 @@ class Task:
             DataError: With file and line of what is wrong.
         """
         if split not in self._data:
-            self._data[split] = tasks[self.kind].read(self._folder or DataFolder(self.path), split)
+            _ = self.hash  # of what is read now, whenever it is asked for
+            folder = self._folder or DataFolder(self.path)
+            self._data[split] = tasks[self.kind].read(folder, split)
+            folder.forget()
         return self._data[split]
 
     def judge(self, encoder: Encoder, options: EvaluateOptions) -> list[Score]:
@@ -179,12 +184,23 @@ def open_task(path: str | Path, role: Role) -> Task:
     if kind:
         return Task(f"{path.resolve().name} ({kind})", kind, role, path, folder)
     for name in sorted(tasks, key=lambda name: tasks[name].order):
-        if tasks[name].recognises(folder):
+        if _recognises(name, folder):
             return Task(path.resolve().name, name, role, path, folder)
     raise DataError(
         f"{path} is no task: expected a BEIR folder (corpus.jsonl, queries.jsonl, qrels/), "
         "records (test.jsonl), labelled texts (train.jsonl, test.jsonl), scored pairs or candidates (test.jsonl)"
     )
+
+
+def _recognises(kind: str, folder: DataFolder) -> bool:
+    """Return whether a folder is of a kind; a kind of another package that fails to tell doesn't stop the others."""
+    try:
+        return tasks[kind].recognises(folder)
+    except CocktailError:
+        raise
+    except Exception as error:
+        log.warning("the kind of task '%s' can't tell whether %s is one: %r", kind, folder.path, error)
+        return False
 
 
 def task_path(given: str | Path) -> tuple[str, Path]:

@@ -1,21 +1,30 @@
-"""The loss of a batch that comes in chunks, from tokens to a number."""
+"""The loss of a batch that comes in chunks, from tokens to a number; and the trainer that takes it."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses import CachedLossMixin
 from torch import Tensor, nn
+from transformers import TrainerCallback
 
 from bge_cocktail.losses.total import Embedded, LossSettings, total_loss
+from bge_cocktail.models.prompts import Prompts
 from bge_cocktail.options import TrainOptions
+from bge_cocktail.training.encoder.batches import Batches, Collator
+from bge_cocktail.training.encoder.training_pairs import TrainingPairs
+from bge_cocktail.training.engine.callbacks import AnchorCallback
+from bge_cocktail.training.engine.checkpoints import shard
 from bge_cocktail.training.engine.cpu_speed import fast_attention, joint_lookup
+from bge_cocktail.training.engine.parameters import learning_rates
 from bge_cocktail.training.engine.run import BadLoss
+from bge_cocktail.training.engine.trainer import DeviceSetup, Metrics, ShardedTrainer, Trainer, assemble
 
 Chunk = dict[str, Tensor]
 
@@ -160,3 +169,52 @@ def _head(model: SentenceTransformer) -> nn.Module:
     head = nn.Linear(dimensions, dimensions, bias=False, device=model.device)
     nn.init.eye_(head.weight)
     return head
+
+
+def make_trainer(
+    model: SentenceTransformer,
+    rows: TrainingPairs,
+    options: TrainOptions,
+    prompts: Prompts,
+    checkpoints: Path,
+    setting: DeviceSetup,
+    *,
+    metrics: Metrics | None = None,
+    primary: str | None = None,
+    report: Callable[[int, float], None] | None = None,
+    more_callbacks: Sequence[TrainerCallback] = (),
+) -> Trainer:
+    """Return a trainer over rows, ready to run.
+
+    Args:
+        model: The model to tune, on its device, its parameters prepared.
+        rows: One pair of query and positive each.
+        options: How to tune.
+        prompts: Put before queries and documents, by role.
+        checkpoints: Folder for checkpoints.
+        setting: Device, precision, processes.
+        metrics: What is watched.
+        primary: The metric that early stopping watches; without it, the last weights are kept.
+        report: Is told step and primary metric.
+        more_callbacks: For the trainer.
+    """
+    loss = BatchLoss(model, options, rows.tasks)
+    if options.shard:
+        shard(model, list(loss.heads), setting.processes)
+    anchor = [AnchorCallback(options.anchor, model)] if options.anchor and options.anchor_by == "weights" else []
+    return assemble(
+        model,
+        options,
+        checkpoints,
+        setting,
+        batches=Batches(rows, options, setting.processes),
+        rows=len(rows),
+        loss=loss,
+        collator=Collator(model, rows, options, prompts, (setting.process, setting.processes), setting.precision),
+        rates=learning_rates(model, options),
+        metrics=metrics,
+        primary=primary,
+        report=report,
+        more_callbacks=[*anchor, *more_callbacks],
+        kind=ShardedTrainer if options.shard else Trainer,
+    )

@@ -114,7 +114,8 @@ def _soup_scores(
     folder: Path, dev: RetrievalData | None, general: Sequence[TaskPath], options: TrainOptions
 ) -> dict[str, float]:
     """Return the soup's scores on what the seeds were judged on: ``dev``, ``general NAME``; empty without such."""
-    from bge_cocktail.training.encoder.validation import PRIMARY, make_validation
+    from bge_cocktail.training.encoder.validation import make_validation
+    from bge_cocktail.training.engine.run import PRIMARY
 
     device = choose_device(options.device)
     metrics = make_validation(

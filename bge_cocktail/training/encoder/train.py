@@ -6,10 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from sentence_transformers import SentenceTransformer
-from transformers import TrainerCallback
+from typing import TYPE_CHECKING, Any
 
 from bge_cocktail.core.devices import choose_device, resolve_precision
 from bge_cocktail.core.errors import CocktailError, UsageError
@@ -24,75 +21,16 @@ from bge_cocktail.models.folder import model_folder
 from bge_cocktail.models.layout import make_portable
 from bge_cocktail.models.prompts import Prompts, declared_prompts, model_prompts, set_prompts
 from bge_cocktail.options import TrainOptions
-from bge_cocktail.training.encoder.batches import Batches, Collator
 from bge_cocktail.training.encoder.checks import check_pairs, check_training
-from bge_cocktail.training.encoder.loss import BatchLoss
 from bge_cocktail.training.encoder.training_pairs import TrainingPairs, hash_records, hash_retrieval
 from bge_cocktail.training.encoder.validation import open_watched
-from bge_cocktail.training.engine.callbacks import (
-    AnchorCallback,
-)
-from bge_cocktail.training.engine.checkpoints import shard
-from bge_cocktail.training.engine.parameters import learning_rates
 from bge_cocktail.training.engine.processes import Processes, join_processes
 from bge_cocktail.training.engine.run import Training, run_training, write_curves
-from bge_cocktail.training.engine.trainer import (
-    DeviceSetup,
-    Metrics,
-    ShardedTrainer,
-    Trainer,
-    assemble,
-)
 
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
-def make_trainer(
-    model: SentenceTransformer,
-    rows: TrainingPairs,
-    options: TrainOptions,
-    prompts: Prompts,
-    checkpoints: Path,
-    setting: DeviceSetup,
-    *,
-    metrics: Metrics | None = None,
-    primary: str | None = None,
-    report: Callable[[int, float], None] | None = None,
-    more_callbacks: Sequence[TrainerCallback] = (),
-) -> Trainer:
-    """Return a trainer over rows, ready to run.
-
-    Args:
-        model: The model to tune, on its device, its parameters prepared.
-        rows: One pair of query and positive each.
-        options: How to tune.
-        prompts: Put before queries and documents, by role.
-        checkpoints: Folder for checkpoints.
-        setting: Device, precision, processes.
-        metrics: What is watched.
-        primary: The metric that early stopping watches; without it, the last weights are kept.
-        report: Is told step and primary metric.
-        more_callbacks: For the trainer.
-    """
-    loss = BatchLoss(model, options, rows.tasks)
-    if options.shard:
-        shard(model, list(loss.heads), setting.processes)
-    anchor = [AnchorCallback(options.anchor, model)] if options.anchor and options.anchor_by == "weights" else []
-    return assemble(
-        model,
-        options,
-        checkpoints,
-        setting,
-        batches=Batches(rows, options, setting.processes),
-        rows=len(rows),
-        loss=loss,
-        collator=Collator(model, rows, options, prompts, (setting.process, setting.processes), setting.precision),
-        rates=learning_rates(model, options),
-        metrics=metrics,
-        primary=primary,
-        report=report,
-        more_callbacks=[*anchor, *more_callbacks],
-        kind=ShardedTrainer if options.shard else Trainer,
-    )
-
+    from bge_cocktail.training.engine.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -241,7 +179,9 @@ def _prepare(
     report: Callable[[int, float], None] | None,
 ) -> _Prepared:
     """Return the trainer, with what is needed to write its model."""
-    from bge_cocktail.training.encoder.validation import PRIMARY, make_validation
+    from bge_cocktail.training.encoder.loss import make_trainer
+    from bge_cocktail.training.encoder.validation import make_validation
+    from bge_cocktail.training.engine.run import PRIMARY
     from bge_cocktail.training.engine.trainer import DeviceSetup
 
     device = choose_device(options.device)

@@ -17,13 +17,12 @@ from bge_cocktail.losses.total import Embedded, LossSettings, batch_targets, tot
 from bge_cocktail.models.encoder import LoadedEncoder
 from bge_cocktail.models.prompts import Prompts
 from bge_cocktail.options import EvaluateOptions, TrainOptions
+from bge_cocktail.training.engine.run import DEV_METRIC, PRIMARY
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sentence_transformers import SentenceTransformer
 
-DEV_METRIC = "nDCG@10"
-PRIMARY = f"dev_{DEV_METRIC}"
 # queries in a batch of the dev loss, whatever the batches of training, so that runs can be compared
 DEV_BATCH = 32
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
 import shutil
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -18,7 +20,6 @@ from bge_cocktail.core.errors import CocktailError, UsageError
 from bge_cocktail.core.outputs import require_space, write_json
 from bge_cocktail.core.runs import BAD_BATCH_FILE, RUN_FILE, finished_key
 from bge_cocktail.options import CommonTrainOptions
-from bge_cocktail.training.encoder.validation import PRIMARY
 from bge_cocktail.training.engine.processes import Processes
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
+# what is watched while an encoder is trained, and early stopping goes by
+DEV_METRIC = "nDCG@10"
+PRIMARY = f"dev_{DEV_METRIC}"
 
 
 @contextmanager
@@ -113,9 +117,15 @@ def _alone(working: Path, what: str) -> Iterator[None]:
     path = working.with_name(f".{working.name}.lock")
     lock = FileLock(path, timeout=0)
     try:
-        lock.acquire()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a lock that is only a file
+            lock.acquire()
     except Timeout:
         raise UsageError(f"another {what} is going on in {working}; choose another output, or wait") from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        log.debug("%s has no locks, so nothing keeps two trainings apart: %s", working.parent, error)
     try:
         yield
     finally:
@@ -124,6 +134,8 @@ def _alone(working: Path, what: str) -> Iterator[None]:
         lock.release()
 
 
+# not every file system has locks
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 CURVES_FILE = "curves.jsonl"
 PICTURE_FILE = "curves.png"
 
