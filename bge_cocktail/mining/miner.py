@@ -463,11 +463,6 @@ def check_mining(options: MineOptions, teacher: bool) -> None:
         raise UsageError("candidates is empty; name a source: dense, bm25")
 
 
-def distinct_texts(texts: Iterable[str]) -> list[str]:
-    """Texts in order, each once as `normalise` sees them."""
-    return list(_by_key(texts).values())
-
-
 def _by_key(texts: Iterable[str]) -> dict[str, str]:
     first: dict[str, str] = {}
     for text in texts:

@@ -20,7 +20,7 @@ from bge_cocktail.data.record import Record, normalise
 from bge_cocktail.data.record_files import read_records
 from bge_cocktail.mining.candidates import candidate_sources, false_negatives
 from bge_cocktail.mining.filters import choices, negative_filters
-from bge_cocktail.mining.miner import distinct_texts, mine
+from bge_cocktail.mining.miner import mine
 from bge_cocktail.models.encoder import CachedEncoder, load_encoder
 from bge_cocktail.models.reranker import load_reranker
 from bge_cocktail.options import MineOptions
@@ -324,7 +324,10 @@ def test_the_same_negatives_as_sentence_transformers(beir: Path, tiny: Path) -> 
     from sentence_transformers.util import mine_hard_negatives
 
     records = read_records(beir)
-    corpus = distinct_texts(read_corpus(beir))
+    first_of: dict[str, str] = {}
+    for text in read_corpus(beir):
+        first_of.setdefault(normalise(text), text)
+    corpus = list(first_of.values())
     pairs = Dataset.from_dict({"query": [one.query for one in records], "answer": [one.pos[0] for one in records]})
     theirs = mine_hard_negatives(
         pairs,
