@@ -1,4 +1,4 @@
-"""The house rules: who imports whom, what is declared, what --help costs, what is exported, what plugins can do."""
+"""The house rules: who imports whom, what is declared, what --help costs, what is exported, how long files are."""
 
 from __future__ import annotations
 
@@ -104,6 +104,20 @@ def test_every_form_of_import_is_seen(text: str) -> None:
     assert "bge_cocktail.core.errors" in imports_of(text, "bge_cocktail.cli.registries")
 
 
+def test_trainings_build_on_the_engine() -> None:
+    """Inside the room: what both trainings share knows neither, and an encoder's knows no classifier's."""
+    order = {"engine": 0, "encoder": 1, "classifier": 2}
+
+    def place(module: str) -> int | None:
+        parts = module.split(".")
+        return order.get(parts[2]) if parts[1:2] == ["training"] and len(parts) > 3 else None
+
+    for module, imported in OWN.items():
+        for other in imported:
+            below, above = place(other), place(module)
+            assert below is None or above is None or below <= above, f"{module} imports {other}"
+
+
 def test_the_size_of_the_house() -> None:
     assert len(FILES) <= 150
     rooms = {room_of(name) for name in MODULES} - {"", "__main__"}
@@ -149,14 +163,15 @@ def test_no_word_of_our_own() -> None:
 
 
 def test_what_is_imported_is_declared() -> None:
-    """Packages that the package and the tests import stand in pyproject.toml, each in the part that it is for."""
+    """What the package imports stands in pyproject.toml, as a dependency or in an extra of users."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
     def names(requirements: list[str]) -> set[str]:
         return {re.match(r"[\w.-]+", one)[0].lower().replace("_", "-") for one in requirements}  # type: ignore[index]
 
     needed = names(project["dependencies"])
-    extras = {one for part in project["optional-dependencies"].values() for one in names(part)}
+    parts = project["optional-dependencies"].items()
+    extras = {name for key, part in parts if key != "test" for name in names(part)}
     homes = {"umap": ["umap-learn"], **packages_distributions()}  # an extra that tests do without
     for module, found in IMPORTS.items():
         for name in {one.split(".")[0] for one in found} - set(sys.stdlib_module_names) - {NAME, "compression"}:
@@ -198,7 +213,44 @@ def test_help_is_quick() -> None:
     assert cpu_seconds("-m", "bge_cocktail", "--help", repeats=3) < 0.3 * slowness()
 
 
+PUBLIC = [
+    "CachedEncoder",
+    "CocktailError",
+    "Encoder",
+    "Mined",
+    "Record",
+    "Score",
+    "build_report",
+    "collect",
+    "compare",
+    "evaluate",
+    "inspect",
+    "load_classifier",
+    "load_encoder",
+    "merge",
+    "merge_classifiers",
+    "mine",
+    "open_evaluation",
+    "open_task",
+    "predict",
+    "prepare",
+    "read_class_data",
+    "read_records",
+    "run",
+    "run_classifier_evaluate",
+    "run_evaluate",
+    "run_indexes",
+    "run_inspect",
+    "run_mine",
+    "train",
+    "train_classifier",
+    "write_records",
+    "write_report",
+]
+
+
 def test_exported_names() -> None:
+    assert sorted(bge_cocktail.__all__) == PUBLIC
     for name in bge_cocktail.__all__:
         assert getattr(bge_cocktail, name).__name__ == name
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -157,6 +158,9 @@ def test_a_broken_package_is_warned_of_in_a_line_and_ends_nothing(
     assert "'broken' to the merge-methods (ModuleNotFoundError" in result.stderr
     assert "'linear'" in result.stderr  # a name that is taken
     assert "registered already" in result.stderr
+    methods = json.loads(run(site, "list", "merge-methods", "--format", "json").stdout)
+    assert methods["power-mean"] == "The mean of powers of the models' numbers."
+    assert methods["linear"].startswith("Weighted mean")
     listed = run(site, "list", "tasks")
     assert "word-count" in listed.stdout
     assert "is no TaskKind" in listed.stderr

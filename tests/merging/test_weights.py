@@ -239,28 +239,28 @@ def test_gradient_is_the_derivative(good_and_bad: list[Path], tmp_path: Path) ->
 
     checkpoints = tuple(open_model(str(path), tmp_path) for path in good_and_bad)
     plan = Plan(checkpoints, None, MergeOptions(), GroupWeights([0.5, 0.5], {}))
-    tasting = EncoderObjective(plan, EXAMPLES, EncodeOptions(cache=False, device="cpu"), None, tmp_path)
+    objective = EncoderObjective(plan, EXAMPLES, EncodeOptions(cache=False, device="cpu"), None, tmp_path)
     from bge_cocktail.merging.gradient import _stacks
 
-    stacks, _ = _stacks(tasting, False, False)
-    names = dict(tasting.parameter_names)
-    shapes = {key: value.shape for key, value in tasting.parameters.items()}
+    stacks, _ = _stacks(objective, False, False)
+    names = dict(objective.parameter_names)
+    shapes = {key: value.shape for key, value in objective.parameters.items()}
     known = positives_by_query(EXAMPLES)
     weights = torch.tensor([0.6, 0.4], requires_grad=True)
     merged = {names[key]: (weights @ rows).view(shapes[key]) for key, rows in stacks.items()}
-    loss = tasting.batch_loss(
+    loss = objective.batch_loss(
         EXAMPLES,
         known,
-        lambda features: functional_call(tasting.model.eval(), merged, (features,))["sentence_embedding"],
+        lambda features: functional_call(objective.model.eval(), merged, (features,))["sentence_embedding"],
     )
     (gradient,) = torch.autograd.grad(loss, weights)
 
     def loss_at(one: float, two: float) -> float:
-        scores = tasting.merged(WeightsResult([one, two]))
+        scores = objective.merged(WeightsResult([one, two]))
         del scores
         with torch.no_grad():
             return float(
-                tasting.batch_loss(EXAMPLES, known, lambda features: tasting.model(features)["sentence_embedding"])
+                objective.batch_loss(EXAMPLES, known, lambda features: objective.model(features)["sentence_embedding"])
             )
 
     step = 1e-2

@@ -35,7 +35,7 @@ def _first_folder(models: Sequence[str | Path] | Recipe) -> Path:
 
 @dataclass
 class ClassifierObjective:
-    """Answers what weightings ask of classifiers; see `merging.weights.Tasting`.
+    """Answers what weightings ask of classifiers; see `merging.weights.Objective`.
 
     Attributes:
         plan: The merge, with whatever weights.

@@ -204,7 +204,7 @@ def train_classifier(
 ) -> Path:
     """Give an encoder a head, tune both on labelled texts and write the classifier to a folder.
 
-    Checkpoints, resuming, stopping and several processes are as in `bge_cocktail.training.train`. The finished folder
+    Checkpoints, resuming, stopping and several processes are as in `training.encoder.train.train`. The finished folder
     holds the best checkpoint by dev, and what a prediction needs: label names, cleaning, longest text, temperature.
 
     Args:
