@@ -86,10 +86,8 @@ class DataFolder:
         exact = [self.path / f"{split}.jsonl"]
         if exact[0].is_file():
             return exact
-        named = (
-            [] if not self.path.is_dir() else [file for file in self.path.iterdir() if file.is_file() and kind_of(file)]
-        )
-        exact = [file for file in named if file.name.split(".")[0] == split]
+        tables = [file for file in self.path.glob("*") if file.is_file() and kind_of(file)]
+        exact = [file for file in tables if file.name.split(".")[0] == split]
         if len(exact) == 1:
             return exact
         usual = "dev" if split in DEV_NAMES else split

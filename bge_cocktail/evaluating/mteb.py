@@ -46,7 +46,7 @@ def as_mteb_task(task: Task, split: str = "test") -> Any:
     """
     kind = tasks[task.kind]
     if not kind.mteb:
-        raise UsageError(f"{task.name}: mteb has no tasks like our '{task.kind}'")
+        raise UsageError(f"{task.name}: mteb has no tasks like our '{task.kind}'; judge it with --target or --general")
     mteb_type, main_score = kind.mteb
     made = _class_of(mteb_type)(_metadata(task, mteb_type, main_score, split))
     kind.to_mteb(task, split, made)

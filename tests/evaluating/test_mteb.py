@@ -212,3 +212,21 @@ def test_an_evaluation_by_mteb_goes_onto_the_leaderboard(cli: Cli, tiny: Path, b
     content = json.loads(cli("leaderboard", tmp_path / "out", "--format", "json").stdout)
     assert content["models"][0]["model"] == "local/m"
     assert content["models"][0]["scores"] == {"animals": pytest.approx(scores[0]["value"], abs=1e-4)}
+
+
+def test_a_kind_that_names_a_type_and_gives_no_data(labelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bge_cocktail.core.errors import UsageError
+    from bge_cocktail.evaluating.tasks.task import TaskKind, tasks
+
+    class Half(TaskKind):
+        mteb = ("Retrieval", "ndcg_at_10")
+
+        def read(self, folder: object, split: str) -> object:
+            return split
+
+        def judge(self, encoder: object, task: object, options: object) -> list[object]:
+            return []
+
+    monkeypatch.setattr(tasks, "_entries", {**tasks._all(), "half": Half()})
+    with pytest.raises(UsageError, match="'half' names mteb's Retrieval ndcg_at_10, and lacks a to_mteb"):
+        as_mteb_task(open_task(f"half:{labelled}", "general"))

@@ -360,7 +360,7 @@ def test_a_split_is_the_file_of_its_name(tmp_path: Path) -> None:
         write_lines(tmp_path / f"test_{year}.jsonl", [{"text": year, "label": "a"}])
     data = open_task(tmp_path, "target").data("test_2019")
     assert data.test.texts == ["2019"]
-    assert data.dev is not None
+    assert data.dev.texts == ["red dog"]
     write_lines(
         tmp_path / "test.jsonl", [{"text": "green", "label": "b", "weight": "heavy", "context": "x", "score": 1}]
     )

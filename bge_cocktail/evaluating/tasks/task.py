@@ -91,8 +91,13 @@ class TaskKind(ABC):
         return []
 
     def to_mteb(self, task: Task, split: str, made: Any) -> None:
-        """Give a task of mteb (of the type that `mteb` names) the data: set its ``dataset``."""
-        raise NotImplementedError
+        """Give a task of mteb (of the type that `mteb` names) the data: set its ``dataset``.
+
+        Raises:
+            UsageError: The kind names a type and doesn't say how its data are given.
+        """
+        named = " ".join(self.mteb)
+        raise UsageError(f"the kind '{task.kind}' names mteb's {named}, and lacks a to_mteb that gives data")
 
 
 tasks = Registry[TaskKind](
