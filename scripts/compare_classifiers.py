@@ -67,11 +67,10 @@ def measure(path: Path, texts: int, seeds: list[int], folder: Path) -> dict[str,
         raise SystemExit(f"{path} has no test split")
     encoder = CachedEncoder(demo_model(), EncodeOptions(max_length=MAX_LENGTH, cache_dir=folder / "cache"))
     truth = np.array([own[0] for own in test.labels])
-    frozen = {
-        "probe": probe(encoder, data.train, data.dev, test.texts),
-        "nearest neighbours": nearest_neighbours(encoder, data.train, data.dev, test.texts),
-    }
-    found = {way: [float((made["predicted"] == truth).mean())] for way, made in frozen.items()}
+    found = {}
+    for way, learner in (("probe", probe), ("nearest neighbours", nearest_neighbours)):
+        predicted, _ = learner(encoder, data.train, data.dev, test.texts)
+        found[way] = [float((predicted == truth).mean())]
     for way, settings in WAYS.items():
         if data.pairs and "few_shot" in settings:
             continue

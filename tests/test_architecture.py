@@ -162,6 +162,23 @@ def test_no_word_of_our_own() -> None:
                 assert node.name not in old | {"drawn", "moved", "gather", "taste", "tune"}, f"{path}: {node.name}"
 
 
+def test_the_library_does_not_speak_in_flags() -> None:
+    """Messages and help outside the command line name options as Python does; commands to type are not messages."""
+    commands = ("pip install", "hf download", "bge-cocktail merge", "--set", "--no-copy-tokenizer", "--nproc-per-node")
+    for path in FILES:
+        if "cli" in path.parts or path.name == "errors.py":  # which makes flags of options
+            continue
+        tree = ast.parse(path.read_text())
+        docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        whole = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
+        parts = {id(part) for node in whole for part in node.values}
+        alone = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        for node in [*whole, *(node for node in alone if id(node) not in docstrings | parts)]:
+            text = ast.unparse(node)
+            if re.search(r"(?<!\w)--[a-z]", text):
+                assert any(command in text for command in commands), f"{path}: {text[:200]}"
+
+
 def test_what_is_imported_is_declared() -> None:
     """What the package imports stands in pyproject.toml, as a dependency or in an extra of users."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

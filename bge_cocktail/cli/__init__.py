@@ -20,31 +20,33 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 import rich_click as click
 
 from bge_cocktail.cli.lazy import LazyGroup
-from bge_cocktail.core.errors import CocktailError, explain_os_error
+from bge_cocktail.core.errors import CocktailError, explain_os_error, options_as_flags, options_as_settings
 from bge_cocktail.core.progress import Advance, Reporter
 from bge_cocktail.core.version import __version__
 
+# the first line of each command's help, so that listing them imports none
+SUMMARIES = {
+    "demo": "Do the whole flow on a real model and built-in data, offline, in minutes.",
+    "init": "Write a run file with every option, its default and its help.",
+    "run": "Do the whole flow that a run file describes: mine, train, merge, evaluate.",
+    "prepare": "Clean, de-duplicate, split and check data.",
+    "mine": "Find hard negatives for records.",
+    "train": "Tune an encoder on records with a contrastive loss.",
+    "inspect": "Say what differs between models, and which of them can be merged.",
+    "merge": "Merge models of the same form into one.",
+    "evaluate": "Judge models on target and general tasks.",
+    "compare": "Say which models are measurably better or worse than another, task by task.",
+    "report": "Show runs on one page: scores, what changed and where, curves, merges, data, and what made each number.",
+    "leaderboard": "Put mteb's results of several models into one table, with the averages of its leaderboard.",
+    "indexes": "Judge indexes for a RAG: what each finds of the exact search's documents, its size and its speed.",
+    "classify": "Train classifiers on an encoder, judge them, predict with them.",
+    "list": "List what can be chosen by name.",
+}
 # the home of each command, imported when it is called
 COMMANDS = {
+    **{name: f"bge_cocktail.cli.{name}:command" for name in SUMMARIES},
     "demo": "bge_cocktail.cli.run:demo",
     "init": "bge_cocktail.cli.run:init",
-    "run": "bge_cocktail.cli.run:command",
-    **{
-        name: f"bge_cocktail.cli.{name}:command"
-        for name in (
-            "prepare",
-            "mine",
-            "train",
-            "inspect",
-            "merge",
-            "evaluate",
-            "compare",
-            "report",
-            "leaderboard",
-            "indexes",
-            "classify",
-        )
-    },
     # a module called list would hide the built-in in this one
     "list": "bge_cocktail.cli.registries:command",
 }
@@ -68,7 +70,7 @@ class Commands(LazyGroup):
             with _terminated_as_interrupted(), report_progress_to(on_terminal()):
                 return super().invoke(ctx)
         except CocktailError as error:
-            message, code = str(error), error.exit_code
+            message, code = _in_words_of_user(str(error)), error.exit_code
         except KeyboardInterrupt:
             message, code = "interrupted; no output was left half-written", 130
         except BrokenPipeError:
@@ -83,6 +85,7 @@ class Commands(LazyGroup):
 @click.group(
     cls=Commands,
     homes=COMMANDS,
+    summaries=SUMMARIES,
     context_settings={"auto_envvar_prefix": "BGE_COCKTAIL", "help_option_names": ["-h", "--help"]},
 )
 @click.version_option(__version__, prog_name="bge-cocktail")
@@ -106,7 +109,14 @@ def _terminated_as_interrupted() -> Iterator[None]:
 class _Plain(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        return prefix + record.getMessage()
+        return prefix + _in_words_of_user(record.getMessage())
+
+
+def _in_words_of_user(message: str) -> str:
+    # the context is not there in other threads, whose messages speak of flags then
+    context = click.get_current_context(silent=True)
+    of_run_file = context is not None and context.find_root().invoked_subcommand == "run"
+    return (options_as_settings if of_run_file else options_as_flags)(message)
 
 
 class _ToStderr(logging.Handler):

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import rich_click as click
 
@@ -29,6 +29,10 @@ from bge_cocktail.cli.lazy import LazyGroup
 from bge_cocktail.cli.show import searched_names, show_search, training
 from bge_cocktail.core.errors import UsageError
 from bge_cocktail.options import ClassifyOptions, PredictOptions
+
+if TYPE_CHECKING:
+    from bge_cocktail.training.classifier.evaluate import Judgement
+    from bge_cocktail.training.engine.repeat import RepeatedResult
 
 _SHOWN = ("steps", "best_step", "dev_before", "dev_best", "final_loss", "precision", "device", "seconds")
 
@@ -93,26 +97,26 @@ def train_command(
         if searched:
             names = searched_names(searched)
             again: dict[str, Any] = {"trials": trials or 20, "resume": resume, "overwrite": overwrite}
-            found = search_classifier(model, read, output, options, names, **again)
-            show_search(output, found, names, options.metric, output_format)
+            searched_result = search_classifier(model, read, output, options, names, **again)
+            show_search(output, searched_result, names, options.metric, output_format)
             return
         if seeds or folds:
             runs = seed_runs(read, options, seeds) if seeds else fold_runs(read, options, folds or 0)
             test = read_test(source, options, read)
-            found = train_runs(model, runs, output, test=test, resume=resume, overwrite=overwrite)
-            _show_runs(output, found, output_format)
+            results = train_runs(model, runs, output, test=test, resume=resume, overwrite=overwrite)
+            _show_runs(output, results, output_format)
             return
         train_classifier(model, read, output, options, resume=resume, overwrite=overwrite)
     if is_first_process():
         _show(output, json.loads((output / RUN_FILE).read_text()), options, output_format)
 
 
-def _show_runs(output: Path, described: dict[str, Any], output_format: str) -> None:
+def _show_runs(output: Path, described: RepeatedResult, output_format: str) -> None:
     from bge_cocktail.report.text import text_table
 
     lines = {**described["runs"], "mean": described["mean"], "spread (sd)": described["spread"]}
     rows = [[name.replace("-", " "), *(f"{value:.4f}" for value in one.values())] for name, one in lines.items()]
-    content = {"output": str(output), **{key: described[key] for key in ("runs", "mean", "spread")}}
+    content = {"output": str(output), **{key: value for key, value in described.items() if key != "seconds"}}
     show(content, text_table(("", *described["mean"]), rows), output_format)
 
 
@@ -188,11 +192,11 @@ def predict_command(
     number = -1
     with _opened(output) as file:
         table = csv.writer(file, lineterminator="\n")
-        for number, (where, row, found) in enumerate(predict_file(classifier, texts, options, columns)):
+        for number, (where, row, prediction) in enumerate(predict_file(classifier, texts, options, columns)):
             if taken := [name for name in added if name in row]:
                 raise DataError(f"{where}: there is a column '{taken[0]}' already; rename it")
             if output_format == "json":
-                file.write(as_json(row, found, settings) + "\n")
+                file.write(as_json(row, prediction, settings) + "\n")
                 continue
             if not number:
                 names = list(row)
@@ -201,8 +205,8 @@ def predict_command(
                 raise DataError(
                     f"{where}: the first row has no column '{more[0]}', so CSV has no place for it; take --format json"
                 )
-            shown = [f"{value:.6f}" for value in found.probabilities.tolist()]
-            table.writerow([*(row.get(name, "") for name in names), "|".join(found.labels), *shown])
+            shown = [f"{value:.6f}" for value in prediction.probabilities.tolist()]
+            table.writerow([*(row.get(name, "") for name in names), "|".join(prediction.labels), *shown])
         if number < 0:
             raise DataError(f"{texts} holds no texts")
 
@@ -261,7 +265,7 @@ def evaluate_command(
     show({"output": str(output), **judged}, _text(judged), output_format)
 
 
-def _text(judged: dict[str, Any]) -> str:
+def _text(judged: Judgement) -> str:
     from bge_cocktail.report.text import text_table
 
     parts = [f"{judged['count']} texts"]
@@ -292,16 +296,15 @@ def _text(judged: dict[str, Any]) -> str:
         parts.append(text_table(("label", "taken for", "count", "of its texts"), taken))
     lengths = [[length["words"], str(length["count"]), f"{length['accuracy']:.4f}"] for length in judged["lengths"]]
     parts.append(text_table(("words", "count", "accuracy"), lengths))
-    for title, key, other in (
-        ("surest mistakes", "mistakes", "predicted"),
-        ("doubtful labels", "label_errors", "likely"),
+    surest = [(mistake["text"], mistake["label"], mistake["predicted"]) for mistake in judged["mistakes"]]
+    doubtful = [(error["text"], error["label"], error["likely"]) for error in judged.get("label_errors", [])]
+    for title, texts, other in (
+        ("surest mistakes", surest, "predicted"),
+        (f"doubtful labels ({len(doubtful)} in all)", doubtful, "likely"),
     ):
-        if judged.get(key):
-            shown = [
-                [_short(text["text"]), _short(text["label"], 20), _short(text[other], 20)] for text in judged[key][:5]
-            ]
-            count = f" ({len(judged[key])} in all)" if key == "label_errors" else ""
-            parts.append(text_table((title + count, "label", other), shown))
+        if texts:
+            shown = [[_short(text), _short(label, 20), _short(guess, 20)] for text, label, guess in texts[:5]]
+            parts.append(text_table((title, "label", other), shown))
     return "\n\n".join(parts)
 
 

@@ -117,13 +117,13 @@ def _not_kept(compared: Comparison) -> list[str]:
     return [f"{shown}: {', '.join(missing)}"] if missing else []
 
 
-def _query_tables(found: list[QueryChange]) -> list[str]:
+def _query_tables(changes: list[QueryChange]) -> list[str]:
     from bge_cocktail.report.text import shortened, text_table
 
     tables = []
-    for task in dict.fromkeys(change.task for change in found):
+    for task in dict.fromkeys(change.task for change in changes):
         rows = []
-        for change in (change for change in found if change.task == task):
+        for change in (change for change in changes if change.task == task):
             text = change.text if isinstance(change.text, str) else " / ".join(change.text)
             if isinstance(change.relevant, list):
                 wanted = change.relevant[0]

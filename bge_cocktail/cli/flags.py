@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import rich_click as click
 from pydantic import BeforeValidator
 
+from bge_cocktail.core.errors import options_as_flags
 from bge_cocktail.options import Options, checked
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -86,7 +87,7 @@ def flags_from(*models: type[Options]) -> Callable[[Command], Command]:
                 type=kind,
                 default=None,
                 panel=panel_of.get(name, "Options"),
-                help=description[0].upper() + description[1:] + "." + default,
+                help=options_as_flags(description[0].upper() + description[1:] + "." + default),
             )
             command = option(command)
         return command

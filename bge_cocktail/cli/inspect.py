@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from bge_cocktail.cli.flags import PATH, format_flag, overwrite_flag, show
+from bge_cocktail.core.errors import options_as_flags
 
 if TYPE_CHECKING:
     from bge_cocktail.merging.inspect import Inspection
@@ -44,18 +45,22 @@ def command(
     if overwrite and output is None:
         raise click.UsageError("--overwrite goes with -o")
     if output is None:
-        found = inspect(models, base, pooling)
+        inspection = inspect(models, base, pooling)
     else:
-        found = run_inspect(models, output, base=base, pooling=pooling, overwrite=overwrite)
-    show(found.to_json(), "\n\n".join(_tables(found)), output_format)
+        inspection = run_inspect(models, output, base=base, pooling=pooling, overwrite=overwrite)
+    show(inspection.to_json(), "\n\n".join(_tables(inspection)), output_format)
 
 
-def _tables(found: Inspection) -> list[str]:
+def _tables(inspection: Inspection) -> list[str]:
     from bge_cocktail.merging.inspect import short_names
     from bge_cocktail.report.text import text_table
 
     short = dict(
-        zip([model.model for model in found.models], short_names([model.model for model in found.models]), strict=True)
+        zip(
+            [model.model for model in inspection.models],
+            short_names([model.model for model in inspection.models]),
+            strict=True,
+        )
     )
     models = [
         [
@@ -68,7 +73,7 @@ def _tables(found: Inspection) -> list[str]:
             ", ".join(model.prompts) or "-",
             model.tokenizer,
         ]
-        for model in found.models
+        for model in inspection.models
     ]
     pairs = [
         [
@@ -76,9 +81,9 @@ def _tables(found: Inspection) -> list[str]:
             _number(pair.cosine),
             _number(pair.agreement),
             _number(pair.conflicts),
-            pair.verdict,
+            options_as_flags(pair.verdict),
         ]
-        for pair in found.pairs
+        for pair in inspection.pairs
     ]
     tables = [
         text_table(("model", "parameters", "type", "modules", "pooling", "tokens", "prompts", "tokenizer"), models),
@@ -86,15 +91,21 @@ def _tables(found: Inspection) -> list[str]:
         *(
             f"{short[pair.one]} and {short[pair.other]} can't be merged:\n"
             + "\n".join(f"  {line}" for line in pair.refused[:SCREEN])
-            for pair in found.pairs
+            for pair in inspection.pairs
             if pair.refused
         ),
     ]
-    if found.moved:
-        agreement = found.agreement
-        header = ("layer", *(f"moved: {name}" for name in found.compared), *(f"cosine: {pair}" for pair in agreement))
-        columns = [*found.moved, *agreement.values()]
-        rows = [[layer, *(_number(column[number]) for column in columns)] for number, layer in enumerate(found.layers)]
+    if inspection.moved:
+        agreement = inspection.agreement
+        header = (
+            "layer",
+            *(f"moved: {name}" for name in inspection.compared),
+            *(f"cosine: {pair}" for pair in agreement),
+        )
+        columns = [*inspection.moved, *agreement.values()]
+        rows = [
+            [layer, *(_number(column[number]) for column in columns)] for number, layer in enumerate(inspection.layers)
+        ]
         tables.append(text_table(header, rows))
     return tables
 

@@ -27,8 +27,8 @@ def command(results: tuple[Path, ...], target: tuple[str, ...], tasks: bool, out
     averages = {model: board.averages(model) for model in board.models}
     columns = list(averages[board.models[0]])
     rows = [
-        [model, *("-" if found[name] is None else f"{found[name]:.4f}" for name in columns)]
-        for model, found in averages.items()
+        [model, *("-" if means[name] is None else f"{means[name]:.4f}" for name in columns)]
+        for model, means in averages.items()
     ]
     blocks = [text_table(("model", *columns), rows)]
     if tasks:

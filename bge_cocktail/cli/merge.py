@@ -252,13 +252,13 @@ def _draw(target: tuple[Path, ...], general: tuple[Path, ...]) -> Callable[[Any,
     if not general:
         return None
 
-    def draw(found: Any, folder: Path) -> None:
+    def draw(result: Any, folder: Path) -> None:
         from bge_cocktail.core.pictures import draw_front
 
-        if not found.trials or found.trials[0].get("general") is None:
+        if not result.trials or result.trials[0].get("general") is None:
             return  # an inner merge was searched, not this one
         labels = [", ".join(path.resolve().name for path in paths) for paths in (target, general)]
-        draw_front(found.trials, found.weights, folder / "front.png", target=labels[0], general=labels[1])
+        draw_front(result.trials, result.weights, folder / "front.png", target=labels[0], general=labels[1])
 
     return draw
 
@@ -285,24 +285,24 @@ def _refuse_unused(recipe: Any, examples: Path | None, target: tuple[Path, ...],
             raise UsageError(f"--{flag} goes with weights that look at it, such as --weights {goes}")
 
 
-def _trials(found: Any) -> list[str]:
+def _trials(result: Any) -> list[str]:
     from bge_cocktail.report.text import text_table
 
-    if not found.trials or "target" not in found.trials[0]:
+    if not result.trials or "target" not in result.trials[0]:
         return []
-    with_general = found.trials[0].get("general") is not None
+    with_general = result.trials[0].get("general") is not None
     header = ["weights", "target", *(["general", ""] if with_general else [])]
     rows = []
-    for trial in sorted(found.trials, key=lambda trial: -trial["target"]):
-        chosen = list(trial["weights"]) == list(found.weights)
+    for trial in sorted(result.trials, key=lambda trial: -trial["target"]):
+        chosen = list(trial["weights"]) == list(result.weights)
         mark = "chosen" if chosen else "front" if trial.get("on_front") else ""
         weights = " ".join(f"{weight:.2f}" for weight in trial["weights"])
         rows.append([weights, _cell(trial["target"]), *([_cell(trial["general"]), mark] if with_general else [])])
     return [text_table(header, rows)]
 
 
-def _note(found: Any) -> list[str]:
-    return [found.note] if found.note else []
+def _note(result: Any) -> list[str]:
+    return [result.note] if result.note else []
 
 
 def _cell(value: Any) -> str:

@@ -71,6 +71,6 @@ def command(
         model=model,
         encoding=encoding,
         overwrite=overwrite,
-        page=lambda found: data_page(found, f"Data of {', '.join(Path(name).name for name in sources)}"),
+        page=lambda content: data_page(content, f"Data of {', '.join(Path(name).name for name in sources)}"),
     )
     show({"output": str(output), **report}, f"{data_text(report)}\n\nwritten: {output}", output_format)

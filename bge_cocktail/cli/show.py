@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import rich_click as click
 
@@ -14,6 +14,7 @@ from bge_cocktail.cli.flags import show
 if TYPE_CHECKING:
     from bge_cocktail.evaluating.scores import ModelScores
     from bge_cocktail.flow.flow import RunResult
+    from bge_cocktail.training.engine.repeat import SearchResult
 
 
 def searched_names(given: str) -> list[str]:
@@ -21,7 +22,7 @@ def searched_names(given: str) -> list[str]:
     return [name.strip().replace("-", "_") for name in given.split(",")]
 
 
-def show_search(output: Path, found: dict[str, Any], names: Sequence[str], metric: str, output_format: str) -> None:
+def show_search(output: Path, result: SearchResult, names: Sequence[str], metric: str, output_format: str) -> None:
     """Print the trials, best first, and how much each option matters."""
     from bge_cocktail.report.text import text_table
 
@@ -32,11 +33,11 @@ def show_search(output: Path, found: dict[str, Any], names: Sequence[str], metri
             "-" if trial["dev"] is None else f"{trial['dev']:.4f}",
             trial["state"],
         ]
-        for trial in sorted(found["trials"], key=lambda one: -(one["dev"] or 0))
+        for trial in sorted(result["trials"], key=lambda one: -(one["dev"] or 0))
     ]
-    matter = ", ".join(f"{name} {value:.2f}" for name, value in found["importance"].items())
+    matter = ", ".join(f"{name} {value:.2f}" for name, value in result["importance"].items())
     text = text_table(("trial", *names, f"dev {metric}", ""), rows) + (f"\n\nimportance: {matter}" if matter else "")
-    show({"output": str(output), **found}, text, output_format)
+    show({"output": str(output), **result}, text, output_format)
 
 
 @contextmanager

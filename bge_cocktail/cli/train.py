@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
@@ -22,6 +22,9 @@ from bge_cocktail.cli.flags import (
 from bge_cocktail.cli.show import searched_names, show_search, training
 from bge_cocktail.core.errors import UsageError
 from bge_cocktail.options import TrainOptions
+
+if TYPE_CHECKING:
+    from bge_cocktail.training.engine.repeat import RepeatedResult
 
 # what the summary shows of run.json
 _SHOWN = ("records", "steps", "best_step", "final_loss", "dev_before", "dev_best", "precision", "device", "seconds")
@@ -83,8 +86,8 @@ def command(
     with training(options.device, kept):
         if searched is not None and judged is not None:
             names = searched_names(searched)
-            found = search_options(model, records, output, options, names, trials=trials or 20, dev=judged, **common)
-            show_search(output, found, names, "nDCG@10", output_format)
+            result = search_options(model, records, output, options, names, trials=trials or 20, dev=judged, **common)
+            show_search(output, result, names, "nDCG@10", output_format)
         elif seeds is not None:
             described = train_seeds(model, records, output, options, seeds, dev=judged, **common)
             _show_seeds(output, described, output_format)
@@ -105,14 +108,14 @@ def _show(output: Path, described: dict[str, Any], output_format: str) -> None:
     show(content, text_table(("trained", ""), rows), output_format)
 
 
-def _show_seeds(output: Path, described: dict[str, Any], output_format: str) -> None:
+def _show_seeds(output: Path, described: RepeatedResult, output_format: str) -> None:
     from bge_cocktail.report.text import text_table
 
     names = list(described["mean"])
     lines = {**described["runs"], "mean": described["mean"], "spread (sd)": described["spread"]}
     lines["soup"] = described["soup"]
     rows = [[name, *(f"{one[key]:.4f}" if key in one else "" for key in names)] for name, one in lines.items()]
-    content = {"output": str(output), **{key: described[key] for key in ("runs", "mean", "spread", "soup")}}
+    content = {"output": str(output), **{key: value for key, value in described.items() if key != "seconds"}}
     show(content, text_table(("", *names), rows), output_format)
 
 

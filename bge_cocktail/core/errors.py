@@ -1,9 +1,14 @@
-"""Errors that a person reads: where, what was seen, what is allowed, the nearest right name."""
+"""Errors that a person reads: where, what was seen, what is allowed, the nearest right name.
+
+Messages name options as Python spells them, between backticks: ```base```, ```prompts_from=N```,
+```normalise=False```. The command line shows them as flags, a run file as its own lines.
+"""
 
 from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,6 +34,31 @@ class MissingExtra(CocktailError):
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} is not installed; install it with: pip install 'bge-cocktail[{extra}]'")
+
+
+_OPTION = re.compile(r"`([a-z][a-z_]*)(?:=([^`]*))?`")
+
+
+def options_as_flags(text: str) -> str:
+    """Return a message with its options as flags: ``--base``, ``--prompts-from N``, ``--no-normalise``."""
+
+    def flag(match: re.Match[str]) -> str:
+        name, value = match[1].replace("_", "-"), match[2]
+        if value == "False":
+            return f"--no-{name}"
+        return f"--{name}" if value in (None, "True") else f"--{name} {value}"
+
+    return _OPTION.sub(flag, text)
+
+
+def options_as_settings(text: str) -> str:
+    """Return a message with its options as lines of a run file: ``base``, ``prompts_from = N``."""
+
+    def setting(match: re.Match[str]) -> str:
+        name, value = match[1], match[2]
+        return name if value is None else f"{name} = {value.lower() if value in ('True', 'False') else value}"
+
+    return _OPTION.sub(setting, text)
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

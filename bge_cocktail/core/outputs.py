@@ -45,12 +45,12 @@ def refuse_to_replace(path: Path, overwrite: bool, inputs: Iterable[str | Path] 
     if not path.is_dir():
         raise UsageError(f"{path} is a file; the output is a folder, choose another name")
     if not overwrite:
-        raise UsageError(f"{path} exists already; choose another output or add --overwrite")
+        raise UsageError(f"{path} exists already; choose another output or add `overwrite`")
     if (path / "mined").is_dir() and (path / "tuned").is_dir():
         raise UsageError(f"{path} is a whole run, not the output of one step; choose another output")
     if finished_key(path) is None:
         raise UsageError(
-            f"{path} was not made by bge-cocktail (it holds no {RUN_FILE}), so --overwrite leaves it alone"
+            f"{path} was not made by bge-cocktail (it holds no {RUN_FILE}), so `overwrite` leaves it alone"
         )
 
 

@@ -131,7 +131,7 @@ def own_options(function: Callable[..., Any], known: Collection[str], given: Map
             except ValidationError as error:
                 raise UsageError(f"option {name}: {error.errors()[0]['msg']} (got {given[name]!r})") from None
         elif parameters[name].default is inspect.Parameter.empty:
-            raise UsageError(f"the option '{name}' is missing: --option {name}=VALUE")
+            raise UsageError(f"the option '{name}' is missing: `option={name}=VALUE`")
     return values
 
 

@@ -107,13 +107,13 @@ def started_as(words: Iterable[str], environment: Mapping[str, str]) -> Iterator
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that numbers depend on."""
-    found = {"python": ".".join(str(part) for part in sys.version_info[:3])}
+    installed = {"python": ".".join(str(part) for part in sys.version_info[:3])}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def describe_run(

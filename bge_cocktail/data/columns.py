@@ -158,12 +158,12 @@ class Columns:
 
     def _about(self, row: Mapping[str, Any], where: str) -> dict[str, Any]:
         """Weight, task, id and prompt, those that the row has."""
-        found: dict[str, Any] = {}
+        extra: dict[str, Any] = {}
         for role in ABOUT:
             for column in self.roles.get(role, ()):
                 if row.get(column) not in (None, ""):
-                    found[role] = self._weight(row, where) if role == "weight" else str(row[column])
-        return found
+                    extra[role] = self._weight(row, where) if role == "weight" else str(row[column])
+        return extra
 
     def _score(self, row: Mapping[str, Any], role: str, where: str) -> float:
         score = self._number(row, role, where) / self.scale
@@ -171,7 +171,7 @@ class Columns:
             column = self.roles[role][0]
             raise DataError(
                 f"{where}: '{column}' divided by {self.scale:g} is {score:g}, but scores lie between 0 and 1; "
-                "say what they are divided by: --scale 5"
+                "say what they are divided by: `scale=5`"
             )
         return score
 
@@ -263,9 +263,9 @@ def guess_roles(names: Sequence[str], where: str) -> dict[str, tuple[str, ...]]:
     """
     roles: dict[str, tuple[str, ...]] = {}
     for role, known in _NAMES.items():
-        found = next((name for name in known if name in names), None)
-        if found is not None:
-            roles[role] = (found,)
+        column = next((name for name in known if name in names), None)
+        if column is not None:
+            roles[role] = (column,)
     if numbered := tuple(name for name in names if _NUMBERED.fullmatch(name)):
         roles["neg"] = (*roles.get("neg", ()), *numbered)
     return keep_one_form(roles, names, where)
@@ -290,8 +290,8 @@ def text_of_row(row: Mapping[str, Any], pairs: bool | None, roles: Mapping[str, 
     form = next((form for form in forms if all(role in known for role in form)), None)
     if form is None:
         wanted = " or ".join(", ".join(f"{role}=..." for role in form) for form in forms)
-        found = ", ".join(row) or "nothing"
-        raise DataError(f"{where}: can't tell which column is the text; found {found}; say it: --columns {wanted}")
+        seen = ", ".join(row) or "nothing"
+        raise DataError(f"{where}: can't tell which column is the text; found {seen}; say it: `columns={wanted}`")
     columns = Columns(known)
     texts = [columns.text(row, role, where) for role in form]
     return texts[0] if len(texts) == 1 else (texts[0], texts[1])
@@ -314,6 +314,6 @@ def keep_one_form(roles: dict[str, tuple[str, ...]], names: Sequence[str], where
             return {role: columns for role, columns in roles.items() if role in allowed}
     raise DataError(
         f"{where}: can't tell what the columns are: found {', '.join(names) or 'none'}; say which is what: "
-        "--columns query=...,pos=... (or text=...,label=... or first=...,second=...,score=... or "
+        "`columns=query=...,pos=...` (or text=...,label=... or first=...,second=...,score=... or "
         "first=...,second=...,label=...)"
     )

@@ -160,11 +160,11 @@ def _changed(
     texts: tuple[str, ...], scores: tuple[float, ...], change: Change, without: set[str] | None = None
 ) -> tuple[tuple[str, ...], tuple[float, ...]]:
     kept = [(change(text, "document"), score) for text, score in zip(texts, scores or (math.nan,) * len(texts))]  # noqa: B905
-    found: dict[str, float] = {}
+    kept_scores: dict[str, float] = {}
     for text, score in kept:
         if text is not None and not (without and normalise(text) in without):
-            found.setdefault(text, score)
-    return tuple(found), tuple(found.values()) if scores else ()
+            kept_scores.setdefault(text, score)
+    return tuple(kept_scores), tuple(kept_scores.values()) if scores else ()
 
 
 def example_from_json(value: dict[str, Any], where: str) -> Example:

@@ -178,7 +178,7 @@ def labelled_rows(examples: Iterable[Example], source: str, change: Change | Non
         ):
             raise DataError(
                 f"{source}: row {number} is no labelled text; expected text and label, or premise, hypothesis and "
-                "label (name other columns with --columns)"
+                "label (name other columns with `columns`)"
             )
         changed = example if change is None else example.changed(change)
         if changed is not None:

@@ -65,7 +65,7 @@ def read_examples(
     roles = parse_columns(columns)
     if path.is_dir() and is_beir(path):
         if columns:
-            raise UsageError(f"{source} is a BEIR folder, whose columns have names of their own; leave --columns out")
+            raise UsageError(f"{source} is a BEIR folder, whose columns have names of their own; leave `columns` out")
         yield from map(RecordExample, records_from_beir_folder(path, split, rejects))
         return
     no_in_batch = False
@@ -76,7 +76,7 @@ def read_examples(
     else:
         preset = PRESETS.get(source.lower())
         if preset and split in preset.unlabelled:
-            raise DataError(f"{source}: the labels of {split} are kept back by those who made it; take --split dev")
+            raise DataError(f"{source}: the labels of {split} are kept back by those who made it; take `split=dev`")
         if preset:
             config, split = config or preset.config, preset.splits.get(split, split)
             roles, labels = roles or parse_columns(preset.columns), labels or preset.labels
@@ -188,12 +188,12 @@ def files_of_split(path: Path, split: str) -> list[Path]:
     """
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.iterdir() if file.is_file() and kind_of(file))
-    chosen = [file for file in found if split_of(file) == split]
+    files = sorted(file for file in path.iterdir() if file.is_file() and kind_of(file))
+    chosen = [file for file in files if split_of(file) == split]
     if len(chosen) > 1 and not all(_PART.search(file.name.split(".")[0]) for file in chosen):
         raise DataError(f"{path} holds several files of the split '{split}': {', '.join(file.name for file in chosen)}")
     if not chosen:
-        splits = {split_of(file) for file in found}
+        splits = {split_of(file) for file in files}
         raise DataError(f"{path} holds no file of the split '{split}'.{nearest(split, splits)}")
     return chosen
 

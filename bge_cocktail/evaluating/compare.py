@@ -172,7 +172,7 @@ def compare(
         folders = ", ".join(str(each.folder) for each in opened)
         raise UsageError(f"only one model was evaluated in {folders}; comparing needs two")
     if not partial and baseline is not None and baseline not in names:
-        raise UsageError(f"--baseline: no model '{baseline}'.{nearest(baseline, names)}")
+        raise UsageError(f"`baseline`: no model '{baseline}'.{nearest(baseline, names)}")
     first, *others = sorted(models, key=lambda model: model.model != baseline)
     if partial:
         # of many tasks, fewer could not tell any difference once they are corrected
@@ -303,7 +303,7 @@ def in_words(changes: Sequence[TaskChange], confidence: float = 0.95) -> str:
 
     better, worse = named("better"), named("worse")
     same = [change.task for change in changes if change.verdict == "no measurable change"]
-    parts = [f"{word} on {', '.join(found)}" for word, found in (("better", better), ("worse", worse)) if found]
+    parts = [f"{word} on {', '.join(tasks)}" for word, tasks in (("better", better), ("worse", worse)) if tasks]
     if same:
         parts.append(f"no measurable change on {same[0] if len(same) == 1 else f'{len(same)} tasks'}")
     return ", ".join(parts)

@@ -119,7 +119,7 @@ def scorer(
         UsageError: No target task, or two tasks of one name.
     """
     if not target:
-        raise UsageError("a search needs at least one --target task")
+        raise UsageError("a search needs at least one `target` task")
     task_list = open_tasks(target, general)
     for_general = options.model_copy(update={"split": general_split or options.split})
     parts = [(task, for_general if task.role == "general" else options) for task in task_list]

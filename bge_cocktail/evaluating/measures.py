@@ -127,7 +127,7 @@ def measure_run(
         For each measure the value of each query.
     """
     parsed = {name: parse_measure(name) for name in names}
-    found: dict[str, dict[str, float]] = {name: {} for name in names}
+    per_query: dict[str, dict[str, float]] = {name: {} for name in names}
     judged = [query for query, grades in qrels.items() if any(grade > 0 for grade in grades.values())]
     for start in range(0, len(judged), QUERIES_AT_ONCE):
         queries = judged[start : start + QUERIES_AT_ONCE]
@@ -135,8 +135,8 @@ def measure_run(
         everything = max(rankings.gains.shape[1], rankings.ideal.shape[1])
         for name, (family, rank) in parsed.items():
             values = measures[family](rankings, rank or everything)
-            found[name].update(zip(queries, values.tolist(), strict=True))
-    return found
+            per_query[name].update(zip(queries, values.tolist(), strict=True))
+    return per_query
 
 
 def _rankings(run: Sequence[Collection[str]], qrels: Sequence[Mapping[str, int]]) -> Rankings:

@@ -46,7 +46,7 @@ def as_mteb_task(task: Task, split: str = "test") -> Any:
     """
     kind = tasks[task.kind]
     if not kind.mteb:
-        raise UsageError(f"{task.name}: mteb has no tasks like our '{task.kind}'; judge it with --target or --general")
+        raise UsageError(f"{task.name}: mteb has no tasks like our '{task.kind}'; judge it with `target` or `general`")
     mteb_type, main_score = kind.mteb
     made = _class_of(mteb_type)(_metadata(task, mteb_type, main_score, split))
     kind.to_mteb(task, split, made)
@@ -194,18 +194,18 @@ def open_mteb_tasks(names: Sequence[str], split: str = "test") -> list[Any]:
 
     known = {task.metadata.name for task in mteb.get_tasks(exclude_superseded=False)}
     benchmarks = {get_benchmark.name: get_benchmark for get_benchmark in mteb.get_benchmarks()}
-    found: dict[str, Any] = {}
+    tasks: dict[str, Any] = {}
     for name in names:
         if Path(name).is_dir():
             task = as_mteb_task(open_task(name, "general"), split)
-            found[task.metadata.name] = task
+            tasks[task.metadata.name] = task
         elif name in benchmarks:
-            found |= {task.metadata.name: task for task in benchmarks[name].tasks}
+            tasks |= {task.metadata.name: task for task in benchmarks[name].tasks}
         elif name in known:
-            found[name] = mteb.get_task(name)
+            tasks[name] = mteb.get_task(name)
         else:
             raise UsageError(f"mteb has no task or benchmark '{name}'.{nearest(name, [*known, *benchmarks])}")
-    return list(found.values())
+    return list(tasks.values())
 
 
 def run_mteb(
@@ -351,12 +351,12 @@ class Leaderboard:
             for kind in sorted(set(self.types.values()))
         }
         known = [value for value in by_type.values() if value is not None]
-        found: dict[str, float | None] = {"mean (task)": _mean([own[task] for task in shared])}
-        found["mean (type)"] = _mean(known)
+        means: dict[str, float | None] = {"mean (task)": _mean([own[task] for task in shared])}
+        means["mean (type)"] = _mean(known)
         if self.target:
-            found["target"] = _mean([own[task] for task in shared if task in self.target])
-            found["general"] = _mean([own[task] for task in shared if task not in self.target])
-        return {**found, **by_type}
+            means["target"] = _mean([own[task] for task in shared if task in self.target])
+            means["general"] = _mean([own[task] for task in shared if task not in self.target])
+        return {**means, **by_type}
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -381,7 +381,7 @@ def read_leaderboard(folders: Sequence[Path], target: Sequence[str] = ()) -> Lea
         DataError: A folder holds no results, or a file can't be read.
         UsageError: No result is of a target task.
     """
-    found: dict[tuple[str, str], dict[str, float]] = {}
+    values: dict[tuple[str, str], dict[str, float]] = {}
     for folder in folders:
         files = [path for path in sorted(folder.rglob("*.json")) if path.name != META_FILE and _is_result(path)]
         if not files:
@@ -389,19 +389,19 @@ def read_leaderboard(folders: Sequence[Path], target: Sequence[str] = ()) -> Lea
         for file in files:
             model = _model_of(file)
             task, score = _score_of(file)
-            if found.setdefault(model, {}).setdefault(task, score) != score:
+            if values.setdefault(model, {}).setdefault(task, score) != score:
                 log.warning(
                     "%s: another result of %s on %s stands in %s; the first holds", file, *model[:1], task, folder
                 )
-    tasks = list(dict.fromkeys(task for scores in found.values() for task in scores))
+    tasks = list(dict.fromkeys(task for scores in values.values() for task in scores))
     for name in target:
         if name not in tasks:
-            raise UsageError(f"--target: no result is of a task '{name}'.{nearest(name, tasks)}")
-    names = _names(list(found))
+            raise UsageError(f"`target`: no result is of a task '{name}'.{nearest(name, tasks)}")
+    names = _names(list(values))
     return Leaderboard(
         list(names.values()),
         _types(tasks),
-        {names[model]: scores for model, scores in found.items()},
+        {names[model]: scores for model, scores in values.items()},
         frozenset(target),
     )
 

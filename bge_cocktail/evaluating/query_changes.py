@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import regex
@@ -82,7 +82,7 @@ def query_changes(before: tuple[str, Score], after: tuple[str, Score], details: 
     texts = details.texts.get(first.task, {})
     asked, documents = texts.get("asked", {}), texts.get("documents", {})
     said = [details.answers.get((name, first.task), {}) for name in (one, other)]
-    found = []
+    changes = []
     for name, value in first.per_query.items():
         changed = second.per_query.get(name, value)
         if changed == value or name not in asked or any(name not in answers for answers in said):
@@ -91,13 +91,36 @@ def query_changes(before: tuple[str, Score], after: tuple[str, Score], details: 
         answers = [answer[name] for answer in said]
         wanted, shown = _explained(asked[name]["wanted"], answers, own)
         both, alone = (shown[0], shown[1]), "documents" in asked[name]
-        found.append(QueryChange(first.task, name, asked[name]["text"], value, changed, wanted, both, alone))
-    return sorted(found, key=lambda one: (-one.difference, one.id))
+        changes.append(QueryChange(first.task, name, asked[name]["text"], value, changed, wanted, both, alone))
+    return sorted(changes, key=lambda one: (-one.difference, one.id))
+
+
+class BucketChange(TypedDict):
+    """The mean change on the texts of a bucket, such as those of 8 to 15 words."""
+
+    kind: str
+    bucket: str
+    count: int
+    before: float
+    after: float
+    difference: float
+    interval: tuple[float, float]
+
+
+class LikelyRelevant(TypedDict):
+    """A document that `models` models rank first for a query, `lead` in similarity before the best relevant one."""
+
+    query: str
+    text: str
+    document: str
+    document_text: str
+    models: int
+    lead: float
 
 
 def by_bucket(
     before: Score, after: Score, texts: Mapping[str, Any], *, confidence: float = 0.95, seed: int = 13
-) -> list[dict[str, Any]]:
+) -> list[BucketChange]:
     """Return the change on kinds of texts of one task: by number of words, and by script or language.
 
     Args:
@@ -108,8 +131,7 @@ def by_bucket(
         seed: Of the bootstrap.
 
     Returns:
-        ``kind``, ``bucket``, ``count``, mean ``before`` and ``after``, ``difference`` and its ``interval``; kinds that
-        all texts are of are left out, and buckets of fewer than 5 texts.
+        The buckets; kinds that all texts are of are left out, and buckets of fewer than 5 texts.
     """
     asked = {
         name: _joined(one["text"])
@@ -117,7 +139,7 @@ def by_bucket(
         if name in before.per_query and name in after.per_query
     }
     ways: list[tuple[str, Callable[[str], str]]] = [("words", _length_range), ("script", script), *_languages()]
-    rows = []
+    rows: list[BucketChange] = []
     for kind, way in ways:
         buckets: dict[str, list[str]] = {}
         for name, text in asked.items():
@@ -144,7 +166,7 @@ def by_bucket(
 
 def likely_relevant(
     models: Sequence[str], task: str, details: EvaluationDetails, most: int = 20
-) -> list[dict[str, Any]]:
+) -> list[LikelyRelevant]:
     """Documents that no judgement calls relevant and that most models rank before every one that is.
 
     Such are often relevant in truth: the judgements of most sets are incomplete. The more models agree, and the further
@@ -157,8 +179,7 @@ def likely_relevant(
         most: How many to name.
 
     Returns:
-        ``query``, its text, ``document``, its text, the number of ``models`` that rank it first, the mean ``lead`` in
-        similarity; the likeliest first.
+        The likeliest first.
     """
     texts = details.texts.get(task, {})
     asked, documents = texts.get("asked", {}), texts.get("documents", {})

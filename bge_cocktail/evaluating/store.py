@@ -88,8 +88,8 @@ def write_run(run: Run, path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
-        for query, found in run.items():
-            for rank, (document, score) in enumerate(found.items(), start=1):
+        for query, ranked in run.items():
+            for rank, (document, score) in enumerate(ranked.items(), start=1):
                 for name in (query, document):
                     if not name or name.split() != [name]:
                         raise DataError(f"the id {name!r} can't stand in a TREC run, whose columns end at white space")
@@ -198,10 +198,10 @@ def _write_map(
     for task in task_list:
         sample = task.map_texts(split, count, seed)
         for result in results:
-            found = result.embeddings.get(task.name)
-            if found is None or not len(sample):
+            embeddings = result.embeddings.get(task.name)
+            if embeddings is None or not len(sample):
                 continue
-            rows = pa.array(found.astype(np.float16).ravel(), pa.float16())
+            rows = pa.array(embeddings.astype(np.float16).ravel(), pa.float16())
             columns: dict[str, Any] = {
                 "model": [result.model] * len(sample),
                 "task": [task.name] * len(sample),
@@ -209,7 +209,7 @@ def _write_map(
                 "group": [text.group for text in sample],
                 "text": [cut(text.text) for text in sample],
                 # models of a run may have other dimensions: a list of any length
-                "embedding": pa.FixedSizeListArray.from_arrays(rows, found.shape[1]).cast(pa.list_(pa.float16())),
+                "embedding": pa.FixedSizeListArray.from_arrays(rows, embeddings.shape[1]).cast(pa.list_(pa.float16())),
             }
             tables.append(pa.table(columns))
     if tables:
@@ -221,17 +221,17 @@ def _read_map(path: Path) -> dict[tuple[str, str], tuple[list[str], list[str], N
         return {}
     from pyarrow import parquet
 
-    found: dict[tuple[str, str], tuple[list[str], list[str], list[Any]]] = {}
+    maps: dict[tuple[str, str], tuple[list[str], list[str], list[Any]]] = {}
     table = parquet.read_table(path)
     columns = [table.column(name).to_pylist() for name in ("model", "task", "text", "group")]
     vectors = table.column("embedding").combine_chunks()
     flat, offsets = vectors.values.to_numpy(), vectors.offsets.to_numpy()
     for row, (model, task, text, group) in enumerate(zip(*columns, strict=True)):
-        texts, groups, rows = found.setdefault((model, task), ([], [], []))
+        texts, groups, rows = maps.setdefault((model, task), ([], [], []))
         texts.append(text)
         groups.append(group)
         rows.append(flat[offsets[row] : offsets[row + 1]])
-    return {key: (texts, groups, np.stack(rows).astype(np.float32)) for key, (texts, groups, rows) in found.items()}
+    return {key: (texts, groups, np.stack(rows).astype(np.float32)) for key, (texts, groups, rows) in maps.items()}
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

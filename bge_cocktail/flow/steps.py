@@ -138,10 +138,10 @@ def mining_key(options: RunOptions, data: RunData, model: Path) -> str:
 
 def _others(options: RunOptions) -> dict[str, str]:
     """Return the hashes of further encoders and of the teacher."""
-    found = {f"also {name}": hash_path(model_folder(name)) for name in options.mine.also}
+    hashes = {f"also {name}": hash_path(model_folder(name)) for name in options.mine.also}
     if options.mine.teacher:
-        found["teacher"] = hash_path(model_folder(options.mine.teacher))
-    return found
+        hashes["teacher"] = hash_path(model_folder(options.mine.teacher))
+    return hashes
 
 
 def mine_step(options: RunOptions, data: RunData, model: str | Path, output: Path) -> None:

@@ -55,7 +55,7 @@ def info_nce(
     mine = torch.zeros_like(relevance, dtype=torch.bool)
     if own is not None:
         mine[rows[:, None].expand_as(own)[own >= 0], own[own >= 0]] = True
-    found = documents[positives]  # (queries, dimensions): the positive of each query
+    positive_documents = documents[positives]  # (queries, dimensions): the positive of each query
     between = relevance[:, positives]  # (queries, queries): what the positive of query j is to query i
     foreign = (between == 0) & (between.T == 0)
 
@@ -67,9 +67,9 @@ def info_nce(
             values, allowed, kept = queries @ queries.T, foreign, torch.zeros_like(foreign)
         elif direction == "document-query":
             kept = torch.eye(len(queries), dtype=torch.bool, device=queries.device)
-            values, allowed = found @ queries.T, foreign | kept
+            values, allowed = positive_documents @ queries.T, foreign | kept
         else:
-            values, allowed, kept = found @ documents.T, (relevance == 0) & ~mine, torch.zeros_like(mine)
+            values, allowed, kept = positive_documents @ documents.T, (relevance == 0) & ~mine, torch.zeros_like(mine)
         if mask_margin is not None:
             allowed = allowed & (kept | (values.detach() <= too_similar[:, None]))
         return (values / temperature).masked_fill(~allowed, -torch.inf)

@@ -92,14 +92,14 @@ def read_checkpoint(name: str, folder: Path) -> Checkpoint:
     places: set[Path] = set()
     for number, (kind, path) in enumerate(modules):
         # a module without weights may share the folder of another
-        found = [] if path in places and kind != "Transformer" else weight_files(path)
+        weights = [] if path in places and kind != "Transformer" else weight_files(path)
         places.add(path)
-        seen.update(found)
-        if not found and kind == "Transformer":
+        seen.update(weights)
+        if not weights and kind == "Transformer":
             raise DataError(
                 f"{path}: no .safetensors or pytorch_model.bin file here; is {folder} a whole model folder?"
             )
-        for file in found:
+        for file in weights:
             if file.suffix == ".safetensors":
                 header = read_header(file)
                 here: Mapping[str, Tensor] = header.tensors
@@ -138,14 +138,14 @@ def weight_files(path: Path) -> list[Path]:
             named = _shards_of(path / index)
             if named:
                 return named
-        found = sorted(file for file in path.iterdir() if pattern.fullmatch(file.name))
-        single = [file for file in found if "-of-" not in file.name]
-        if found and not single and len(found) != int(found[0].stem.rpartition("-of-")[2]):
+        files = sorted(file for file in path.iterdir() if pattern.fullmatch(file.name))
+        single = [file for file in files if "-of-" not in file.name]
+        if files and not single and len(files) != int(files[0].stem.rpartition("-of-")[2]):
             raise DataError(
-                f"{path}: {len(found)} shards are here, {found[0].name} speaks of more; is the model whole?"
+                f"{path}: {len(files)} shards are here, {files[0].name} speaks of more; is the model whole?"
             )
-        if found:
-            return single or found
+        if files:
+            return single or files
     return []
 
 
@@ -381,10 +381,10 @@ def fold_adapter(name: str, folder: Path, base: Checkpoint) -> Checkpoint:
                 added.append(key)
             tensors[key] = tensor
     for target, pair in halves.items():
-        found = _find(f"{target}.weight", base)
-        if found is None:
+        tensor_name = _find(f"{target}.weight", base)
+        if tensor_name is None:
             raise DataError(f"{folder}: the base {base.name} has no tensor '{target}.weight' for the adapter")
-        key = found
+        key = tensor_name
         up, down = _factors(folder, target, pair, config)
         if base.tensors[key].shape != (up.shape[0], down.shape[1]):
             wanted = list(base.tensors[key].shape)
@@ -428,8 +428,8 @@ def _factors(folder: Path, target: str, pair: dict[str, Floats], config: dict[st
     try:
         patterns = (config.get("alpha_pattern") or {}).items()
         # of several patterns that match, PEFT takes the first
-        found = (value for pattern, value in patterns if re.fullmatch(rf"(.*\.)?({pattern})", target))
-        alpha = float(next(found, config.get("lora_alpha", rank)) or 0)
+        values = (value for pattern, value in patterns if re.fullmatch(rf"(.*\.)?({pattern})", target))
+        alpha = float(next(values, config.get("lora_alpha", rank)) or 0)
     except (AttributeError, TypeError, ValueError, re.error) as error:
         raise DataError(
             f"{folder / CONFIG}: 'lora_alpha' or 'alpha_pattern' is not what it should be: {error}"

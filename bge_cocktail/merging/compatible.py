@@ -63,14 +63,14 @@ def differences(first: Checkpoint, other: Checkpoint, options: MergeOptions) -> 
     if options.prompts_from is None:
         one, two = (prompts_of(model) for model in (first, other))
         if one != two:
-            lines.append(f"prompts: {one or 'none'} against {two or 'none'}; choose with --prompts-from N")
+            lines.append(f"prompts: {one or 'none'} against {two or 'none'}; choose with `prompts_from=N`")
     if options.length_from is None:
         lengths = [declared_length(model.length_of or model.folder) for model in (first, other)]
         if lengths[0] != lengths[1]:
-            lines.append(f"longest text: {lengths[0]} against {lengths[1]} tokens; choose with --length-from N")
+            lines.append(f"longest text: {lengths[0]} against {lengths[1]} tokens; choose with `length_from=N`")
     if options.tokenizer_from is None:
         folders = [transformer_folder(model.tokenizer_of or model.folder) for model in (first, other)]
-        lines += [f"{line}; to take one all the same: --tokenizer-from N" for line in tokenizer_differences(*folders)]
+        lines += [f"{line}; to take one all the same: `tokenizer_from=N`" for line in tokenizer_differences(*folders)]
     return lines
 
 
@@ -88,7 +88,7 @@ def refuse(first: Checkpoint, other: Checkpoint, lines: Sequence[str]) -> None:
 
 
 def check_numbers(options: MergeOptions, models: int) -> None:
-    """Refuse ``--prompts-from 5`` of three models.
+    """Refuse ``prompts_from=5`` of three models.
 
     Raises:
         UsageError: A number beyond the models.

@@ -36,7 +36,7 @@ def gradient(
 
 @weightings("self-positioning", shared=True, data=("examples",))
 def self_positioning(objective: Objective, _: Sequence[int], *, steps: int, rate: float, seed: int) -> WeightsResult:
-    """Descent on the direction and the length of the merged task vector (after arXiv:2410.15035); needs --base."""
+    """Descent on the direction and the length of the merged task vector (after arXiv:2410.15035); needs `base`."""
     return weights_by_gradient(
         _of_encoders(objective, "self-positioning"), steps=steps, rate=rate, per_layer=False, scaled=True, seed=seed
     )
@@ -67,7 +67,7 @@ def weights_by_gradient(
 
     wanted = "task-arithmetic" if scaled else "linear"
     if objective.plan.options.method != wanted:
-        raise UsageError(f"weights '{objective.plan.options.weights}' are found for --method {wanted}")
+        raise UsageError(f"weights '{objective.plan.options.weights}' are found for `method={wanted}`")
     examples = objective.needed_examples
     model = objective.model.eval()
     stacks, groups = _stacks(objective, per_layer, scaled)
@@ -135,7 +135,7 @@ def _stacks(
     if needed > 0.8 * there:
         raise CocktailError(
             f"{len(plan.checkpoints)} models take {needed / 1e9:.1f} GB, the machine has {there / 1e9:.1f}; "
-            "merge fewer, or find weights with --weights search, which holds one model"
+            "merge fewer, or find weights with `weights=search`, which holds one model"
         )
     stacks = {}
     for key in keys:
@@ -183,11 +183,11 @@ def _best(
     return replace(choices[best], trials=trials, note=note)
 
 
-def _loss_on_all(objective: EncoderObjective, found: WeightsResult) -> float:
+def _loss_on_all(objective: EncoderObjective, result: WeightsResult) -> float:
     """Return the loss that the steps lowered, on all examples."""
     import torch
 
-    objective.placed(found)
+    objective.placed(result)
     examples, model = objective.needed_examples, objective.model.eval()
     known = positives_by_query(examples)
     starts = range(0, len(examples), EXAMPLES_A_STEP)
@@ -203,16 +203,16 @@ def _loss_on_all(objective: EncoderObjective, found: WeightsResult) -> float:
     return float(torch.stack(losses).mean())
 
 
-def _by_layer(objective: EncoderObjective, found: np.ndarray) -> dict[str, list[float]]:
+def _by_layer(objective: EncoderObjective, weights: np.ndarray) -> dict[str, list[float]]:
     """Patterns for the tensors of each layer; what comes after the last layer weighs as it does."""
     patterns: dict[str, list[float]] = {}
-    if len(found) == 1:
+    if len(weights) == 1:
         return patterns
     layers = sorted({int(match[1]) for key in objective.parameters if (match := LAYER.search(key[1]))})
     for _, name in objective.parameters:
         match = LAYER.search(name)
         if match:
-            patterns[f"{name[: match.end()]}*"] = found[layers.index(int(match[1]))].tolist()
+            patterns[f"{name[: match.end()]}*"] = weights[layers.index(int(match[1]))].tolist()
         elif not EMBEDDINGS.search(name):
-            patterns[name] = found[-1].tolist()
+            patterns[name] = weights[-1].tolist()
     return patterns

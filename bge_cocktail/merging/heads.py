@@ -97,14 +97,14 @@ def fit_heads(
     own = declared_labels(first.folder)
     if not own:  # nothing says what its head means, so all must be alike
         if "heads" in options.model_fields_set:
-            raise UsageError(f"--heads: {first.name} doesn't name its labels, so heads can't be told apart")
+            raise UsageError(f"`heads`: {first.name} doesn't name its labels, so heads can't be told apart")
         check_alike(checkpoints, options, base)
         return checkpoints, base, options
     others = [*checkpoints[1:], *([base] if base else [])]
     reasons = [_head_differs(first, other, own) for other in others]
     if options.heads == "merge" and any(reasons):
         said = "; ".join(f"{one.name} {reason}" for one, reason in zip(others, reasons, strict=True) if reason)
-        raise UsageError(f"--heads merge: {said}; leave it out, and models of other labels take the first one's head")
+        raise UsageError(f"`heads=merge`: {said}; leave it out, and models of other labels take the first one's head")
     # task vectors are differences to a base, and a base without the head has none for it
     whole = base is None or not reasons[-1]
     merged = options.heads != "first" and whole and not all(reasons)
@@ -161,7 +161,7 @@ def _refuse_classifiers(checkpoints: Sequence[Checkpoint], options: MergeOptions
             "the merge keeps"
         )
     if "heads" in options.model_fields_set:
-        raise UsageError("--heads does nothing here; it goes with classifiers")
+        raise UsageError("`heads` does nothing here; it goes with classifiers")
 
 
 def _head_differs(first: Checkpoint, other: Checkpoint, own: Sequence[str]) -> str:
@@ -215,8 +215,8 @@ def _fit(
     mine, theirs = (transformer_folder(checkpoint.folder) for checkpoint in (first, other))
     lines = list(config_differences(mine, theirs, besides=_LABELS))
     if options.tokenizer_from is None:
-        found = tokenizer_differences(mine, theirs)
-        lines += [f"{line}; to take one all the same: --tokenizer-from N" for line in found]
+        differences = tokenizer_differences(mine, theirs)
+        lines += [f"{line}; to take one all the same: `tokenizer_from=N`" for line in differences]
     labels = declared_labels(first.folder)
     order = [declared_labels(other.folder).index(label) for label in labels] if head else []
     bare = _by_bare_name(other)

@@ -132,7 +132,7 @@ def inspect(models: Sequence[str], base: str | None = None, pooling: str | None 
     """
     names = [*([base] if base is not None else []), *models]
     if len(names) < 2:
-        raise UsageError("name at least two models, or one and its --base")
+        raise UsageError("name at least two models, or one and its `base`")
     under_head = any(is_classifier(model_folder(name)) for name in names)
     with tempfile.TemporaryDirectory(prefix="bge-cocktail-") as scratch:
         opened = [open_model(name, Path(scratch), pooling, under_head=under_head) for name in names]
@@ -299,8 +299,8 @@ def _none_if_nan(value: float) -> float | None:
 def _to_choose(one: Checkpoint, other: Checkpoint) -> str:
     """Return the options without which merge would refuse the pair."""
     lines = " ".join(differences(one, other, MergeOptions()))
-    flags = [flag for flag in ("--prompts-from", "--length-from") if flag in lines]
-    return f" (with {' and '.join(f'{flag} N' for flag in flags)})" if flags else ""
+    options = [option for option in ("`prompts_from=N`", "`length_from=N`") if option in lines]
+    return f" (with {' and '.join(options)})" if options else ""
 
 
 def short_names(names: Sequence[str]) -> list[str]:

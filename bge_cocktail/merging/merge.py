@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 from bge_cocktail.core.errors import CocktailError, DataError, UsageError
 from bge_cocktail.core.outputs import new_folder, read_object, refuse_to_replace, require_space, write_json
@@ -85,28 +85,45 @@ def merge(
     started = time.monotonic()
     recipe = as_recipe(models, options)
     with open_context(examples, encoding, score, make_objective) as context:
-        plan, found = resolve(recipe, context, lambda plan: _check_output(plan, output, overwrite))
+        plan, result = resolve(recipe, context, lambda plan: _check_output(plan, output, overwrite))
         size = output_bytes(plan.checkpoints[0], plan.options)
         with new_folder(output, overwrite=overwrite) as new:
             with one_thread(), progress(f"merging {len(plan.checkpoints)} models", size) as advance:
                 write_model(plan, new, advance)
             if draw is not None:
-                draw(found, new)
+                draw(result, new)
             (new / RECIPE_FILE).write_text(to_toml(recipe), encoding="utf-8")
-            description = _describe(recipe, plan, found, more_inputs or {}, time.monotonic() - started)
-            (new / "README.md").write_text(model_card(output.name, recipe, plan, found, new), encoding="utf-8")
+            description = _describe(recipe, plan, result, more_inputs or {}, time.monotonic() - started)
+            (new / "README.md").write_text(model_card(output.name, recipe, plan, result, new), encoding="utf-8")
             write_json(new / RUN_FILE, description)
-    return Merged(output, recipe.names(), tuple(found.weights), tuple(found.losses), found)
+    return Merged(output, recipe.names(), tuple(result.weights), tuple(result.losses), result)
 
 
-def plan_merge(recipe: Recipe, output: Path, *, overwrite: bool = False) -> dict[str, Any]:
+class MergePlan(TypedDict):
+    """What a merge would do. Weights are numbers, or say how they are found."""
+
+    models: str
+    base: NotRequired[str]
+    method: str
+    weights: list[float] | str
+    checks: str
+    tensors: int
+    megabytes_read: float
+    megabytes_written: float
+    buffer_megabytes: float
+    seconds_about: float
+    seconds_more: NotRequired[str]
+    output: str
+
+
+def plan_merge(recipe: Recipe, output: Path, *, overwrite: bool = False) -> MergePlan:
     """Return what a merge would read and write; everything is checked but the numbers, and nothing is written.
 
     Raises:
         UsageError, DataError: As `merge` would.
     """
     with open_context((), None, None) as context:
-        plan, found = resolve(recipe, context, lambda plan: _check_output(plan, output, overwrite), find=False)
+        plan, result = resolve(recipe, context, lambda plan: _check_output(plan, output, overwrite), find=False)
         every = [*plan.checkpoints, *([plan.base] if plan.base else [])]
         read = sum(
             count_of(tensor) * ITEM_BYTES[tensor.dtype]
@@ -115,20 +132,21 @@ def plan_merge(recipe: Recipe, output: Path, *, overwrite: bool = False) -> dict
         )
         size = output_bytes(plan.checkpoints[0], plan.options)
         rows = len(plan.checkpoints) + (plan.base is not None)
-        return {
+        planned = {
             "models": ", ".join(recipe.names()),
             **({"base": recipe.options.base} if recipe.options.base is not None else {}),
             "method": plan.options.method,
-            "weights": list(found.weights) if found.weights else f"'{plan.options.weights}', found when merging",
+            "weights": list(result.weights) if result.weights else f"'{plan.options.weights}', found when merging",
             "checks": _checks(plan),
             "tensors": len(plan.checkpoints[0].tensors),
             "megabytes_read": round(read / 1e6, 1),
             "megabytes_written": round(size / 1e6, 1),
             "buffer_megabytes": round(4 * TILE * (rows + 2) / 1e6, 1),
             "seconds_about": round(_seconds(plan, read, size), 1),
-            **({} if found.weights else {"seconds_more": "to find weights; that depends on examples and tasks"}),
+            **({} if result.weights else {"seconds_more": "to find weights; that depends on examples and tasks"}),
             "output": str(output),
         }
+        return cast("MergePlan", planned)
 
 
 def as_recipe(models: Sequence[str | Path] | Recipe, options: MergeOptions | None) -> Recipe:
@@ -176,31 +194,35 @@ def _check_output(plan: Plan, output: Path, overwrite: bool) -> None:
 def _checks(plan: Plan) -> str:
     first = plan.checkpoints[0]
     cosines = [sampled_cosine(first, other, plan.options) for other in plan.checkpoints[1:]]
-    found = ", ".join(f"{cosine:.3f}" for cosine in cosines if cosine is not None)
-    return "same form, tokenizer, modules, prompts, length" + (f"; cosine to the first: {found}" if found else "")
+    cosines_shown = ", ".join(f"{cosine:.3f}" for cosine in cosines if cosine is not None)
+    return "same form, tokenizer, modules, prompts, length" + (
+        f"; cosine to the first: {cosines_shown}" if cosines_shown else ""
+    )
 
 
 def _every(plan: Plan) -> list[Any]:
     """Return all models that are read, those of inner merges too."""
-    found, todo = [], [*plan.checkpoints, *([plan.base] if plan.base else [])]
+    checkpoints, todo = [], [*plan.checkpoints, *([plan.base] if plan.base else [])]
     while todo:
         one = todo.pop()
-        found.append(one)
+        checkpoints.append(one)
         todo += one.parts
-    return found
+    return checkpoints
 
 
 def _describe(
-    recipe: Recipe, plan: Plan, found: WeightsResult, more_inputs: Mapping[str, str], seconds: float
+    recipe: Recipe, plan: Plan, result: WeightsResult, more_inputs: Mapping[str, str], seconds: float
 ) -> dict[str, Any]:
     described: list[dict[str, Any]] = [
         {"model": name, "weight": weight, **({"recipe": one.made, **_seen(one)} if isinstance(model, Recipe) else {})}
-        for name, model, weight, one in zip(recipe.names(), recipe.models, found.weights, plan.checkpoints, strict=True)
+        for name, model, weight, one in zip(
+            recipe.names(), recipe.models, result.weights, plan.checkpoints, strict=True
+        )
     ]
-    for one, value in zip(described[len(described) - len(found.losses) :], found.losses, strict=True):
+    for one, value in zip(described[len(described) - len(result.losses) :], result.losses, strict=True):
         one["loss"] = value
     inputs = input_hashes(recipe, plan)
-    more = {"weights_for": dict(found.weights_for)} if found.weights_for else {}
+    more = {"weights_for": dict(result.weights_for)} if result.weights_for else {}
     return describe_run(
         "merge",
         options=recipe.options.model_dump(mode="json"),
@@ -208,18 +230,18 @@ def _describe(
         seconds=seconds,
         models=described,
         **more,
-        **({"scale": found.scale} if found.scale is not None else {}),
-        **({"trials": list(found.trials)} if found.trials else {}),
-        **({"note": found.note} if found.note else {}),
+        **({"scale": result.scale} if result.scale is not None else {}),
+        **({"trials": list(result.trials)} if result.trials else {}),
+        **({"note": result.note} if result.note else {}),
     )
 
 
 def _seen(inner: Checkpoint) -> dict[str, Any]:
     """Return what the search for an inner merge's weights saw."""
-    found: WeightsResult | None = inner.found
-    if found is None:
+    result: WeightsResult | None = inner.found
+    if result is None:
         return {}
-    more = {"losses": list(found.losses), "trials": list(found.trials), "note": found.note}
+    more = {"losses": list(result.losses), "trials": list(result.trials), "note": result.note}
     return {name: value for name, value in more.items() if value}
 
 
@@ -258,9 +280,17 @@ def _seconds(plan: Plan, read: int, written: int) -> float:
     return (passes * read + 2 * written) / speed + 0.3
 
 
-def verify_merge(
-    folder: Path, *, examples: Sequence[Record] = (), encoding: EncodeOptions | None = None
-) -> dict[str, Any]:
+class Verified(TypedDict):
+    """What was compared with a merge that was done again; `identical` is always true, for anything else raises."""
+
+    output: str
+    inputs: str
+    files_compared: int
+    bytes_compared: int
+    identical: bool
+
+
+def verify_merge(folder: Path, *, examples: Sequence[Record] = (), encoding: EncodeOptions | None = None) -> Verified:
     """Merge again by the recipe and the weights that a folder records, and compare every byte; nothing is written.
 
     Args:

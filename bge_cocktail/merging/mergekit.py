@@ -80,7 +80,7 @@ def _translate(content: dict[str, Any], where: str) -> dict[str, Any]:
     method = content["merge_method"]
     if not isinstance(method, str) or method not in METHODS:
         raise UsageError(
-            f"{where}: method '{method}' is not built in; with mergekit installed: --method mergekit:{method}"
+            f"{where}: method '{method}' is not built in; with mergekit installed: `method=mergekit:{method}`"
             f" (built in: {', '.join(METHODS)})"
         )
     values: dict[str, Any] = {"method": METHODS[method]}
@@ -194,10 +194,10 @@ def _put_densities(values: dict[str, Any], densities: list[Any], method: str, wh
         return
     # mergekit keeps everything of a model for which no density is said
     shared = values.pop("density", 1.0)
-    found = {_number(shared if density is None else density, "density", where) for density in densities}
-    if len(found) > 1:
-        raise UsageError(f"{where}: densities that differ between models have no counterpart here: {sorted(found)}")
-    values["density"] = found.pop() if found else shared
+    distinct = {_number(shared if density is None else density, "density", where) for density in densities}
+    if len(distinct) > 1:
+        raise UsageError(f"{where}: densities that differ between models have no counterpart here: {sorted(distinct)}")
+    values["density"] = distinct.pop() if distinct else shared
 
 
 def _same_length(lists: list[list[Any]]) -> list[list[Any]]:
@@ -245,7 +245,7 @@ def bridged_method(method: str) -> str:
     """
     name = method.removeprefix(PREFIX)
     if name in METHODS:
-        raise UsageError(f"{method}: this method is built in, and faster: --method {METHODS[name]}")
+        raise UsageError(f"{method}: this method is built in, and faster: `method={METHODS[name]}`")
     return name
 
 
@@ -256,10 +256,10 @@ def mergekit_command() -> str:
         MissingExtra: It is not installed.
     """
     beside = str(Path(sys.executable).parent / "mergekit-yaml")
-    found = os.environ.get(COMMAND) or shutil.which("mergekit-yaml") or shutil.which(beside)
-    if not found or not shutil.which(found):
+    command = os.environ.get(COMMAND) or shutil.which("mergekit-yaml") or shutil.which(beside)
+    if not command or not shutil.which(command):
         raise MissingExtra(f"mergekit (or name its mergekit-yaml in ${COMMAND})", "mergekit")
-    return found
+    return command
 
 
 def merge_by_mergekit(

@@ -157,7 +157,7 @@ KARCHER_DONE = 1e-10
 def linear(stack: Stack) -> Iterator[Floats]:
     """Weighted mean of the same tensor of each model (Model soups, arXiv:2203.05482).
 
-    ``sum_i w_i x_i``; with --no-normalise the weights are taken as they are.
+    ``sum_i w_i x_i``; with `normalise=False` the weights are taken as they are.
     """
     return stack.combine(stack.weights)
 
@@ -258,8 +258,8 @@ def ties(stack: Stack, *, density: float, scale: float, normalise: bool) -> Iter
     """Task vectors trimmed to their largest numbers, then merged where signs agree (arXiv:2306.01708).
 
     Of each task vector the `density` largest numbers are kept, tensor by tensor. Each position takes the sign of the
-    weighted sum there; the weighted mean of the numbers of that sign (the sum with --no-normalise), times `scale`, is
-    added to the base.
+    weighted sum there; the weighted mean of the numbers of that sign (the sum with `normalise=False`), times `scale`,
+    is added to the base.
     """
     limits = _magnitudes(stack, density)
 
@@ -363,8 +363,8 @@ def _magnitudes(stack: Stack, density: float) -> list[np.float32]:
         for model, row in enumerate(bits):
             inside = row[(row >> 16) == bins[model]]
             lower[model] += np.bincount(inside & (HALF - 1), minlength=HALF)
-    found = [(bins[model] << 16) | _nth_from_above(lower[model], left[model])[0] for model in range(models)]
-    return list(np.asarray(found, np.uint32).view(np.float32))
+    thresholds = [(bins[model] << 16) | _nth_from_above(lower[model], left[model])[0] for model in range(models)]
+    return list(np.asarray(thresholds, np.uint32).view(np.float32))
 
 
 def _bits(stack: Stack) -> Iterator[np.ndarray]:

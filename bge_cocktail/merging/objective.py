@@ -51,7 +51,7 @@ def parameters_by_key(model: Iterable[Module], checkpoint: Checkpoint) -> dict[K
     The names differ by what classes put before them (``auto_model.`` on one side, ``bert.`` on the other). A parameter
     that the checkpoint doesn't have stays as it was loaded: such are the poolers that no embedding uses.
     """
-    found: dict[Key, torch.Tensor] = {}
+    parameters: dict[Key, torch.Tensor] = {}
     for number, module in enumerate(model):
         endings: dict[str, list[str]] = {}
         for key, tensor in checkpoint.tensors.items():
@@ -61,8 +61,8 @@ def parameters_by_key(model: Iterable[Module], checkpoint: Checkpoint) -> dict[K
         for name, parameter in module.state_dict(keep_vars=True).items():
             match = next((endings[name[s:]] for s in _starts(name) if len(endings.get(name[s:], [])) == 1), None)
             if match and parameter.is_floating_point():
-                found[number, match[0]] = parameter.detach()
-    return found
+                parameters[number, match[0]] = parameter.detach()
+    return parameters
 
 
 def put_tensors(parameters: Mapping[Key, torch.Tensor], tensors: Iterable[tuple[Key, Iterable[Floats]]]) -> None:
@@ -317,7 +317,7 @@ class EncoderObjective:
             options = self.plan.options
             what = f"method {options.method}" if isinstance(options.weights, list) else f"weights '{options.weights}'"
             what = f"method {options.method}" if options.weights == "uniform" else what
-            raise UsageError(f"{what} needs examples: a file of records with --examples")
+            raise UsageError(f"{what} needs examples: a file of records with `examples`")
         return self.examples
 
     @cached_property
@@ -338,17 +338,17 @@ class EncoderObjective:
         known.hash = hash_of(checkpoint)
         return known
 
-    def merged(self, found: WeightsResult) -> Encoder:
+    def merged(self, result: WeightsResult) -> Encoder:
         """Return the merge with such weights; one of the models where all the weight is its."""
-        weights = list(found.weights)
+        weights = list(result.weights)
         # its embeddings may be in the cache
-        if self._is_plain(found) and sorted(weights)[-1] == 1 == sum(weights):
+        if self._is_plain(result) and sorted(weights)[-1] == 1 == sum(weights):
             return self.encoder(weights.index(1))
-        return self.placed(found)
+        return self.placed(result)
 
-    def placed(self, found: WeightsResult) -> LoadedEncoder:
+    def placed(self, result: WeightsResult) -> LoadedEncoder:
         """Return the merge with such weights in the loaded model, with the prompts and length that would be written."""
-        plan = with_weights(self.plan, found.weights, found.weights_for, found.scale)
+        plan = with_weights(self.plan, result.weights, result.weights_for, result.scale)
         model = self._with((key, plan.tiles(key)) for key in self.parameters)
         self._set_length(self.plan.checkpoints[(self.plan.options.length_from or 1) - 1])
         return LoadedEncoder(model, self.prompts, precision=self.encoder(0).precision)
@@ -391,11 +391,11 @@ class EncoderObjective:
         self._set_length(self.plan.checkpoints[row])
         return self._with((key, tiles_of(source_of(self.plan, row, key))) for key in self.parameters)
 
-    def _is_plain(self, found: WeightsResult) -> bool:
+    def _is_plain(self, result: WeightsResult) -> bool:
         """Return whether a merge with all the weight on one model is that model, in everything."""
         plan, options = self.plan, self.plan.options
         chosen = (options.prompts_from, options.length_from, options.tokenizer_from)
-        weights = not found.weights_for and not plan.weights.patterns and not plan.weights.anchors
+        weights = not result.weights_for and not plan.weights.patterns and not plan.weights.anchors
         return plan.base is None and weights and not options.exclude and chosen == (None, None, None)
 
     def _set_length(self, checkpoint: Checkpoint) -> None:

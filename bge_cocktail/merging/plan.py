@@ -37,9 +37,9 @@ class GroupWeights:
 
     def of(self, name: str) -> Sequence[float]:
         """Return the weights of a tensor, shape (models,)."""
-        found = [weights for pattern, weights in self.patterns.items() if fnmatchcase(name, pattern)]
-        if found:
-            return found[-1]
+        matching = [weights for pattern, weights in self.patterns.items() if fnmatchcase(name, pattern)]
+        if matching:
+            return matching[-1]
         if not self.anchors:
             return self.weights
         layer = nearest_layer(name, self.layers)
@@ -67,7 +67,7 @@ def group_weights(
     """
     every = list(names)
     if not every:
-        raise UsageError("no tensor is left to merge: --exclude takes all of them from the first model")
+        raise UsageError("no tensor is left to merge: `exclude` takes all of them from the first model")
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in every):
             raise UsageError(f"weights for '{pattern}': no tensor has such a name; one is '{every[-1]}'")
@@ -248,12 +248,12 @@ def check_method(options: MergeOptions, models: Sequence[Any]) -> None:
     if wanted and len(models) != wanted:
         raise UsageError(f"{method} merges exactly {wanted} models, got {len(models)}")
     if merge_methods.trait(method, "base") and options.base is None:
-        raise UsageError(f"{method} adds up what tuning changed: name the model that was tuned with --base")
+        raise UsageError(f"{method} adds up what tuning changed: name the model that was tuned with `base`")
     if options.normalise is False and merge_methods.trait(method, "normalises") == "always":
-        raise UsageError(f"{method} has a meaning only with weights of sum 1; leave out --no-normalise")
+        raise UsageError(f"{method} has a meaning only with weights of sum 1; leave out `normalise=False`")
     if options.base is not None and not merge_methods.trait(method, "base"):
         with_base = [name for name in merge_methods if merge_methods.trait(name, "base")]
-        raise UsageError(f"{method} needs no base; --base goes with {', '.join(with_base)}")
+        raise UsageError(f"{method} needs no base; `base` goes with {', '.join(with_base)}")
     if merge_methods.trait(method, "weighted", True) is False and (
         options.weights != "uniform" or options.share is not None or options.weights_for or options.layer_weights
     ):

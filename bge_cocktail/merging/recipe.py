@@ -127,9 +127,9 @@ def expand(models: Sequence[str | Path]) -> list[str]:
     names: list[str] = []
     for model in models:
         folder = Path(model)
-        found = [path for path in folder.glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name)]
-        if found and not any((folder / name).is_file() for name in ("modules.json", "config.json")):
-            names += [str(path) for path in sorted(found, key=lambda path: int(path.name.split("-")[1]))]
+        checkpoints = [path for path in folder.glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name)]
+        if checkpoints and not any((folder / name).is_file() for name in ("modules.json", "config.json")):
+            names += [str(path) for path in sorted(checkpoints, key=lambda path: int(path.name.split("-")[1]))]
         else:
             names.append(str(model))
     return names

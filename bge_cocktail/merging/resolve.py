@@ -71,7 +71,7 @@ def open_model(name: str, scratch: Path, pooling: str | None = None, *, under_he
         if pooling is None:
             raise UsageError(
                 f"{name} is a plain transformers folder (no modules.json), so its pooling is unknown; say it: "
-                "--pooling cls (BGE and what FlagEmbedding trains), mean (E5, MiniLM) or lasttoken (decoders)"
+                "`pooling=cls` (BGE and what FlagEmbedding trains), mean (E5, MiniLM) or lasttoken (decoders)"
             )
         return replace(read_checkpoint(name, _with_pooling(folder, pooling, scratch)), origins=(folder,))
     return read_checkpoint(name, folder)
@@ -180,23 +180,23 @@ def resolve(
     check(plan)
     for pattern in options.exclude:
         if not any(fnmatchcase(name, pattern) for checkpoint in checkpoints for _, name in checkpoint.tensors):
-            raise UsageError(f"--exclude '{pattern}': no tensor has such a name")
+            raise UsageError(f"`exclude` '{pattern}': no tensor has such a name")
     if find:
         plan = _measured(plan, context)
     if recorded is not None:
-        found = WeightsResult(
+        result = WeightsResult(
             [model["weight"] for model in recorded["models"]],
             weights_for=recorded.get("weights_for", {}),
             scale=recorded.get("scale"),
         )
-        return with_weights(plan, found.weights, found.weights_for, found.scale), found
+        return with_weights(plan, result.weights, result.weights_for, result.scale), result
     if not find and isinstance(options.weights, str) and options.weights not in ("uniform", "ema"):
         return plan, WeightsResult(())
-    found = find_weights(recipe.names(), options, _objective(plan, context), normalise=normalises(options))
+    result = find_weights(recipe.names(), options, _objective(plan, context), normalise=normalises(options))
     if options.layer_weights:
         lists = " to ".join(str(list(weights)) for weights in options.layer_weights)
-        found = replace(found, note=f"by layer, from first to last: {lists}")
-    return with_weights(plan, found.weights, found.weights_for, found.scale), found
+        result = replace(result, note=f"by layer, from first to last: {lists}")
+    return with_weights(plan, result.weights, result.weights_for, result.scale), result
 
 
 def _bridged(
@@ -263,14 +263,14 @@ def _open(
     under_head: bool = False,
 ) -> Checkpoint:
     if isinstance(model, Recipe):
-        plan, found = resolve(model, context, find=find, recorded=recorded)
-        if not found.weights:
+        plan, result = resolve(model, context, find=find, recorded=recorded)
+        if not result.weights:
             plan = with_weights(plan, [1 / len(model.models)] * len(model.models), {}, None)
         if model.options.dtype != "same":
             raise UsageError(
                 f"recipe '{model.name}': dtype does nothing inside another recipe, which reads it unrounded"
             )
-        return as_checkpoint(model.name, plan, found)
+        return as_checkpoint(model.name, plan, result)
     checkpoint = open_model(model, context.scratch, pooling, under_head=under_head)
     context.opened.append(checkpoint)
     return checkpoint
@@ -284,7 +284,7 @@ def _need_data(options: MergeOptions, context: MergeContext) -> None:
     """
     looks = data_of(options)
     if "general" in looks and context.score is None:
-        raise UsageError(f"weights '{options.weights}' need --target and --general tasks")
+        raise UsageError(f"weights '{options.weights}' need `target` and `general` tasks")
     what = f"method {options.method} needs" if looks_itself(options) else f"weights '{options.weights}' need"
     if (
         "examples" in looks
@@ -292,8 +292,8 @@ def _need_data(options: MergeOptions, context: MergeContext) -> None:
         and context.make_objective is None
         and ("target" not in looks or context.score is None)
     ):
-        more = " (or --target tasks)" if "target" in looks else ""
-        raise UsageError(f"{what} examples: a file of records with --examples{more}")
+        more = " (or `target` tasks)" if "target" in looks else ""
+        raise UsageError(f"{what} examples: a file of records with `examples`{more}")
 
 
 def looks_itself(options: MergeOptions) -> bool:
@@ -370,9 +370,9 @@ def _check_options(options: MergeOptions) -> None:
     looks = set(data_of(options))
     for name in ("negatives", "loss_temperature", "like_lm_cocktail"):
         if name in options.model_fields_set and "examples" not in looks:
-            raise UsageError(f"--{name.replace('_', '-')} does nothing here; it goes with what looks at --examples")
+            raise UsageError(f"`{name}` does nothing here; it goes with what looks at `examples`")
     if options.like_lm_cocktail and options.weights not in ("cocktail", "relative"):
-        raise UsageError("--like-lm-cocktail goes with --weights cocktail or relative")
+        raise UsageError("`like_lm_cocktail` goes with `weights=cocktail` or relative")
     for name in sorted(options.model_fields_set):
         if name in users and name not in chosen and name not in ("normalise", "seed"):
-            raise UsageError(f"--{name.replace('_', '-')} does nothing here; it goes with {', '.join(users[name])}")
+            raise UsageError(f"`{name}` does nothing here; it goes with {', '.join(users[name])}")

@@ -177,7 +177,7 @@ def given_weights(weights: Sequence[float], models: int, *, normalise: bool = Tr
     if not normalise:
         return list(weights)
     if any(weight < 0 for weight in weights):
-        raise UsageError(f"weights must be numbers of at least 0, got {list(weights)} (negative ones: --no-normalise)")
+        raise UsageError(f"weights must be numbers of at least 0, got {list(weights)} (or `normalise=False`)")
     total = sum(weights)
     if total <= 0:
         raise UsageError("all weights are 0; at least one must be above 0")
@@ -200,18 +200,20 @@ def find_weights(
     """
     rows = list(range(len(names))) if options.share is None else list(range(1, len(names)))
     if options.share is not None and (not rows or not normalise):
-        raise UsageError("--share needs a first model and others, and weights of sum 1")
+        raise UsageError("`share` needs a first model and others, and weights of sum 1")
     if isinstance(options.weights, str):
         weighting = weightings[options.weights]
-        found = weighting(objective, rows, **parameters(weighting, options))
+        result = weighting(objective, rows, **parameters(weighting, options))
         if options.weights == "uniform" and not normalise:
-            found = WeightsResult([1.0] * len(rows))
+            result = WeightsResult([1.0] * len(rows))
     else:
-        found = WeightsResult(given_weights(options.weights, len(rows), normalise=normalise))
+        result = WeightsResult(given_weights(options.weights, len(rows), normalise=normalise))
     if options.share is None:
-        return found
-    rest = [(1 - options.share) * weight for weight in found.weights]
-    return WeightsResult([options.share, *rest], found.losses, found.weights_for, found.scale, found.trials, found.note)
+        return result
+    rest = [(1 - options.share) * weight for weight in result.weights]
+    return WeightsResult(
+        [options.share, *rest], result.losses, result.weights_for, result.scale, result.trials, result.note
+    )
 
 
 def _even(rows: Sequence[int], chosen: Sequence[int]) -> list[float]:
@@ -227,12 +229,12 @@ def check_weights(options: MergeOptions) -> None:
     if isinstance(options.weights, str):
         weightings[options.weights]  # an unknown name is an error that lists the known
         if options.share is not None and weightings.trait(options.weights, "shared"):
-            raise UsageError(f"--share doesn't go with weights '{options.weights}', which weigh all models at once")
+            raise UsageError(f"`share` doesn't go with weights '{options.weights}', which weigh all models at once")
     if options.layer_weights is not None and (options.weights != "uniform" or options.share is not None):
-        raise UsageError("--layer-weights say the weights of all layers; leave out --weights and --share")
+        raise UsageError("`layer_weights` say the weights of all layers; leave out `weights` and `share`")
     if options.tokenizer_from not in (None, 1) and "examples" in data_of(options):
         raise UsageError(
-            "--tokenizer-from doesn't go with weights or methods that look at examples; put that model first"
+            "`tokenizer_from` doesn't go with weights or methods that look at examples; put that model first"
         )
 
 
@@ -304,7 +306,7 @@ def best_within(
     base = [0.0] * (models - 1) + [1.0]
     floor = objective.scores(base)[1]
     if floor is None:
-        raise UsageError("weights pareto need --target and --general tasks")
+        raise UsageError("weights pareto need `target` and `general` tasks")
     points = [[share, 1 - share] for share in shares] if models == 2 else _simplex(models, trials, seed)
     tried: list[dict[str, Any]] = []
     for weights in [base, *(point for point in points if point != base)]:

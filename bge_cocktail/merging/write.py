@@ -221,7 +221,7 @@ def contents(plan: Plan, file: str) -> Iterator[bytes | memoryview]:
             if dtype != "F32" and np.abs(tile).max(initial=0) > LARGEST[dtype]:
                 name = "float16" if dtype == "F16" else "bfloat16"
                 raise DataError(
-                    f"tensor '{key[1]}' holds values beyond {name} ({LARGEST[dtype]:g}); use a wider --dtype"
+                    f"tensor '{key[1]}' holds values beyond {name} ({LARGEST[dtype]:g}); use a wider `dtype`"
                 )
             yield to_bytes(tile, dtype)
 
@@ -291,7 +291,7 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 
-def model_card(name: str, recipe: Recipe, plan: Plan, found: WeightsResult, folder: Path) -> str:
+def model_card(name: str, recipe: Recipe, plan: Plan, result: WeightsResult, folder: Path) -> str:
     """README.md of a merged model: what it was made of and how it is used.
 
     Args:
@@ -308,14 +308,14 @@ def model_card(name: str, recipe: Recipe, plan: Plan, found: WeightsResult, fold
     lines += [
         f"{made}, made with bge-cocktail {__version__} by the method `{recipe.options.method}`.",
         "",
-        *_table(recipe, found),
+        *_table(recipe, result),
     ]
     if recipe.options.base is not None:
         lines += ["", f"Task vectors are differences to `{_shown(recipe.options.base)}`."]
-    if found.scale is not None:
-        lines += ["", f"The merged task vector is multiplied by {found.scale:.4f}."]
-    if found.note:
-        lines += ["", f"Weights: {found.note}."]
+    if result.scale is not None:
+        lines += ["", f"The merged task vector is multiplied by {result.scale:.4f}."]
+    if result.note:
+        lines += ["", f"Weights: {result.note}."]
     if embeds:
         lines += ["", "## Use", "", *_usage(name, folder)]
     if is_classifier(folder):
@@ -345,12 +345,12 @@ def _front_matter(recipe: Recipe, plan: Plan, embeds: bool) -> list[str]:
     return [*lines, "tags:", *(f"- {tag}" for tag in tags)]
 
 
-def _table(recipe: Recipe, found: WeightsResult) -> list[str]:
-    losses = [None] * (len(found.weights) - len(found.losses)) + list(found.losses)
-    with_losses = bool(found.losses)
+def _table(recipe: Recipe, result: WeightsResult) -> list[str]:
+    losses = [None] * (len(result.weights) - len(result.losses)) + list(result.losses)
+    with_losses = bool(result.losses)
     lines = ["| model | weight |" + (" loss on examples |" if with_losses else "")]
     lines.append("|---|---|" + ("---|" if with_losses else ""))
-    for name, weight, loss in zip(recipe.names(), found.weights, losses, strict=True):
+    for name, weight, loss in zip(recipe.names(), result.weights, losses, strict=True):
         more = f" {'' if loss is None else f'{loss:.4f}'} |" if with_losses else ""
         escaped = _shown(name).replace("|", "\\|")
         lines.append(f"| {escaped} | {weight:.4f} |{more}")
@@ -379,10 +379,10 @@ def _usage(name: str, folder: Path) -> list[str]:
 
 def _models(recipe: Recipe) -> list[str]:
     """Return all models by name, those of inner recipes too."""
-    found = [recipe.options.base] if recipe.options.base is not None else []
+    names = [recipe.options.base] if recipe.options.base is not None else []
     for model in recipe.models:
-        found += [model] if isinstance(model, str) else _models(model)
-    return found
+        names += [model] if isinstance(model, str) else _models(model)
+    return names
 
 
 def _shown(model: str) -> str:

@@ -105,17 +105,17 @@ def find_candidates(sought: MiningInput, options: MineOptions, also: dict[str, E
         raise UsageError(f"an encoder can't be named '{clash[0]}', which is a source of candidates")
     sources = {name: candidate_sources[name] for name in options.candidates}
     sources |= {name: by_encoder(encoder) for name, encoder in also.items()}
-    found = [source(sought, options) for source in sources.values()]
-    recalls = tuple(nearest.recall for nearest in found)
-    if len(found) == 1:
-        rows = found[0].rows
+    candidates = [source(sought, options) for source in sources.values()]
+    recalls = tuple(nearest.recall for nearest in candidates)
+    if len(candidates) == 1:
+        rows = candidates[0].rows
         ranks = np.broadcast_to(np.arange(1, rows.shape[1] + 1), rows.shape)
-        similarities = found[0].similarities if "dense" in sources else None
+        similarities = candidates[0].similarities if "dense" in sources else None
         return Candidates(rows, ranks, np.zeros(rows.shape, np.int8), tuple(sources), recalls, similarities)
-    width = max(nearest.rows.shape[1] for nearest in found)
+    width = max(nearest.rows.shape[1] for nearest in candidates)
     count = len(sought.records)
-    rows = np.full((count, width, len(found)), -1, np.int64)
-    for number, one in enumerate(found):
+    rows = np.full((count, width, len(candidates)), -1, np.int64)
+    for number, one in enumerate(candidates):
         rows[:, : one.rows.shape[1], number] = one.rows
     flat = rows.reshape(count, -1)
     # a later place of the same document is no candidate of its own
@@ -123,8 +123,8 @@ def find_candidates(sought: MiningInput, options: MineOptions, also: dict[str, E
     ordered = np.take_along_axis(flat, order, 1)
     again = np.zeros(flat.shape, bool)
     np.put_along_axis(again, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], 1)
-    ranks = np.broadcast_to(np.arange(flat.shape[1]) // len(found) + 1, flat.shape)
-    origin = np.broadcast_to((np.arange(flat.shape[1]) % len(found)).astype(np.int8), flat.shape)
+    ranks = np.broadcast_to(np.arange(flat.shape[1]) // len(candidates) + 1, flat.shape)
+    origin = np.broadcast_to((np.arange(flat.shape[1]) % len(candidates)).astype(np.int8), flat.shape)
     return Candidates(np.where(again, -1, flat), ranks, origin, tuple(sources), recalls)
 
 

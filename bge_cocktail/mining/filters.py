@@ -286,19 +286,19 @@ class KnownPositives:
             generator: Draws.
         """
         seen = {*self.excluded(record), self.queries[record], *without}
-        found: list[str] = []
+        negatives: list[str] = []
         for _ in range(TRIES * count):
-            if len(found) == count:
-                return found
-            self._take(int(generator.integers(len(self._documents))), seen, found)
+            if len(negatives) == count:
+                return negatives
+            self._take(int(generator.integers(len(self._documents))), seen, negatives)
         for row in generator.permutation(len(self._documents)).tolist():  # few are left: look at all
-            if len(found) == count:
+            if len(negatives) == count:
                 break
-            self._take(row, seen, found)
-        return found
+            self._take(row, seen, negatives)
+        return negatives
 
-    def _take(self, row: int, seen: set[str], found: list[str]) -> None:
+    def _take(self, row: int, seen: set[str], negatives: list[str]) -> None:
         key = normalise(self._documents[row])
         if key not in seen:
             seen.add(key)
-            found.append(self._documents[row])
+            negatives.append(self._documents[row])

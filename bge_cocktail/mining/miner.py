@@ -122,18 +122,18 @@ class Miner:
         if record.neg_scores:
             self.dropped["teacher score of a negative (scores no longer match)"] += len(record.neg_scores)
         positives, query = self._known.excluded(row), self._known.queries[row]
-        found: dict[str, str] = {}
+        unlike: dict[str, str] = {}
         for text in kept:
             key = normalise(text)
             if key in positives:
                 self.dropped["negative of the record, but a positive elsewhere"] += 1
             elif key == query:
                 self.dropped["negative of the record, but the query itself"] += 1
-            elif key in found:
+            elif key in unlike:
                 self.dropped["negative of the record a second time"] += 1
             else:
-                found[key] = text
-        return tuple(found.values())
+                unlike[key] = text
+        return tuple(unlike.values())
 
     def _by_teacher(self, rows: NDArray[np.int64], reasons: NDArray[np.int16], start: int) -> None:
         """Note the candidates that the teacher takes for relevant; it sees the first ones only."""

@@ -66,16 +66,16 @@ class EmbeddingCache:
         known = self._known[at] == keys
         if not known.any():
             return None, known
-        found = np.zeros((len(keys), self._rows[0]["embedding"].shape[1]), np.float32)
+        embeddings = np.zeros((len(keys), self._rows[0]["embedding"].shape[1]), np.float32)
         for number in np.unique(self._place[at[known], 0]):
             here = known & (self._place[at, 0] == number)
-            found[here] = self._rows[number]["embedding"][self._place[at[here], 1]]
-        whole = np.isfinite(found).all(axis=1)
+            embeddings[here] = self._rows[number]["embedding"][self._place[at[here], 1]]
+        whole = np.isfinite(embeddings).all(axis=1)
         if not whole.all():
             log.warning("%d embeddings in %s are damaged and are made anew; remove it", (~whole).sum(), self.folder)
             known &= whole
-            found[~whole] = 0
-        return found, known
+            embeddings[~whole] = 0
+        return embeddings, known
 
     def put(self, texts: Sequence[str], embeddings: Embeddings) -> None:
         """Keep the embeddings of texts, shape (texts, dimensions)."""

@@ -57,7 +57,7 @@ def embed(
     batches = batches_by_tokens(lengths, budget)
     rows: list[Embeddings] = []
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
-    memory = enough_memory(label, "embed with a smaller --batch-tokens or --max-length")
+    memory = enough_memory(label, "embed with a smaller `batch_tokens` or `max_length`")
     with progress(label, len(texts)) as advance, autocast, memory:
         for batch in batches:
             rows.append(

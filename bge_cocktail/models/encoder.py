@@ -239,7 +239,7 @@ class CachedEncoder:
         prompt = self.prompts.of(role) if prompt is None else prompt
         distinct = list(dict.fromkeys(texts))
         cache = self._cache(prompt) if self.options.cache else None
-        found, known = cache.get(distinct) if cache else (None, np.zeros(len(distinct), bool))
+        embeddings, known = cache.get(distinct) if cache else (None, np.zeros(len(distinct), bool))
         missing = [text for text, here in zip(distinct, known, strict=True) if not here]
         # in blocks, so that hours of embedding that are cut off are not lost
         for start in range(0, len(missing), BLOCK):
@@ -262,13 +262,13 @@ class CachedEncoder:
                 except OSError as error:
                     log.warning("embeddings are not kept: %s", explain_os_error(error))
                     cache = None
-            if found is None:
-                found = np.zeros((len(distinct), fresh.shape[1]), np.float32)
-            found[np.flatnonzero(~known)[start : start + BLOCK]] = fresh
-        if found is None:
+            if embeddings is None:
+                embeddings = np.zeros((len(distinct), fresh.shape[1]), np.float32)
+            embeddings[np.flatnonzero(~known)[start : start + BLOCK]] = fresh
+        if embeddings is None:
             raise CocktailError("no texts to embed")
         row = {text: index for index, text in enumerate(distinct)}
-        return found[[row[text] for text in texts]]
+        return embeddings[[row[text] for text in texts]]
 
     def _cache(self, prompt: str) -> EmbeddingCache:
         folder = self.options.cache_dir or default_cache_dir()

@@ -53,7 +53,7 @@ def load_reranker(name: str, *, device: str = "auto", batch_size: int = 32, logi
     activation = torch.nn.Identity() if logits else None
 
     def score(pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
-        with enough_memory(f"{name} as reranker", "give a smaller one, or --device cpu"):
+        with enough_memory(f"{name} as reranker", "give a smaller one, or `device=cpu`"):
             scores = model.predict(
                 list(pairs), batch_size=batch_size, show_progress_bar=False, activation_fn=activation
             )

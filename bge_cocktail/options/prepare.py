@@ -72,8 +72,8 @@ class PrepareOptions(AugmentOptions):
     )
     min_chars: int = Field(1, ge=1, description="shorter texts go")
     max_chars: int | None = Field(None, ge=1, description="longer texts go")
-    min_tokens: int = Field(0, ge=0, description="texts with fewer tokens go (needs --model, whose tokenizer counts)")
-    max_tokens: int | None = Field(None, ge=1, description="texts with more tokens go (needs --model)")
+    min_tokens: int = Field(0, ge=0, description="texts with fewer tokens go (needs `model`, whose tokenizer counts)")
+    max_tokens: int | None = Field(None, ge=1, description="texts with more tokens go (needs `model`)")
     languages: SomeNames = Field([], description="texts in other languages go (en,zh); short ones stay")
     language_detector: str = Field(
         "py3langid", description="what tells the language; see: bge-cocktail list language-detectors"
@@ -81,7 +81,7 @@ class PrepareOptions(AugmentOptions):
     duplicates: Annotated[SomeNames, AfterValidator(_with_exact)] = Field(
         ["exact", "near"],
         description="what counts as the same text, for duplicates, splits and leaks: exact, near (MinHash), semantic "
-        "(needs --model); or none",
+        "(needs `model`); or none",
     )
     near_threshold: float = Field(
         0.8, gt=0, le=0.99, description="Jaccard similarity of near-duplicates (5-character shingles)"
@@ -99,12 +99,12 @@ class PrepareOptions(AugmentOptions):
         "refuse", description="when train holds queries of a test set: stop, take them out of train, or only say so"
     )
     negatives: int = Field(7, ge=0, description="texts of other labels that a labelled text gets as negatives")
-    positive_from: float = Field(0.8, description="pairs with a score of at least this are positives (after --scale)")
-    negative_below: float = Field(0.4, description="pairs with a score below this are negatives (after --scale)")
+    positive_from: float = Field(0.8, description="pairs with a score of at least this are positives (after `scale`)")
+    negative_below: float = Field(0.4, description="pairs with a score below this are negatives (after `scale`)")
     weigh: SomeNames = Field(
         [], description="what weighs train records, multiplied; see: bge-cocktail list record-weightings"
     )
-    weight_column: str | None = Field(None, description="column that weighs a record (--weigh column)")
+    weight_column: str | None = Field(None, description="column that weighs a record (`weigh=column`)")
     task_temperature: float = Field(
         2.0, gt=0, description="tasks are weighed in proportion to size ** (1 / this) (weigh task)"
     )

@@ -12,7 +12,7 @@ import tomli_w
 from pydantic import BaseModel, Field
 from pydantic_core import PydanticUndefined
 
-from bge_cocktail.core.errors import DataError, UsageError, nearest
+from bge_cocktail.core.errors import DataError, UsageError, nearest, options_as_settings
 from bge_cocktail.options.base import Options, Shares, checked, field_names, is_table
 from bge_cocktail.options.steps import EncodeOptions, EvaluateOptions, MineOptions
 from bge_cocktail.options.train import TrainOptions
@@ -131,7 +131,7 @@ def _described(name: str, field: Any) -> list[str]:
         shown = f"# {name} ="
     else:
         shown = f"# {name} = {_toml(default)}"
-    return [f"# {field.description}", shown]
+    return [f"# {options_as_settings(field.description)}", shown]
 
 
 def _toml(value: Any) -> str:

@@ -26,7 +26,7 @@ _PARTS = ("noun", "verb", "adj", "adv")
 
 @thesauri("wordnet")
 def wordnet(options: AugmentOptions) -> Thesaurus:
-    """WordNet's database files, as Debian's wordnet-base installs them or from --wordnet-dir.
+    """WordNet's database files, as Debian's wordnet-base installs them or from `wordnet_dir`.
 
     Two words are synonyms if they stand in one synset (Miller, WordNet: a lexical database for English, 1995); read
     as its manual page wndb(5) describes: a synset's line is offset, file number, type, count of words (hexadecimal),
@@ -40,8 +40,8 @@ def wordnet(options: AugmentOptions) -> Thesaurus:
     if missing:
         raise DataError(
             f"{folder} holds no WordNet ({', '.join(missing)} missing); install it (Debian: apt-get install "
-            "wordnet-base), give its folder with --wordnet-dir, or a list of your own with --thesaurus file "
-            "--thesaurus-file FILE"
+            "wordnet-base), give its folder with `wordnet_dir`, or a list of your own with `thesaurus=file` "
+            "`thesaurus_file=FILE`"
         )
     synonyms: dict[str, dict[str, None]] = {}
     for part in _PARTS:
@@ -65,14 +65,14 @@ def wordnet(options: AugmentOptions) -> Thesaurus:
 
 @thesauri("file")
 def from_file(options: AugmentOptions) -> Thesaurus:
-    """A list of your own (--thesaurus-file): on each line words that mean the same, with tabs between.
+    """A list of your own (`thesaurus_file`): on each line words that mean the same, with tabs between.
 
     Raises:
         DataError: No such file, or a line with fewer than two words.
     """
     path = options.thesaurus_file
     if path is None:
-        raise DataError("--thesaurus file needs --thesaurus-file FILE")
+        raise DataError("`thesaurus=file` needs `thesaurus_file=FILE`")
     synonyms: dict[str, dict[str, None]] = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -256,17 +256,17 @@ def _joined(words: Words) -> str:
 
 def _core(word: str) -> str:
     """Return a word in lower case without the punctuation around it."""
-    found = _CORE.match(word)
-    return found[2].lower() if found else word.lower()
+    match = _CORE.match(word)
+    return match[2].lower() if match else word.lower()
 
 
 def _as_written(before: str, after: str) -> str:
     """Return the new word with the old one's capital and the punctuation around it."""
-    found = _CORE.match(before)
-    if found is None:
+    match = _CORE.match(before)
+    if match is None:
         return after
-    core = found[2]
-    return f"{found[1]}{after.capitalize() if core[:1].isupper() and not core.isupper() else after}{found[3]}"
+    core = match[2]
+    return f"{match[1]}{after.capitalize() if core[:1].isupper() and not core.isupper() else after}{match[3]}"
 
 
 def _draw(words: list[str], generator: np.random.Generator) -> str:

@@ -70,15 +70,15 @@ def repair_unicode(text: str) -> str:
 def strip_html(text: str) -> str:
     """HTML tags and entities to plain text (selectolax); tags that HTML doesn't know are text."""
     if "<" in text and _TAG.search(text):
-        ends = {found[2].lower() for found in _TAG.finditer(text) if found[1]}
+        ends = {match[2].lower() for match in _TAG.finditer(text) if match[1]}
         pieces, last = [], 0
-        for found in _TAG.finditer(text):
-            name = (found[2] or "").lower()
-            if found[2] and not (found[1] or found[3] or name in _ALONE or name in ends):
+        for match in _TAG.finditer(text):
+            name = (match[2] or "").lower()
+            if match[2] and not (match[1] or match[3] or name in _ALONE or name in ends):
                 continue  # no tag of the text's own, so it stays
             line = "\n" if name in _BLOCKS else ""
-            pieces += [text[last : found.start()].replace("<", "&lt;"), line, found[0], line if found[1] else ""]
-            last = found.end()
+            pieces += [text[last : match.start()].replace("<", "&lt;"), line, match[0], line if match[1] else ""]
+            last = match.end()
         if last:
             from selectolax.lexbor import LexborHTMLParser
 
@@ -86,7 +86,7 @@ def strip_html(text: str) -> str:
             tree.strip_tags([name for name in _HIDDEN if name in ends])
             return tree.body.text(separator="") if tree.body is not None else ""
     if "&" in text and _ENTITY.search(text):
-        text = _ENTITY.sub(lambda found: html.unescape(found[0]), text)
+        text = _ENTITY.sub(lambda match: html.unescape(match[0]), text)
     return text
 
 

@@ -79,7 +79,7 @@ def semantic(
 ) -> Iterator[Match]:
     """Cosine of embeddings, among each text's 16 nearest."""
     if encoder is None:
-        raise UsageError("semantic duplicates need an encoder: --model")
+        raise UsageError("semantic duplicates need an encoder: `model`")
     embeddings = encoder.encode_text(texts)
     start = known or 0
     similarities, rows = top_k(embeddings[start:], embeddings[:known], NEIGHBOURS)
@@ -206,5 +206,5 @@ def assign_splits(
 
 
 def _part(fractions: NDArray[np.float64], cuts: NDArray[np.float64]) -> list[int]:
-    found: list[int] = np.minimum(np.searchsorted(cuts, fractions, side="right"), len(cuts) - 1).tolist()
-    return found
+    parts: list[int] = np.minimum(np.searchsorted(cuts, fractions, side="right"), len(cuts) - 1).tolist()
+    return parts

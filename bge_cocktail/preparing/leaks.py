@@ -14,7 +14,7 @@ from bge_cocktail.data.sources import SPLITS
 from bge_cocktail.models.encoder import Encoder
 from bge_cocktail.options import PrepareOptions
 from bge_cocktail.preparing.duplicates import find_duplicates
-from bge_cocktail.preparing.store import Store
+from bge_cocktail.preparing.store import PrepareReport, Store
 
 SHOWN = 5
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def check_leaks(
     held_out: dict[str, list[tuple[str, ...]]],
     options: PrepareOptions,
     encoder: Encoder | None,
-    report: dict[str, Any],
+    report: PrepareReport,
 ) -> set[bytes]:
     """Look for leaks where there can be any, report them, and do about them what the options say.
 
@@ -129,7 +129,7 @@ def check_leaks(
         )
         raise DataError(
             f"test data leak into train: {said}. For example (held out, how found, in train):\n{shown}\n"
-            "Take them out of train with --on-leak drop, or go on with --on-leak warn"
+            "Take them out of train with `on_leak=drop`, or go on with `on_leak=warn`"
         )
     log.warning("test data leak into train: %s%s", said, "; dropped from train" if options.on_leak == "drop" else "")
     return {text_key(leak.train) for leak in queries} if options.on_leak == "drop" else set()

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from bge_cocktail.core.errors import DataError, UsageError
 from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
@@ -25,6 +24,7 @@ from bge_cocktail.preparing.clean import Cleaner
 from bge_cocktail.preparing.duplicates import assign_splits
 from bge_cocktail.preparing.leaks import check_leaks
 from bge_cocktail.preparing.store import (
+    PrepareReport,
     SplitStatistics,
     Store,
     alike,
@@ -60,10 +60,10 @@ def task_names(names: Sequence[str]) -> dict[str, str | None]:
         return dict.fromkeys(names)
     parts = {name: Path(name).with_name(Path(name).name.split(".")[0]).parts for name in names}
     for count in range(1, max(map(len, parts.values())) + 1):
-        found: dict[str, str | None] = {name: "/".join(own[-count:]) for name, own in parts.items()}
-        if len(set(found.values())) == len(found):
+        names_of: dict[str, str | None] = {name: "/".join(own[-count:]) for name, own in parts.items()}
+        if len(set(names_of.values())) == len(names_of):
             break
-    return found
+    return names_of
 
 
 def _named(examples: Iterator[Example], task: str | None) -> Iterator[Example]:
@@ -100,8 +100,8 @@ def prepare(
     model: str | None = None,
     encoding: EncodeOptions | None = None,
     overwrite: bool = False,
-    page: Callable[[dict[str, Any]], str] | None = None,
-) -> dict[str, Any]:
+    page: Callable[[PrepareReport], str] | None = None,
+) -> PrepareReport:
     """Clean, de-duplicate, split and check data, and write them as records.
 
     Writes train.jsonl, dev.jsonl and test.jsonl (those that get anything), corpus.jsonl if a source is a BEIR folder,
@@ -145,7 +145,7 @@ def prepare(
         if not (new / REJECTED_FILE).stat().st_size:
             (new / REJECTED_FILE).unlink()
         _check_form(staged, options)
-        report: dict[str, Any] = {"read": staged.read, "rejected": dict(rejects.reasons)}
+        report: PrepareReport = {"read": staged.read, "rejected": dict(rejects.reasons)}
         if statistics is not None and (staged.only_records or options.form != "records"):
             staged.path.rename(new / "train.jsonl")
             report["splits"] = {"train": statistics.summary()}
@@ -188,16 +188,16 @@ def _check(sources: Sequence[Source], options: PrepareOptions, model: str | None
         raise UsageError("nothing to prepare: name a file, a folder or a data set")
     if model is None:
         needs = {
-            "--duplicates semantic": "semantic" in options.duplicates,
-            "--weigh difficulty": "difficulty" in options.weigh,
-            "--max-tokens and --min-tokens": options.max_tokens is not None or options.min_tokens > 0,
+            "`duplicates=semantic`": "semantic" in options.duplicates,
+            "`weigh=difficulty`": "difficulty" in options.weigh,
+            "`max_tokens` and `min_tokens`": options.max_tokens is not None or options.min_tokens > 0,
         }
         if missing := [name for name, needed in needs.items() if needed]:
-            raise UsageError(f"{' and '.join(missing)} need a model: -m MODEL")
+            raise UsageError(f"{' and '.join(missing)} need `model`")
     if options.form != "records":
         chosen = [name for name in ("augment", "weigh") if getattr(options, name)]
         if chosen:
-            raise UsageError(f"--{chosen[0]} works on records, not with --form {options.form}")
+            raise UsageError(f"`{chosen[0]}` works on records, not with `form={options.form}`")
 
 
 def _check_form(staged: Store, options: PrepareOptions) -> None:
@@ -206,10 +206,10 @@ def _check_form(staged: Store, options: PrepareOptions) -> None:
     first = next(staged.examples())
     if wanted is not None and not isinstance(first, wanted):
         kind = {"LabelledText": "labelled texts", "TextPair": "pairs"}.get(type(first).__name__, "records")
-        raise UsageError(f"--form {options.form}: the data are {kind}")
+        raise UsageError(f"`form={options.form}`: the data are {kind}")
 
 
-def _split(staged: Store, options: PrepareOptions, encoder: Encoder | None, report: dict[str, Any]) -> Sequence[int]:
+def _split(staged: Store, options: PrepareOptions, encoder: Encoder | None, report: PrepareReport) -> Sequence[int]:
     if not staged.keys:  # nothing asked for that needs to know the texts
         return [max(0, split) for split in staged.fixed]
     pairs = alike(staged, options, encoder)

@@ -26,12 +26,12 @@ BLOCK = 1024
 
 @record_weightings("column")
 def by_column(records: Sequence[Record], options: PrepareOptions, _encoder: Encoder | None) -> Weights:
-    """A column of the data (clicks, votes): --weight-column."""
+    """A column of the data (clicks, votes): `weight_column`."""
     name = options.weight_column
     if name is None:
-        raise UsageError("weighing by a column needs its name: --weight-column")
+        raise UsageError("weighing by a column needs its name: `weight_column`")
     if name == "weight":
-        raise UsageError("the column 'weight' counts already; --weight-column names another")
+        raise UsageError("the column 'weight' counts already; `weight_column` names another")
     weights = []
     for number, record in enumerate(records, start=1):
         value = record.extra.get(name)
@@ -66,14 +66,14 @@ def by_task(records: Sequence[Record], options: PrepareOptions, _encoder: Encode
 def by_difficulty(records: Sequence[Record], _options: PrepareOptions, encoder: Encoder | None) -> Weights:
     """More for what the current encoder finds hard: log2(1 + rank of the first positive among all), up to rank 100."""
     if encoder is None:
-        raise UsageError("weighing by difficulty needs the current encoder: --model")
+        raise UsageError("weighing by difficulty needs the current encoder: `model`")
     documents = list(dict.fromkeys(text for record in records for text in (*record.pos, *record.neg)))
     row = {text: number for number, text in enumerate(documents)}
     embeddings = encoder.encode_document(documents)
     queries = encode_queries_of(records, encoder)
-    _, found = top_k(queries, embeddings, DEPTH)
+    _, neighbours = top_k(queries, embeddings, DEPTH)
     positive = np.array([row[record.pos[0]] for record in records])
-    hit = found == positive[:, None]
+    hit = neighbours == positive[:, None]
     ranks = np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, DEPTH)
     weights: Weights = np.log2(1 + ranks)
     return weights

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import xxhash
@@ -23,6 +23,23 @@ from bge_cocktail.preparing.clean import SAMPLES, Cleaner
 from bge_cocktail.preparing.duplicates import Groups, find_duplicates
 
 LABELS_SHOWN = 200
+
+
+class PrepareReport(TypedDict, total=False):
+    """What was read, changed, left out and written; counts go by their reason."""
+
+    read: int
+    rejected: dict[str, int]
+    cleaned_texts: dict[str, int]
+    dropped: dict[str, int]
+    texts_that_went: dict[str, int]
+    negatives_that_went: dict[str, int]
+    samples: dict[str, list[Any]]
+    groups: dict[str, int]
+    leaks: dict[str, Any]
+    augmented: dict[str, int]
+    corpus: dict[str, int]
+    splits: dict[str, dict[str, Any]]
 
 
 class SplitStatistics:
@@ -65,23 +82,23 @@ class SplitStatistics:
 
     def summary(self) -> dict[str, Any]:
         """Return all that was counted, for JSON."""
-        found: dict[str, Any] = {"examples": self.examples}
+        counted: dict[str, Any] = {"examples": self.examples}
         for role, lengths in self._chars.items():
-            found[f"{role}_chars"] = _spread(lengths)
+            counted[f"{role}_chars"] = _spread(lengths)
         for role, lengths in self._tokens.items():
-            found[f"{role}_tokens"] = _spread(lengths)
+            counted[f"{role}_tokens"] = _spread(lengths)
             if self._limit:
                 cut = float(np.mean(np.frombuffer(lengths, np.uint32) > self._limit))
-                found[f"{role}_cut"] = {"limit": self._limit, "share": round(cut, 4)}
+                counted[f"{role}_cut"] = {"limit": self._limit, "share": round(cut, 4)}
         if "query" in self._chars:
-            found["without_negatives"] = self._without_negatives
-            found["mean_weight"] = round(self._weights / max(1, self.examples), 4)
+            counted["without_negatives"] = self._without_negatives
+            counted["mean_weight"] = round(self._weights / max(1, self.examples), 4)
         if self._augmented:
-            found["augmented"] = self._augmented
+            counted["augmented"] = self._augmented
         if self._labels:
-            found["labels"] = dict(self._labels.most_common(LABELS_SHOWN))
-            found["distinct_labels"] = len(self._labels)
-        return found
+            counted["labels"] = dict(self._labels.most_common(LABELS_SHOWN))
+            counted["distinct_labels"] = len(self._labels)
+        return counted
 
     def _measure(self, role: str, text: str) -> None:
         self._chars.setdefault(role, array("I")).append(len(text))
@@ -313,13 +330,13 @@ def _stratum(example: Example) -> str:
 def _values(example: Example, columns: list[str]) -> tuple[str, ...]:
     if not columns:
         return ()
-    found = {**example.extra, "task": getattr(example, "task", None) or None}
+    values = {**example.extra, "task": getattr(example, "task", None) or None}
     if isinstance(example, RecordExample):
-        found |= {"id": example.record.id, "task": example.record.task}
-    missing = [name for name in columns if found.get(name) is None]
+        values |= {"id": example.record.id, "task": example.record.task}
+    missing = [name for name in columns if values.get(name) is None]
     if missing:
         raise DataError(
             f"no '{missing[0]}' to group by in {' | '.join(example.own_texts())[:60]!r}; it has "
-            f"{', '.join(name for name, value in found.items() if value is not None) or 'no other columns'}"
+            f"{', '.join(name for name, value in values.items() if value is not None) or 'no other columns'}"
         )
-    return tuple(str(found[name]) for name in columns)
+    return tuple(str(values[name]) for name in columns)

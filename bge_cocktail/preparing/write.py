@@ -28,7 +28,7 @@ from bge_cocktail.options import PrepareOptions
 from bge_cocktail.preparing.augment import augment
 from bge_cocktail.preparing.clean import Cleaner
 from bge_cocktail.preparing.record_weights import weigh
-from bge_cocktail.preparing.store import SplitStatistics, Store, parse
+from bge_cocktail.preparing.store import PrepareReport, SplitStatistics, Store, parse
 
 
 def write_splits(
@@ -40,7 +40,7 @@ def write_splits(
     options: PrepareOptions,
     encoder: Encoder | None,
     counter: TokenCounter | None,
-    report: dict[str, Any],
+    report: PrepareReport,
 ) -> dict[str, Any]:
     """Write train.jsonl, dev.jsonl and test.jsonl, those that get anything.
 
@@ -65,7 +65,7 @@ def write_splits(
     if len(set(splits)) > 1 and staged.keys:
         for split, keys in zip(splits, staged.keys, strict=True):
             home.update(dict.fromkeys(keys, split))
-    found = {}
+    summaries = {}
     gone: Counter[str] = Counter()
     for number, name in enumerate(SPLITS):
         if number not in splits:
@@ -85,14 +85,14 @@ def write_splits(
                 census.add(example)
                 file.write(json_line(example.to_json()))
         if census.examples:
-            found[name] = census.summary()
+            summaries[name] = census.summary()
         else:
             (folder / f"{name}.jsonl").unlink()
-    if "train" not in found:
+    if "train" not in summaries:
         why = "; ".join(f"{count} {reason}" for reason, count in staged.dropped.most_common())
         raise DataError(f"nothing is left to train on ({why or 'train is empty'})")
     report["negatives_that_went"] = {reason: count for reason, count in gone.items() if count}
-    return found
+    return summaries
 
 
 def _of_split(
@@ -146,7 +146,7 @@ def _without_texts_of_others(
     return RecordExample(replace(record, neg=neg, neg_scores=scores))
 
 
-def write_corpus(folders: Sequence[Path], output: Path, cleaner: Cleaner) -> dict[str, Any]:
+def write_corpus(folders: Sequence[Path], output: Path, cleaner: Cleaner) -> dict[str, int]:
     """Write the cleaned documents of BEIR folders, each text and each id once, to mine from.
 
     Bad lines are passed over: they were met, and refused or counted, when the records were read.

@@ -166,13 +166,13 @@ def write_atlas(collected: ReportInput, path: Path) -> None:
     tables = []
     for group in collected.evaluated:
         points = group.details.points
-        found = planes(points, [model.model for model in group.models], collected.reduce, collected.seed)
-        for (model, task), plane in found.items():
+        drawn = planes(points, [model.model for model in group.models], collected.reduce, collected.seed)
+        for (model, task), plane in drawn.items():
             texts, groups, _ = points[model, task]
             same = {"model": [model] * len(texts), "task": [task] * len(texts)}
             tables.append(pa.table({**same, "text": texts, "group": groups, "x": plane[:, 0], "y": plane[:, 1]}))
     if not tables:
-        raise UsageError("no evaluation here keeps embeddings for a map; evaluate with --map-texts above 0")
+        raise UsageError("no evaluation here keeps embeddings for a map; evaluate with `map_texts` above 0")
     parquet.write_table(pa.concat_tables(tables), path, compression="zstd")
 
 

@@ -118,7 +118,7 @@ def collect(
     groups = _groups([step for step in steps if step.command == "evaluate" and step.finished])
     names = {model.model for group in groups for _, evaluation in group for model in evaluation.models}
     if baseline is not None and baseline not in names:
-        raise UsageError(f"--baseline: no model '{baseline}' was evaluated.{nearest(baseline, names)}")
+        raise UsageError(f"`baseline`: no model '{baseline}' was evaluated.{nearest(baseline, names)}")
     evaluated = []
     for group in groups:
         compared = compare(
@@ -140,7 +140,7 @@ def find_steps(folders: Sequence[Path]) -> list[Step]:
     Raises:
         DataError: A folder isn't there, or nothing in it was made by bge-cocktail.
     """
-    found: dict[Path, Step] = {}
+    steps: dict[Path, Step] = {}
     for given in folders:
         folder = given.resolve()
         if not folder.is_dir() and not any(folder.with_name(folder.name + end).is_dir() for end in UNFINISHED):
@@ -150,8 +150,8 @@ def find_steps(folders: Sequence[Path]) -> list[Step]:
         if not here:
             raise DataError(f"{given} holds no run of bge-cocktail (no {RUN_FILE})")
         for step in here:
-            found.setdefault(step.folder, step)
-    return _told_apart(list(found.values()))
+            steps.setdefault(step.folder, step)
+    return _told_apart(list(steps.values()))
 
 
 def _told_apart(steps: Sequence[Step]) -> list[Step]:

@@ -265,7 +265,7 @@ def judge_indexes(
     """
     makers = check_indexes(names, k, len(documents))
     wanted = top_k(queries, documents, k)[1]
-    scores, found = [], {}
+    scores, documents_by_index = [], {}
     for name, make in makers.items():
         started = time.perf_counter()
         built = make(documents)
@@ -273,13 +273,16 @@ def judge_indexes(
         spent = []
         for _ in range(_REPEATS):
             started = time.perf_counter()
-            found[name] = built.search(queries, k)
+            documents_by_index[name] = built.search(queries, k)
             spent.append(time.perf_counter() - started)
-        shared = [len(set(one) & set(other)) for one, other in zip(found[name].tolist(), wanted.tolist(), strict=True)]
+        shared = [
+            len(set(one) & set(other))
+            for one, other in zip(documents_by_index[name].tolist(), wanted.tolist(), strict=True)
+        ]
         recall = sum(shared) / wanted.size
         speed = len(queries) / max(min(spent), 1e-9)
         scores.append(IndexScore(name, recall, built.megabytes, speed, seconds, built.rescored))
-    return scores, found
+    return scores, documents_by_index
 
 
 def _built(built: Any, documents: Embeddings) -> Index:

@@ -60,7 +60,7 @@ def top_by_words(queries: Sequence[str], documents: Sequence[str], k: int) -> Ne
     scores, rows = [], []
     for start in range(0, len(queries), _BLOCK):
         asked = [search_words(query) for query in queries[start : start + _BLOCK]]
-        found, values = retriever.retrieve(asked, k=depth, show_progress=False, n_threads=1)
-        rows.append(np.where(values > 0, found, -1).astype(np.int64))
+        top, values = retriever.retrieve(asked, k=depth, show_progress=False, n_threads=1)
+        rows.append(np.where(values > 0, top, -1).astype(np.int64))
         scores.append(values.astype(np.float32))
     return Nearest(np.concatenate(scores), np.concatenate(rows))

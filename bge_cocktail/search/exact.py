@@ -45,15 +45,15 @@ class StoredEmbeddings:
     def rows(self, start: int, stop: int) -> Embeddings:
         """Rows from start to stop, shape (stop - start, dimensions)."""
         count = max(0, min(stop, len(self)) - start) * self.shape[1]
-        found: Embeddings = np.fromfile(self.path, np.float32, count, offset=4 * start * self.shape[1])
-        return found.reshape(-1, self.shape[1])
+        embeddings: Embeddings = np.fromfile(self.path, np.float32, count, offset=4 * start * self.shape[1])
+        return embeddings.reshape(-1, self.shape[1])
 
     def take(self, rows: NDArray[np.int64]) -> Embeddings:
         """Return some rows, shape (rows, dimensions)."""
         # mapped anew each time: pages that were touched go when the map goes
         mapped = np.memmap(self.path, np.float32, "r", shape=self.shape)
-        found: Embeddings = np.asarray(mapped[rows])
-        return found
+        embeddings: Embeddings = np.asarray(mapped[rows])
+        return embeddings
 
 
 Documents = Embeddings | StoredEmbeddings
@@ -95,11 +95,14 @@ def top_k(queries: Embeddings, documents: Documents, k: int) -> tuple[NDArray[np
     with progress("searching", len(documents)) as advance:
         for start in range(0, len(documents), size):
             block = rows_of(documents, start, start + size)
-            found, rows = faiss.knn(queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+            similarities, rows = faiss.knn(queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
             rows = rows.astype(np.int64) + start
             if best is not None:
-                found, rows = np.concatenate([best[0], found], axis=1), np.concatenate([best[1], rows], axis=1)
-            best = _ordered(found, rows, k, everywhere=best is not None)
+                similarities, rows = (
+                    np.concatenate([best[0], similarities], axis=1),
+                    np.concatenate([best[1], rows], axis=1),
+                )
+            best = _ordered(similarities, rows, k, everywhere=best is not None)
             advance(len(block))
     if best is None:
         return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
@@ -173,15 +176,19 @@ def embedded(embed: Callable[[Sequence[str]], Embeddings], texts: Sequence[str])
 
 
 def _ordered(
-    found: NDArray[np.float32], rows: NDArray[np.int64], k: int, *, everywhere: bool
+    similarities: NDArray[np.float32], rows: NDArray[np.int64], k: int, *, everywhere: bool
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The first k by similarity, equal ones by row; FAISS has sorted what comes from one block, but for the latter."""
-    tied = np.arange(len(found)) if everywhere else np.flatnonzero((found[:, 1:] == found[:, :-1]).any(axis=1))
+    tied = (
+        np.arange(len(similarities))
+        if everywhere
+        else np.flatnonzero((similarities[:, 1:] == similarities[:, :-1]).any(axis=1))
+    )
     if len(tied):
-        order = np.lexsort((rows[tied], -found[tied]), axis=1)
-        found[tied] = np.take_along_axis(found[tied], order, 1)
+        order = np.lexsort((rows[tied], -similarities[tied]), axis=1)
+        similarities[tied] = np.take_along_axis(similarities[tied], order, 1)
         rows[tied] = np.take_along_axis(rows[tied], order, 1)
-    return found[:, :k], rows[:, :k]
+    return similarities[:, :k], rows[:, :k]
 
 
 def unit_rows(rows: Embeddings) -> Embeddings:

@@ -8,12 +8,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import Result
 from conftest import ROOT, leftovers, python, write_lines
 
-from bge_cocktail.cli import COMMANDS
+from bge_cocktail.cli import COMMANDS, SUMMARIES, main
+from bge_cocktail.core.errors import UsageError, options_as_flags, options_as_settings
 from bge_cocktail.data.record_files import read_records
+from bge_cocktail.merging.merge import merge
+from bge_cocktail.options import MergeOptions
 
 Cli = Callable[..., Result]
 QUICK = ("--epochs", 1, "--batch-size", 10, "--negatives", 1, "--precision", "fp32")
@@ -234,6 +238,34 @@ def test_every_command_is_documented(cli: Cli) -> None:
     described = cli("--help").stdout
     for name in COMMANDS:
         assert f" {name} " in described
+
+
+def test_the_list_of_commands_says_what_each_says_of_itself() -> None:
+    for name, summary in SUMMARIES.items():
+        command = main.get_command(click.Context(main), name)
+        assert command is not None
+        assert (command.help or "").splitlines()[0] == summary
+
+
+def test_options_are_named_as_their_reader_writes_them(cli: Cli, tiny: Path, beir: Path, tmp_path: Path) -> None:
+    """Python's keywords in an exception, flags on the command line, lines of the file in a run."""
+    message = "name `base`, or `prompts_from=2` with `normalise=False`; a text may hold `Words` and `x = 1`"
+    assert options_as_flags(message) == (
+        "name --base, or --prompts-from 2 with --no-normalise; a text may hold `Words` and `x = 1`"
+    )
+    assert options_as_settings(message) == (
+        "name base, or prompts_from = 2 with normalise = false; a text may hold `Words` and `x = 1`"
+    )
+    models = [str(tiny), str(tiny)]
+    with pytest.raises(UsageError, match="weights 'cocktail' need examples: a file of records with `examples`"):
+        merge(models, tmp_path / "out", MergeOptions(weights="cocktail"))
+    said = cli("merge", *models, "--weights", "cocktail", "-o", tmp_path / "out", code=2).stderr
+    assert "need examples: a file of records with --examples" in said
+    (tmp_path / "run.toml").write_text(
+        f'base = "{tiny}"\noutput = "{tmp_path / "run"}"\n[data]\ntrain = "{beir}"\ntarget = ["{beir}"]\n'
+        '[train]\nloss = ["kl"]\n'
+    )
+    assert "mine with teacher, use negatives" in cli("run", tmp_path / "run.toml", code=1).stderr
 
 
 def test_no_space_on_the_disk(tiny: Path, nudged: list[Path], tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_what_came_far_is_removed_only_if_asked(tmp_path: Path) -> None:
     kept = working / "checkpoints/checkpoint-5/model.safetensors"
     kept.parent.mkdir(parents=True)
     kept.touch()
-    with pytest.raises(UsageError, match="an unfinished training: --resume goes on with it, --overwrite begins again"):
+    with pytest.raises(UsageError, match="an unfinished training: `resume` goes on with it, `overwrite` begins again"):
         begin("other", **ANEW)
     begin("k", **GO_ON)
     assert kept.is_file()

@@ -225,7 +225,7 @@ TABLES = [
     ("query,pos\na,b,c\n", r"d.csv:2: expected 2 cells \(query, pos\), got 3"),
     ('query,pos\n"a,b\nc,d\n', r"d.csv:2: broken quoting: .*\(the row ends at line 3\)"),
     ("query,pos\na,\n", r"d.csv:2: 'pos' is empty"),
-    ("q,p\na,b\n", r"can't tell what the columns are: found q, p; say which is what: --columns"),
+    ("q,p\na,b\n", r"can't tell what the columns are: found q, p; say which is what: `columns=query="),
 ]
 
 

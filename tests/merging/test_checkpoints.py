@@ -319,7 +319,7 @@ def test_a_plain_encoder_must_say_how_it_pools(tiny: Path, tmp_path: Path) -> No
     shutil.copytree(
         tiny, plain, ignore=shutil.ignore_patterns("modules.json", "1_Pooling", "2_Normalize", "*sentence*")
     )
-    with pytest.raises(UsageError, match="say it: --pooling cls"):
+    with pytest.raises(UsageError, match="say it: `pooling=cls`"):
         merge([plain, plain], tmp_path / "out")
     merge([plain], tmp_path / "mean", MergeOptions(pooling="mean"))
     merge([plain], tmp_path / "cls", MergeOptions(pooling="cls"))

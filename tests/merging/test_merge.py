@@ -123,7 +123,7 @@ def test_mean_pooling_length_and_prompts_are_kept(nudged: list[Path], tmp_path: 
 
     first = shutil.copytree(nudged[0], tmp_path / "first")
     set_prompts(first, {"query": "what "})
-    with pytest.raises(DataError, match=r"prompts: {'query': 'what '} against none; choose with --prompts-from N"):
+    with pytest.raises(DataError, match=r"prompts: {'query': 'what '} against none; choose with `prompts_from=N`"):
         merge([first, nudged[1]], tmp_path / "out")
     merge([nudged[1], first], tmp_path / "out", MergeOptions(prompts_from=2))
     model = load_encoder(tmp_path / "out", device="cpu")

@@ -89,7 +89,7 @@ def test_differences_are_named(
     assert not (tmp_path / "out").exists()
     if settled is not None:
         (name,) = settled
-        assert f"--{name.replace('_', '-')} N" in str(error.value)
+        assert f"`{name}=N`" in str(error.value)
         merge([tiny, other], tmp_path / "out", MergeOptions(**settled))
 
 

@@ -196,7 +196,7 @@ def test_not_a_number_is_named(models: list[Path], tmp_path: Path, method: str) 
 
 @pytest.mark.parametrize("method", WITH_BASE)
 def test_a_base_is_asked_for(models: list[Path], tmp_path: Path, method: str) -> None:
-    with pytest.raises(UsageError, match="--base"):
+    with pytest.raises(UsageError, match="`base`"):
         merge(models[1:], tmp_path / "out", MergeOptions(method=method))
 
 

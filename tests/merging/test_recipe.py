@@ -220,7 +220,7 @@ def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"merge_method": "sce"}, "--method mergekit:sce"),
+        ({"merge_method": "sce"}, "method=mergekit:sce"),
         ({"merge_method": None}, "method 'None'"),
         ({"tokenizer_source": "union"}, "tokenizer_source 'union'"),
         ({"parameters": {"weihgt": 1}}, "Did you mean 'weight'?"),
@@ -395,6 +395,6 @@ def test_the_bridge_says_what_is_wrong(models: list[Path], tmp_path: Path, monke
     monkeypatch.setenv("BGE_COCKTAIL_MERGEKIT", str(fake_mergekit(tmp_path, "sys.exit('no such method: sce')")))
     with pytest.raises(CocktailError, match="mergekit could not merge by sce: no such method: sce"):
         merge(models[1:], tmp_path / "out", sce)
-    with pytest.raises(UsageError, match="built in, and faster: --method ties"):
+    with pytest.raises(UsageError, match="built in, and faster: `method=ties`"):
         merge(models[1:], tmp_path / "out", MergeOptions(method="mergekit:ties", base=str(models[0])))
     assert not (tmp_path / "out").exists()

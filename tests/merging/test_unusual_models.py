@@ -175,7 +175,7 @@ def test_the_index_is_that_of_the_files_written(models: list[Path], tmp_path: Pa
 
 @pytest.mark.parametrize("method", ["slerp", "karcher"])
 def test_a_meaning_only_with_weights_of_sum_1(models: list[Path], tmp_path: Path, method: str) -> None:
-    with pytest.raises(UsageError, match="leave out --no-normalise"):
+    with pytest.raises(UsageError, match="leave out `normalise=False`"):
         merge(models[:2], tmp_path / "out", MergeOptions(method=method, normalise=False))
 
 
@@ -221,7 +221,7 @@ def test_what_is_excluded_is_the_first_models_everywhere(tiny: Path, tmp_path: P
 
 
 def test_exclude_that_does_nothing_or_everything(models: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--exclude 'nothing\*': no tensor has such a name"):
+    with pytest.raises(UsageError, match=r"`exclude` 'nothing\*': no tensor has such a name"):
         merge(models[:2], tmp_path / "out", MergeOptions(exclude=["nothing*"]))
     with pytest.raises(UsageError, match="no tensor is left to merge"):
         merge(models[:2], tmp_path / "out", MergeOptions(exclude=["*"]))
@@ -433,7 +433,8 @@ def test_inspect_of_two_that_do_not_fit(cli: Cli, tiny: Path, tmp_path: Path) ->
     assert not (tmp_path / "out/heatmap.png").exists()
     prompted = shutil.copytree(tiny, tmp_path / "prompted")
     set_prompts(prompted, {"query": "q"})
-    assert inspect([str(tiny), str(prompted)]).pairs[0].verdict == "can be merged (with --prompts-from N)"
+    assert inspect([str(tiny), str(prompted)]).pairs[0].verdict == "can be merged (with `prompts_from=N`)"
+    assert "can be merged (with --prompts-from N)" in cli("inspect", tiny, prompted).stdout
 
 
 def test_tokenizers_in_other_files(tiny: Path, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_negatives_are_drawn_once_and_seeded() -> None:
 
 
 def test_cocktail_needs_examples(nudged: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--examples"):
+    with pytest.raises(UsageError, match="`examples`"):
         merge(nudged[:2], tmp_path / "out", MergeOptions(weights="cocktail"))
     assert not (tmp_path / "out").exists()
 
@@ -294,7 +294,7 @@ def test_self_positioning_finds_a_length_too(tiny: Path, nudged: list[Path], tmp
     assert merged.found.scale not in (None, pytest.approx(1))
     before, after = map(float, re.findall(r"(\d\.\d+) with", merged.found.note))
     assert after < before
-    with pytest.raises(UsageError, match="--method task-arithmetic"):
+    with pytest.raises(UsageError, match="`method=task-arithmetic`"):
         merge(nudged, tmp_path / "bad", MergeOptions(weights="self-positioning"), examples=EXAMPLES)
 
 

@@ -134,7 +134,7 @@ def test_wordnet_files(small_wordnet: Path) -> None:
     with pytest.raises(DataError, match=r"data.adv:1: not a line of WordNet's data files"):
         thesauri["wordnet"](PrepareOptions(wordnet_dir=small_wordnet))
     (small_wordnet / "data.adv").unlink()
-    with pytest.raises(DataError, match=r"holds no WordNet \(data.adv missing\); install it .* --wordnet-dir"):
+    with pytest.raises(DataError, match=r"holds no WordNet \(data.adv missing\); install it .* `wordnet_dir`"):
         thesauri["wordnet"](PrepareOptions(wordnet_dir=small_wordnet))
 
 

@@ -284,7 +284,7 @@ def test_a_leaking_test_set_is_refused_dropped_or_warned_of(cli: Cli, tmp_path: 
 def test_what_needs_a_model_says_so(cli: Cli, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "d.jsonl", [{"query": "a", "pos": ["b"]}])
     result = cli("prepare", path, "-o", tmp_path / "o", "--duplicates", "semantic", "--weigh", "difficulty", code=2)
-    assert "--duplicates semantic and --weigh difficulty need a model: -m MODEL" in result.stderr
+    assert "--duplicates semantic and --weigh difficulty need --model" in result.stderr
     result = cli("prepare", path, "-o", tmp_path / "o", "--ratio", "7:3", code=2)
     assert "ratio is three numbers" in result.stderr
     result = cli("prepare", path, "-o", tmp_path / "o", "--form", "labelled", "--augment", "swap", code=2)
@@ -328,7 +328,7 @@ def test_weights() -> None:
     assert weights() == [1, 1, 1, 1, 2]
     with pytest.raises(DataError, match=r"train record 1 \('a'\): column 'clocks' must be a number"):
         weights("column", weight_column="clocks")
-    with pytest.raises(UsageError, match="needs its name: --weight-column"):
+    with pytest.raises(UsageError, match="needs its name: `weight_column`"):
         weights("column")
     assert sorted(record_weightings) == ["column", "difficulty", "frequency", "task"]
 

@@ -124,7 +124,7 @@ def test_glue_keeps_the_labels_of_its_tests_back(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_: ["train", "validation", "test"])
     assert splits_of("sst2") == ["dev", "train"]
     assert splits_of("nli") == ["dev", "test", "train"]
-    with pytest.raises(DataError, match=r"sst2: the labels of test are kept back .*; take --split dev"):
+    with pytest.raises(DataError, match=r"sst2: the labels of test are kept back .*; take `split=dev`"):
         next(read_examples("sst2", split="test"))
 
 

@@ -79,14 +79,14 @@ def few_texts(train: LabelledEmbeddings, asked: Floats) -> list[Classes]:
     from sklearn.linear_model import LogisticRegression
 
     order = list(range(len(train[1])))
-    found = []
+    drawn = []
     for _ in range(EXPERIMENTS):
         # seeded anew, but what is shuffled was shuffled before
         np.random.RandomState(MTEB_SEED).shuffle(order)
         rows = _first_of_each(train[1], order)
         probe = LogisticRegression(max_iter=100, random_state=MTEB_SEED).fit(train[0][rows], train[1][rows])
-        found.append(np.asarray(probe.predict(asked), np.int64))
-    return found
+        drawn.append(np.asarray(probe.predict(asked), np.int64))
+    return drawn
 
 
 def _first_of_each(truth: Classes, order: list[int]) -> list[int]:
@@ -102,13 +102,13 @@ def _first_of_each(truth: Classes, order: list[int]) -> list[int]:
 
 def _votes(known: Floats, truth: Classes, asked: Floats, counts: list[int], depth: int) -> dict[int, Classes]:
     similarities, rows = top_k(unit_rows(asked), known, depth)
-    found = {}
+    predicted = {}
     for count in counts:
         votes = np.zeros((len(asked), int(truth.max()) + 1))
         places = np.repeat(np.arange(len(asked))[:, None], count, axis=1)
         np.add.at(votes, (places, truth[rows[:, :count]]), np.maximum(similarities[:, :count], 0))
-        found[count] = np.asarray(votes.argmax(axis=1), np.int64)
-    return found
+        predicted[count] = np.asarray(votes.argmax(axis=1), np.int64)
+    return predicted
 
 
 def _best(guesses: list[Classes], wanted: Classes) -> int:

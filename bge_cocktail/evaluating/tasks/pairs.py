@@ -143,14 +143,14 @@ def cosines(encoder: Encoder, pairs: ScoredPairs) -> Floats:
     return np.asarray((first * second).sum(axis=1) / np.maximum(lengths, 1e-12))
 
 
-def _answers(found: Floats, split: str) -> dict[str, float]:
-    return {f"{split}:{line}": round(one, 6) for line, one in enumerate(found.tolist(), start=1)}
+def _answers(similarities: Floats, split: str) -> dict[str, float]:
+    return {f"{split}:{line}": round(one, 6) for line, one in enumerate(similarities.tolist(), start=1)}
 
 
 def _interval(
-    found: Floats, wanted: Floats, options: EvaluateOptions, of: Callable[[Floats, Floats], Floats]
+    similarities: Floats, wanted: Floats, options: EvaluateOptions, of: Callable[[Floats, Floats], Floats]
 ) -> tuple[float, float]:
-    both = np.stack([found, wanted], axis=1)
+    both = np.stack([similarities, wanted], axis=1)
 
     def statistic(drawn: Floats) -> Any:
         return of(drawn[..., 0], drawn[..., 1])
@@ -158,52 +158,52 @@ def _interval(
     return interval_of(options)(both, resamples=RESAMPLES, statistic=statistic)
 
 
-def rank_correlations(found: Floats, wanted: Floats) -> Floats:
+def rank_correlations(similarities: Floats, wanted: Floats) -> Floats:
     """Spearman's correlation of each row, shape (samples,): of ranks within the row, equal ones sharing theirs."""
     from scipy.stats import rankdata
 
-    return _correlations(rankdata(found, axis=1), rankdata(wanted, axis=1))
+    return _correlations(rankdata(similarities, axis=1), rankdata(wanted, axis=1))
 
 
-def _correlations(found: Floats, wanted: Floats) -> Floats:
+def _correlations(similarities: Floats, wanted: Floats) -> Floats:
     """Pearson's correlation of each row, shape (samples,)."""
-    one, other = (values - values.mean(axis=1, keepdims=True) for values in (found, wanted))
+    one, other = (values - values.mean(axis=1, keepdims=True) for values in (similarities, wanted))
     lengths = np.sqrt((one**2).sum(axis=1) * (other**2).sum(axis=1))
     return np.asarray((one * other).sum(axis=1) / np.maximum(lengths, 1e-30))
 
 
-def _swept(found: Floats, wanted: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+def _swept(similarities: Floats, wanted: Floats) -> tuple[Floats, NDArray[np.bool_]]:
     """How many pairs belong together down to each place in the order of similarity; and where a threshold can be."""
-    order = np.argsort(-found, axis=1, kind="stable")
-    sorted_found = np.take_along_axis(found, order, 1)
+    order = np.argsort(-similarities, axis=1, kind="stable")
+    sorted_found = np.take_along_axis(similarities, order, 1)
     hits = np.cumsum(np.take_along_axis(wanted, order, 1), axis=1)
     # equal similarities are on the same side of any threshold
-    ends = np.concatenate([sorted_found[:, 1:] != sorted_found[:, :-1], np.ones((len(found), 1), bool)], axis=1)
+    ends = np.concatenate([sorted_found[:, 1:] != sorted_found[:, :-1], np.ones((len(similarities), 1), bool)], axis=1)
     return hits, ends
 
 
-def average_precision(found: Floats, wanted: Floats) -> Floats:
+def average_precision(similarities: Floats, wanted: Floats) -> Floats:
     """Average precision of each row, shape (samples,); equal similarities are told apart by no threshold."""
-    hits, ends = _swept(found, wanted)
-    precision = hits / np.arange(1, found.shape[1] + 1)
+    hits, ends = _swept(similarities, wanted)
+    precision = hits / np.arange(1, similarities.shape[1] + 1)
     total = np.maximum(hits[:, -1], 1)
     values = []
-    for row in range(len(found)):
+    for row in range(len(similarities)):
         places = np.flatnonzero(ends[row])
         gained = np.diff(hits[row, places], prepend=0)
         values.append(float((gained * precision[row, places]).sum() / total[row]))
     return np.array(values)
 
 
-def _best_f1(found: Floats, wanted: Floats) -> Floats:
-    hits, ends = _swept(found, wanted)
-    f1 = 2 * hits / (np.arange(1, found.shape[1] + 1) + hits[:, -1:])
+def _best_f1(similarities: Floats, wanted: Floats) -> Floats:
+    hits, ends = _swept(similarities, wanted)
+    f1 = 2 * hits / (np.arange(1, similarities.shape[1] + 1) + hits[:, -1:])
     return np.asarray(np.where(ends, f1, 0).max(axis=1))
 
 
-def _best_accuracy(found: Floats, wanted: Floats) -> Floats:
-    hits, ends = _swept(found, wanted)
-    chosen = np.arange(1, found.shape[1] + 1)
-    right = hits + (found.shape[1] - hits[:, -1:]) - (chosen - hits)
-    none = (found.shape[1] - hits[:, -1]) / found.shape[1]  # a threshold above all
-    return np.asarray(np.maximum(np.where(ends, right, 0).max(axis=1) / found.shape[1], none))
+def _best_accuracy(similarities: Floats, wanted: Floats) -> Floats:
+    hits, ends = _swept(similarities, wanted)
+    chosen = np.arange(1, similarities.shape[1] + 1)
+    right = hits + (similarities.shape[1] - hits[:, -1:]) - (chosen - hits)
+    none = (similarities.shape[1] - hits[:, -1]) / similarities.shape[1]  # a threshold above all
+    return np.asarray(np.maximum(np.where(ends, right, 0).max(axis=1) / similarities.shape[1], none))

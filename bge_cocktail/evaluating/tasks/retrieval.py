@@ -35,10 +35,10 @@ RANK_OFFSET = 60
 def run_by_words(judged: RetrievalData, depth: int) -> dict[str, dict[str, float]]:
     """Return the documents that share words with each query (BM25), best first."""
     document_ids = list(judged.corpus)
-    found = top_by_words(list(judged.queries.values()), list(judged.corpus.values()), depth)
+    top = top_by_words(list(judged.queries.values()), list(judged.corpus.values()), depth)
     return {
         query: ordered({document_ids[row]: score for row, score in zip(rows, scores, strict=True) if row >= 0}, depth)
-        for query, rows, scores in zip(judged.queries, found.rows.tolist(), found.similarities.tolist(), strict=True)
+        for query, rows, scores in zip(judged.queries, top.rows.tolist(), top.similarities.tolist(), strict=True)
     }
 
 
@@ -70,14 +70,14 @@ def reranked(run: Run, judged: RetrievalData, reranker: Reranker, depth: int) ->
         reranker: Scores pairs of query and document.
         depth: Documents of each query that it reads.
     """
-    firsts = {query: list(found)[:depth] for query, found in run.items()}
+    firsts = {query: list(ranked)[:depth] for query, ranked in run.items()}
     pairs = [(judged.queries[query], judged.corpus[document]) for query, first in firsts.items() for document in first]
     scores = iter(np.asarray(reranker(pairs), float).tolist() if pairs else [])
     result = {}
-    for query, found in run.items():
+    for query, ranked in run.items():
         read = ordered({first: next(scores) for first in firsts[query]}, depth)
         lowest = min(read.values(), default=0.0)
-        rest = list(found)[depth:]
+        rest = list(ranked)[depth:]
         result[query] = {**read, **{one: lowest - rank for rank, one in enumerate(rest, start=1)}}
     return result
 
@@ -231,7 +231,7 @@ def staged_run(
     run: Run = search_run(encoder, judged, options.depth, efficiency)
     if options.hybrid:
         by_words = run_by_words(judged, options.depth + 1)
-        others = {query: without_itself(query, found, judged, options.depth) for query, found in by_words.items()}
+        others = {query: without_itself(query, ranked, judged, options.depth) for query, ranked in by_words.items()}
         run = fused([run, others], options.depth)
     if options.reranker is not None:
         # encoders in tests and of other libraries may not say where they compute
@@ -273,38 +273,38 @@ def search_run(
             "index_megabytes": documents.nbytes / 1e6,
             "search_ms": milliseconds,
         }
-    found = {}
+    run = {}
     for query, line, values in zip(judged.queries, rows.tolist(), similarities.tolist(), strict=True):
         named = dict(zip(map(document_ids.__getitem__, line), values, strict=True))
         if query in judged.corpus:
             named = without_itself(query, named, judged, depth)
         elif len(named) > depth:
             named.popitem()
-        found[query] = named
-    return found
+        run[query] = named
+    return run
 
 
-def without_itself(query: str, found: Mapping[str, float], judged: RetrievalData, depth: int) -> dict[str, float]:
+def without_itself(query: str, ranked: Mapping[str, float], judged: RetrievalData, depth: int) -> dict[str, float]:
     """Return what was found for a query but the query itself; at most `depth` documents."""
-    text = normalise(judged.corpus.get(query, "")) if query in found else ""
+    text = normalise(judged.corpus.get(query, "")) if query in ranked else ""
     same = bool(text) and text.endswith(normalise(judged.queries[query])) and judged.qrels[query].get(query, 0) <= 0
-    kept = [document for document in found if not (same and document == query)]
-    return {document: found[document] for document in kept[:depth]}
+    kept = [document for document in ranked if not (same and document == query)]
+    return {document: ranked[document] for document in kept[:depth]}
 
 
 def _answers(run: Run, judged: RetrievalData) -> dict[str, dict[str, dict[str, float | int | None]]]:
     """Return the first documents of each query, and the ranks of the relevant ones."""
     answers: dict[str, dict[str, dict[str, float | int | None]]] = {}
-    for query, found in run.items():
+    for query, ranked in run.items():
         ranks: dict[str, float | int | None] = {
             document: None for document, grade in judged.qrels[query].items() if grade > 0
         }
         if not ranks:
             continue
-        if any(document in found for document in ranks):
-            order = list(found)
-            ranks |= {document: order.index(document) + 1 for document in ranks if document in found}
-        shown = {document: round(value, 4) for document, value in islice(found.items(), FOUND_SHOWN)}
+        if any(document in ranked for document in ranks):
+            order = list(ranked)
+            ranks |= {document: order.index(document) + 1 for document in ranks if document in ranked}
+        shown = {document: round(value, 4) for document, value in islice(ranked.items(), FOUND_SHOWN)}
         answers[query] = {"found": {**shown}, "ranks": ranks}
     return answers
 

@@ -66,17 +66,17 @@ def _browser(group: ComparedEvaluations) -> list[Block]:
         (model, query_changes((group.baseline.model, first), (model, second), group.details))
         for model, first, second in pairs
     ]
-    changed = [(model, found) for model, found in changed if found]
+    changed = [(model, changes) for model, changes in changed if changes]
     if not changed:
         return []
     most = max(4, min(MOST_OF_A_TASK, MOST_SHOWN // len(changed))) // 2
     rows: list[dict[str, Any]] = []
     documents: dict[str, dict[str, str]] = {}
     cut = 0
-    for model, found in changed:
-        gained = [change for change in found if change.difference > 0]
-        lost = [change for change in found if change.difference < 0]
-        cut += len(found) - len(gained[:most]) - len(lost[-most:])
+    for model, changes in changed:
+        gained = [change for change in changes if change.difference > 0]
+        lost = [change for change in changes if change.difference < 0]
+        cut += len(changes) - len(gained[:most]) - len(lost[-most:])
         for change in (*gained[:most], *lost[-most:]):
             rows.append(_row(model, change, documents.setdefault(change.task, {})))
     blocks: list[Block] = [Queries("Queries gained and lost", rows, documents, group.baseline.model)]
@@ -130,8 +130,8 @@ def _doubtful(group: ComparedEvaluations) -> list[Block]:
     blocks: list[Block] = []
     names = [model.model for model in group.models]
     for score in group.baseline.main():
-        found = likely_relevant(names, score.task, group.details, DOUBTFUL_SHOWN) if score.kind == "retrieval" else []
-        if not found:
+        likely = likely_relevant(names, score.task, group.details, DOUBTFUL_SHOWN) if score.kind == "retrieval" else []
+        if not likely:
             continue
         rows = [
             [
@@ -140,7 +140,7 @@ def _doubtful(group: ComparedEvaluations) -> list[Block]:
                 f"{change['models']} of {len(names)}",
                 f"{change['lead']:.3f}",
             ]
-            for change in found
+            for change in likely
         ]  # fmt: skip
         header = ["query", "document", "ranked first by", "similarity above the best relevant one"]
         blocks.append(Table(header, rows, f"{score.task}: judgements that are likely missing", folded=True))

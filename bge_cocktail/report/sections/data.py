@@ -81,20 +81,20 @@ def indexes(collected: ReportInput) -> Section | None:
     """Approximate indexes: recall, size, speed."""
     blocks: list[Block] = []
     for step in collected.of("indexes"):
-        found: Sequence[Mapping[str, Any]] = step.described.get("indexes") or []
-        if found:
-            header = [name.replace("_", " ") for name in found[0]]
-            rows = [[_number(value) for value in index.values()] for index in found]
+        entries: Sequence[Mapping[str, Any]] = step.described.get("indexes") or []
+        if entries:
+            header = [name.replace("_", " ") for name in entries[0]]
+            rows = [[_number(value) for value in index.values()] for index in entries]
             blocks.append(Table(header, rows, f"{step.name}: indexes"))
     return Section("Indexes", blocks) if blocks else None
 
 
 def _read(step: Step, name: str) -> dict[str, Any]:
     try:
-        found = json.loads((step.folder / name).read_text(encoding="utf-8"))
+        content = json.loads((step.folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _text(text: Any) -> str:
@@ -143,10 +143,10 @@ def provenance(collected: ReportInput) -> Section | None:
 
 def _versions(steps: Sequence[Step]) -> list[Block]:
     names = list(dict.fromkeys(name for step in steps for name in step.described.get("versions") or {}))
-    found = {name: {step.described.get("versions", {}).get(name, "-") for step in steps} for name in names}
-    rows = [[name, ", ".join(sorted(map(str, own)))] for name, own in found.items()]
+    versions = {name: {step.described.get("versions", {}).get(name, "-") for step in steps} for name in names}
+    rows = [[name, ", ".join(sorted(map(str, own)))] for name, own in versions.items()]
     blocks: list[Block] = [Table(["package", "version"], rows, "Versions", folded=True)] if rows else []
-    several = [name for name, own in found.items() if len(own) > 1]
+    several = [name for name, own in versions.items() if len(own) > 1]
     if several:
         said = f"Runs were made with other versions of {', '.join(several)}: numbers may differ by that."
         blocks.append(Words(said, warns=True))
@@ -218,15 +218,15 @@ def _lengths(splits: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 def _labels(splits: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     counts = {name: one.get("labels", {}) for name, one in splits.items()}
-    labels = list(dict.fromkeys(label for found in counts.values() for label in found))
-    rows = [[label, *(str(found.get(label, 0)) for found in counts.values())] for label in labels[:LABELS_SHOWN]]
+    labels = list(dict.fromkeys(label for counted in counts.values() for label in counted))
+    rows = [[label, *(str(counted.get(label, 0)) for counted in counts.values())] for label in labels[:LABELS_SHOWN]]
     if len(labels) > LABELS_SHOWN:
         rows.append([f"... and {len(labels) - LABELS_SHOWN} more", *("" for _ in counts)])
     return rows
 
 
-def _counts(found: Mapping[str, int] | None) -> list[list[str]]:
-    return [[name, str(count)] for name, count in (found or {}).items()]
+def _counts(counts: Mapping[str, int] | None) -> list[list[str]]:
+    return [[name, str(count)] for name, count in (counts or {}).items()]
 
 
 def _leaks(leaks: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:

@@ -73,7 +73,7 @@ def project(embeddings: NDArray[np.float32], reduce: str, seed: int, onto: Plane
         try:
             from umap import UMAP
         except ImportError:
-            raise UsageError("--map umap needs umap-learn: pip install 'bge-cocktail[umap]'") from None
+            raise UsageError("`map=umap` needs umap-learn: pip install 'bge-cocktail[umap]'") from None
         neighbours = min(15, max(2, len(embeddings) - 1))
         plane = np.asarray(UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed).fit_transform(embeddings))
         plane = plane.astype(np.float64)
@@ -100,7 +100,7 @@ def planes(points: Points, models: Sequence[str], reduce: str, seed: int) -> dic
         reduce: See `project`.
         seed: See `project`.
     """
-    found: dict[tuple[str, str], Plane] = {}
+    drawn: dict[tuple[str, str], Plane] = {}
     for task in dict.fromkeys(task for _, task in points):
         onto: Plane | None = None
         first = ""
@@ -109,10 +109,10 @@ def planes(points: Points, models: Sequence[str], reduce: str, seed: int) -> dic
                 continue
             if onto is None:
                 first = model
-                onto = found[model, task] = project(points[model, task][2], reduce, seed)
+                onto = drawn[model, task] = project(points[model, task][2], reduce, seed)
             elif points[model, task][:2] == points[first, task][:2]:  # else other texts were drawn
-                found[model, task] = project(points[model, task][2], reduce, seed, onto)
-    return found
+                drawn[model, task] = project(points[model, task][2], reduce, seed, onto)
+    return drawn
 
 
 def _figures(
@@ -125,16 +125,16 @@ def _figures(
     left += [(task, model) for task in tasks for model in names[MOST_MODELS:]]
     wanted = {(names[0], task) for task, _ in kept} | {(model, task) for task, model in kept}
     points = {key: value for key, value in group.details.points.items() if key in wanted}
-    found = planes(points, names, reduce, seed)
+    drawn = planes(points, names, reduce, seed)
     figures: dict[str, dict[str, Any]] = {}
     shared: dict[str, list[str]] = {}
     for task, other in kept:
         model = other
         before, after = (names[0], task), (model, task)
-        if after not in found:
+        if after not in drawn:
             left.append((task, model))
             model, after = names[0], before  # the baseline's map stands alone
-        if before not in found:
+        if before not in drawn:
             continue
         texts, groups, _ = points[before]
         kinds = _kinds(groups)
@@ -143,7 +143,7 @@ def _figures(
                 hover(text, lines=3) for text, own in zip(texts, groups, strict=True) if _kind(own, kinds) == kind
             ]
         figures[task if model == names[0] else f"{task}: {model}"] = _figure(
-            task, found[before], found[after], groups, kinds, (names[0], model)
+            task, drawn[before], drawn[after], groups, kinds, (names[0], model)
         )
     return figures, shared, [f"{task} under {model}" for task, model in left]
 

@@ -115,28 +115,30 @@ def _same(one: Sequence[float], other: Sequence[float]) -> bool:
 
 def _distances(step: Step) -> list[Block]:
     try:
-        found = json.loads((step.folder / "inspect.json").read_text(encoding="utf-8"))
+        inspection = json.loads((step.folder / "inspect.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
     blocks: list[Block] = []
-    if found.get("moved"):
+    if inspection.get("moved"):
         maps = {
-            "distance from the reference": _heat(found["compared"], found["layers"], found["moved"], "Blues", (0, None))
+            "distance from the reference": _heat(
+                inspection["compared"], inspection["layers"], inspection["moved"], "Blues", (0, None)
+            )
         }
         for name, title, scale in (
             ("agreement", "cosine of task vectors", "RdBu"),
             ("conflicts", "moved to opposite sides", "RdBu"),
         ):
-            if found.get(name):
+            if inspection.get(name):
                 low = -1 if name == "agreement" else 0
-                rows = list(found[name].values())
-                maps[title] = _heat(list(found[name]), found["layers"], rows, scale, (low, 1))
+                rows = list(inspection[name].values())
+                maps[title] = _heat(list(inspection[name]), inspection["layers"], rows, scale, (low, 1))
         blocks.append(Plot(f"{step.name}: layer by layer", maps, said="How far each layer was led from the reference."))
     rows = [
         [f"{Path(pair['one']).name} × {Path(pair['other']).name}",
          *("-" if pair[name] is None else f"{pair[name]:.3f}" for name in ("cosine", "agreement", "conflicts")),
          pair["verdict"] or "; ".join(pair["refused"])]
-        for pair in found["pairs"]
+        for pair in inspection["pairs"]
     ]  # fmt: skip
     header = ["pair", "cosine", "task vectors", "opposite signs", "verdict"]
     blocks.append(Table(header, rows, f"{step.name}: pairs of models"))

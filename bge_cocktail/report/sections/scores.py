@@ -72,14 +72,14 @@ def target_and_general(collected: ReportInput) -> Section | None:
 
 
 def _main_table(group: ComparedEvaluations) -> Table:
-    changes = {(model, one.task): one for model, found in group.changes.items() for one in found}
+    changes = {(model, one.task): one for model, row_scores in group.changes.items() for one in row_scores}
     tasks = _tasks(group.models)
     rows: list[list[str | Cell]] = []
     for task, (role, metric) in tasks.items():
-        found = [next((score for score in model.main() if score.task == task), None) for model in group.models]
-        best = max((one.value for one in found if one is not None), default=0.0)
+        row_scores = [next((score for score in model.main() if score.task == task), None) for model in group.models]
+        best = max((one.value for one in row_scores if one is not None), default=0.0)
         row: list[str | Cell] = [Cell(task, f"{role}, {metric}")]
-        for model, score in zip(group.models, found, strict=True):
+        for model, score in zip(group.models, row_scores, strict=True):
             row.append(_cell(score, changes.get((model.model, task)), best, len(group.models)))
         rows.append(row)
     for role in ("target", "general"):
@@ -115,8 +115,8 @@ def _mean_cell(value: float | None, first: float, place: int) -> Cell:
 
 def _tasks(models: Sequence[ModelScores]) -> dict[str, tuple[str, str]]:
     """Role and main metric of each task, the target's first."""
-    found = {score.task: (score.role, score.metric) for model in models for score in model.main()}
-    return dict(sorted(found.items(), key=lambda item: item[1][0] != "target"))
+    tasks = {score.task: (score.role, score.metric) for model in models for score in model.main()}
+    return dict(sorted(tasks.items(), key=lambda item: item[1][0] != "target"))
 
 
 def _bars(group: ComparedEvaluations) -> Plot:

@@ -30,13 +30,17 @@ Curve = Sequence[Mapping[str, Any]]
 @report_sections("training", order=50)
 def training(collected: ReportInput) -> Section | None:
     """Curves of losses and of what was watched, means over seeds, searches."""
-    curves = {step.name: found for step in collected.steps if (found := curves_of(step))}
+    curves = {step.name: points for step in collected.steps if (points := curves_of(step))}
     blocks: list[Block] = []
     if curves:
         losses = [
-            name for name in ("loss", "dev_loss") if any(name in point for found in curves.values() for point in found)
+            name
+            for name in ("loss", "dev_loss")
+            if any(name in point for points in curves.values() for point in points)
         ]
-        watched = sorted({name for found in curves.values() for point in found for name in point if _is_watched(name)})
+        watched = sorted(
+            {name for points in curves.values() for point in points for name in point if _is_watched(name)}
+        )
         figures = {_shown(name): _figure(curves, name) for name in (*losses, *watched)}
         blocks.append(Plot("Curves", figures, said="Losses and scores by step."))
         blocks.append(_table([step for step in collected.of(*TRAININGS) if "final_loss" in step.described]))
@@ -113,20 +117,21 @@ def _figure(curves: Mapping[str, Curve], name: str) -> dict[str, Any]:
 def _table(steps: Sequence[Step]) -> Table:
     rows: list[list[str | Cell]] = []
     for step in steps:
-        found = step.described
-        before, best = found.get("dev_before"), found.get("dev_best")
+        described = step.described
+        before, best = described.get("dev_before"), described.get("dev_best")
         rows.append(
             [
                 step.name,
-                str(found.get("steps", "-")),
-                str(found.get("best_step", "-")),
-                f"{found['final_loss']:.4f}",
+                str(described.get("steps", "-")),
+                str(described.get("best_step", "-")),
+                f"{described['final_loss']:.4f}",
                 "-" if before is None or best is None else Cell(f"{best:.4f}", f"from {before:.4f}"),
                 ", ".join(
-                    f"{name} {100 * (after - first):+.1f}" for name, (first, after) in found.get("general", {}).items()
+                    f"{name} {100 * (after - first):+.1f}"
+                    for name, (first, after) in described.get("general", {}).items()
                 )
                 or "-",
-                f"{found.get('seconds') or 0:.0f} s",
+                f"{described.get('seconds') or 0:.0f} s",
             ]
         )
     header = ["run", "steps", "best step", "last loss", "dev, best", "watched general tasks, points", "time"]
@@ -139,7 +144,7 @@ def _seeds(step: Step) -> list[Block]:
     spread: Mapping[str, float] = step.described.get("spread") or {}
     if not runs or not mean:
         return []
-    rows: list[list[str]] = [[run, *(f"{found[name]:.4f}" for name in mean)] for run, found in runs.items()]
+    rows: list[list[str]] = [[run, *(f"{metrics[name]:.4f}" for name in mean)] for run, metrics in runs.items()]
     rows.append(["mean", *(f"{value:.4f} ± {spread.get(name, 0):.4f}" for name, value in mean.items())])
     if soup := step.described.get("soup"):
         rows.append(["soup", *(f"{soup[name]:.4f}" if name in soup else "-" for name in mean)])
@@ -147,8 +152,8 @@ def _seeds(step: Step) -> list[Block]:
 
 
 def _search(step: Step) -> list[Block]:
-    found: Mapping[str, Any] = step.described.get("search") or {}
-    trials: Sequence[Mapping[str, Any]] = found.get("trials") or []
+    search: Mapping[str, Any] = step.described.get("search") or {}
+    trials: Sequence[Mapping[str, Any]] = search.get("trials") or []
     if not trials:
         return []
     names = [name for name in trials[0] if name not in ("trial", "dev", "state")]
@@ -157,7 +162,7 @@ def _search(step: Step) -> list[Block]:
         [
             Cell(
                 str(trial["trial"]),
-                "best" if trial["trial"] == found["best"] else "",
+                "best" if trial["trial"] == search["best"] else "",
                 "best" if trial is ranked[0] else "",
             ),
             *(f"{trial[name]:.4g}" if isinstance(trial[name], float) else str(trial[name]) for name in names),
@@ -172,7 +177,7 @@ def _search(step: Step) -> list[Block]:
     dots = {"type": "scatter", "mode": "markers", "name": "trial", "x": numbers, "y": [value for _, value in complete]}
     line = {"type": "scatter", "mode": "lines", "name": "best so far", "x": numbers, "y": best, "line": {"shape": "hv"}}
     figures = {"trials": figure([dots, line], height=320, xaxis={"title": "trial"}, yaxis={"title": "dev"})}
-    importance: Mapping[str, float] = found.get("importance") or {}
+    importance: Mapping[str, float] = search.get("importance") or {}
     if importance:
         shown = sorted(importance.items(), key=lambda item: item[1])
         bar = {"type": "bar", "orientation": "h", "y": [name.replace("_", " ") for name, _ in shown]}

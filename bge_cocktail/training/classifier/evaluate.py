@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,9 +109,88 @@ SHOWN = 20
 LENGTHS = (8, 16, 32, 64, 128, 256)
 
 
+class Mistake(TypedDict):
+    """A text with its labels and what was predicted: one name, or a list where there may be several."""
+
+    text: Text
+    label: str | list[str]
+    predicted: str | list[str]
+    probability: float
+
+
+class Confusion(TypedDict):
+    """How many texts of a label are taken for another, and what share of that label's texts."""
+
+    label: str
+    predicted: str
+    count: int
+    share: float
+
+
+class LengthAccuracy(TypedDict):
+    """Accuracy on texts of a range of words."""
+
+    words: str
+    count: int
+    accuracy: float
+
+
+class LabelError(TypedDict):
+    """A text whose label is likely another; `number` counts texts from 1."""
+
+    text: Text
+    number: int
+    label: str
+    likely: str
+    margin: float
+
+
+class ClassScore(TypedDict):
+    """Precision, recall and F1 of a label, and how many texts have it."""
+
+    label: str
+    precision: float
+    recall: float
+    F1: float
+    count: int
+
+
+class MetricScore(TypedDict):
+    """A metric with its interval; `positive` is the label that AUC and AP rank for."""
+
+    metric: str
+    value: float
+    interval: tuple[float, float]
+    positive: NotRequired[str]
+
+
+class FrozenAccuracy(TypedDict):
+    """How often a way on frozen embeddings is right, and the strength or number of votes that dev chose."""
+
+    way: str
+    accuracy: float
+    interval: tuple[float, float]
+    C: NotRequired[float]
+    k: NotRequired[int]
+
+
+class Judgement(TypedDict):
+    """What is said of a classifier. A confusion matrix (rows are the truth) needs texts of one label each."""
+
+    count: int
+    scores: list[MetricScore]
+    classes: list[ClassScore]
+    mistakes: list[Mistake]
+    lengths: list[LengthAccuracy]
+    confusion: NotRequired[list[list[int]]]
+    confusions: NotRequired[list[Confusion]]
+    label_errors: NotRequired[list[LabelError]]
+    frozen: NotRequired[list[FrozenAccuracy]]
+
+
 def mistakes(
-    data: LabelledTexts, found: NDArray[np.float64], guessed: NDArray[np.bool_], labels: Sequence[str]
-) -> list[dict[str, Any]]:
+    data: LabelledTexts, likely: NDArray[np.float64], guessed: NDArray[np.bool_], labels: Sequence[str]
+) -> list[Mistake]:
     """Return the mistakes that it is surest of.
 
     Args:
@@ -123,20 +202,20 @@ def mistakes(
     truth = data.targets(len(labels)).astype(bool)
     wrong = np.flatnonzero((truth != guessed).any(axis=1))
     # how sure it is of the label that is most wrong
-    apart = np.where(truth, 1 - found, found)[wrong].max(axis=1)
+    apart = np.where(truth, 1 - likely, likely)[wrong].max(axis=1)
     order = wrong[np.argsort(-apart, kind="stable")][:SHOWN]
     return [
         {
             "text": data.texts[row],
             "label": _named(truth[row], labels),
             "predicted": _named(guessed[row], labels),
-            "probability": round(float(np.where(truth[row], 1 - found[row], found[row]).max()), 4),
+            "probability": round(float(np.where(truth[row], 1 - likely[row], likely[row]).max()), 4),
         }
         for row in order.tolist()
     ]
 
 
-def confusions(matrix: NDArray[np.int_], labels: Sequence[str]) -> list[dict[str, Any]]:
+def confusions(matrix: NDArray[np.int_], labels: Sequence[str]) -> list[Confusion]:
     """Return which label is taken for which, the most frequent first.
 
     Args:
@@ -160,7 +239,7 @@ def confusions(matrix: NDArray[np.int_], labels: Sequence[str]) -> list[dict[str
     ]
 
 
-def accuracy_by_length(texts: Sequence[Text], correct: NDArray[np.bool_]) -> list[dict[str, Any]]:
+def accuracy_by_length(texts: Sequence[Text], correct: NDArray[np.bool_]) -> list[LengthAccuracy]:
     """Return accuracy by number of words.
 
     Args:
@@ -168,7 +247,7 @@ def accuracy_by_length(texts: Sequence[Text], correct: NDArray[np.bool_]) -> lis
         correct: Whether the classifier labelled each text right, shape (texts,).
 
     Returns:
-        For each range of lengths that holds a text: ``words`` ("8-15"), ``count``, ``accuracy``.
+        For each range of lengths that holds a text, such as "8-15" words.
     """
     words = np.array([len((text if isinstance(text, str) else " ".join(text)).split()) for text in texts])
     buckets = np.searchsorted(LENGTHS, words, side="right")
@@ -183,7 +262,7 @@ def accuracy_by_length(texts: Sequence[Text], correct: NDArray[np.bool_]) -> lis
     ]
 
 
-def likely_label_errors(data: LabelledTexts, found: NDArray[np.float64], labels: Sequence[str]) -> list[dict[str, Any]]:
+def likely_label_errors(data: LabelledTexts, likely: NDArray[np.float64], labels: Sequence[str]) -> list[LabelError]:
     """Texts whose label is likely wrong (confident learning, Northcutt et al., arXiv:1911.00068).
 
     A text counts as of another class where that one's probability reaches the mean that it has among the texts so
@@ -199,12 +278,12 @@ def likely_label_errors(data: LabelledTexts, found: NDArray[np.float64], labels:
         the given one.
     """
     given = np.array([numbers[0] for numbers in data.labels])
-    own = [found[given == number, number] for number in range(len(labels))]
+    own = [likely[given == number, number] for number in range(len(labels))]
     means = np.array([label.mean() if len(label) else np.inf for label in own])
-    reached = np.where(found >= means, found, -1.0)
+    reached = np.where(likely >= means, likely, -1.0)
     other = reached.argmax(axis=1)
     rows = np.flatnonzero((reached.max(axis=1) >= 0) & (other != given))
-    margin = found[rows, other[rows]] - found[rows, given[rows]]
+    margin = likely[rows, other[rows]] - likely[rows, given[rows]]
     order = np.argsort(-margin, kind="stable")
     return [
         {
@@ -235,7 +314,7 @@ def run_classifier_evaluate(
     *,
     encoder: str | None = None,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> Judgement:
     """Judge a classifier, and keep the judgement in a folder.
 
     Args:
@@ -256,12 +335,12 @@ def run_classifier_evaluate(
     options = options or PredictOptions()
     refuse_to_replace(output, overwrite, [source.name, model])
     if encoder is not None and (source.path.is_file() or source.split in ("train", "dev")):
-        raise UsageError("--encoder learns from train and chooses by dev: judge the test of a folder or data set")
+        raise UsageError("`encoder` learns from train and chooses by dev: judge the test of a folder or data set")
     started = time.monotonic()
     classifier = load_classifier(model, device=options.device)
     config = classifier.settings
     if encoder is not None and config.multi_label:
-        raise UsageError("--encoder: probe and nearest neighbours give a text one label, this classifier any number")
+        raise UsageError("`encoder`: probe and nearest neighbours give a text one label, this classifier any number")
     where = f"{source.name} ({source.split})"
     data = number_labels(read_split(source, config.clean), config.labels, config.multi_label, where)
     check_form(data.texts, config.pairs, where)
@@ -286,18 +365,18 @@ def run_classifier_evaluate(
 
 def _baselines(
     encoder: str, train: LabelledTexts, dev: LabelledTexts, data: LabelledTexts, options: PredictOptions
-) -> list[dict[str, Any]]:
+) -> list[FrozenAccuracy]:
     embeds = CachedEncoder(encoder, EncodeOptions(device=options.device))
     truth = data.classes()
-    accuracies = []
-    for way, predicted in (
-        ("probe", probe(embeds, train, dev, data.texts)),
-        ("nearest neighbours", nearest_neighbours(embeds, train, dev, data.texts)),
-    ):
-        right = (predicted.pop("predicted") == truth).astype(float)
+
+    def judged(way: str, predicted: NDArray[np.int64]) -> FrozenAccuracy:
+        right = (predicted == truth).astype(float)
         interval = bootstrap_interval(right, seed=EvaluateOptions().seed)
-        accuracies.append({"way": way, "accuracy": float(right.mean()), "interval": interval, **predicted})
-    return accuracies
+        return {"way": way, "accuracy": float(right.mean()), "interval": interval}
+
+    predicted, strength = probe(embeds, train, dev, data.texts)
+    neighbours, count = nearest_neighbours(embeds, train, dev, data.texts)
+    return [{**judged("probe", predicted), "C": strength}, {**judged("nearest neighbours", neighbours), "k": count}]
 
 
 RESAMPLES = 1000
@@ -308,7 +387,7 @@ def judge_classifier(
     data: LabelledTexts,
     predicting: PredictOptions | None = None,
     evaluating: EvaluateOptions | None = None,
-) -> dict[str, Any]:
+) -> Judgement:
     """Judge a classifier.
 
     Args:
@@ -332,7 +411,7 @@ def judge_logits(
     settings: ClassifierConfig,
     options: EvaluateOptions,
     temperature: float = 1.0,
-) -> dict[str, Any]:
+) -> Judgement:
     """Judge logits.
 
     Args:
@@ -342,27 +421,23 @@ def judge_logits(
         options: Confidence of the intervals, seed.
         temperature: Divides the logits where probabilities are judged.
 
-    Returns:
-        ``scores`` (metric, value, interval; ``positive``: the label that AUC and AP rank for), ``classes`` (a row for
-        each), ``confusion`` (rows are the truth; not where a text may have several labels), and ``mistakes``,
-        ``confusions``, ``lengths``, ``label_errors``.
     """
     truth = data.targets(len(settings.labels)).astype(bool)
-    found = probabilities(logits, settings, temperature).astype(np.float64)
+    likely = probabilities(logits, settings, temperature).astype(np.float64)
     guessed = chosen(logits.astype(np.float64), settings.multi_label, settings.threshold)
     several = settings.multi_label
-    judged: dict[str, Any] = {
+    judged: Judgement = {
         "count": len(data),
-        "scores": _scores(logits, found, truth, guessed, settings, options, temperature),
+        "scores": _scores(logits, likely, truth, guessed, settings, options, temperature),
         "classes": _classes(truth, guessed, settings.labels),
-        "mistakes": mistakes(data, found, guessed, settings.labels),
+        "mistakes": mistakes(data, likely, guessed, settings.labels),
         "lengths": accuracy_by_length(data.texts, (truth == guessed).all(axis=1)),
     }
     if not several:
         matrix = truth.T.astype(int) @ guessed.astype(int)
         judged["confusion"] = matrix.tolist()
         judged["confusions"] = confusions(matrix, settings.labels)
-        judged["label_errors"] = likely_label_errors(data, found, settings.labels)
+        judged["label_errors"] = likely_label_errors(data, likely, settings.labels)
     return judged
 
 
@@ -374,10 +449,10 @@ def _scores(
     settings: ClassifierConfig,
     options: EvaluateOptions,
     temperature: float,
-) -> list[dict[str, Any]]:
+) -> list[MetricScore]:
     rows = np.arange(len(truth), dtype=np.float64)
 
-    def score(name: str, of: Callable[[Any], float], *, grows: bool = False) -> dict[str, Any]:
+    def score(name: str, of: Callable[[Any], float], *, grows: bool = False) -> MetricScore:
         """A metric of some rows, with an interval over resamples of them; `grows`: resampling raises it by itself."""
         values: list[float] = []
 
@@ -391,7 +466,7 @@ def _scores(
         )
         value = of(np.arange(len(truth)))
         excess = np.nanmean(values) - value if grows else 0.0
-        return {"metric": name, "value": value, "interval": (max(low - excess, 0.0), high - excess)}
+        return {"metric": name, "value": value, "interval": (max(float(low - excess), 0.0), float(high - excess))}
 
     losses = log_losses(logits, truth, settings.multi_label, temperature)
     sure, right = _sureness(found, truth, guessed, settings.multi_label)
@@ -409,13 +484,13 @@ def _scores(
     if len(settings.labels) == 2 and not settings.multi_label and truth.any(axis=0).all():
         positive, likely = truth[:, 1], found[:, 1]
         scores += [
-            score(name, _ranking(positive, likely, name)) | {"positive": settings.labels[1]} for name in ("AUC", "AP")
+            {**score(name, _ranking(positive, likely, name)), "positive": settings.labels[1]} for name in ("AUC", "AP")
         ]
     return scores
 
 
 def _sureness(
-    found: NDArray[np.float64], truth: NDArray[np.bool_], guessed: NDArray[np.bool_], several: bool
+    likely: NDArray[np.float64], truth: NDArray[np.bool_], guessed: NDArray[np.bool_], several: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Probability and rightness of what is predicted: of each text's label, or of each label that a text may have.
 
@@ -423,9 +498,9 @@ def _sureness(
         Both of shape (texts, 1), or (texts, classes).
     """
     if several:
-        return np.maximum(found, 1 - found), ~(truth ^ guessed)
+        return np.maximum(likely, 1 - likely), ~(truth ^ guessed)
     right = np.asarray((truth & guessed).any(axis=1, keepdims=True), dtype=np.bool_)
-    return found.max(axis=1, keepdims=True), right
+    return likely.max(axis=1, keepdims=True), right
 
 
 def _ranking(positive: NDArray[np.bool_], likely: NDArray[np.float64], which: str) -> Callable[[Any], float]:
@@ -440,24 +515,25 @@ def _ranking(positive: NDArray[np.bool_], likely: NDArray[np.float64], which: st
     return of
 
 
-def _classes(
-    truth: NDArray[np.bool_], guessed: NDArray[np.bool_], labels: Sequence[str]
-) -> list[dict[str, float | str | int]]:
+def _classes(truth: NDArray[np.bool_], guessed: NDArray[np.bool_], labels: Sequence[str]) -> list[ClassScore]:
     from sklearn.metrics import precision_recall_fscore_support
 
-    columns = precision_recall_fscore_support(truth, guessed, average=None, zero_division=0)
-    names = ("precision", "recall", "F1")
+    precision, recall, f1, count = precision_recall_fscore_support(truth, guessed, average=None, zero_division=0)
     return [
         {
             "label": label,
-            **{name: float(column[number]) for name, column in zip(names, columns, strict=False)},
-            "count": int(truth[:, number].sum()),
+            "precision": float(precision[number]),
+            "recall": float(recall[number]),
+            "F1": float(f1[number]),
+            "count": int(count[number]),
         }
         for number, label in enumerate(labels)
     ]
 
 
-def probe(encoder: Encoder, train: LabelledTexts, dev: LabelledTexts, texts: Sequence[Text]) -> dict[str, Any]:
+def probe(
+    encoder: Encoder, train: LabelledTexts, dev: LabelledTexts, texts: Sequence[Text]
+) -> tuple[NDArray[np.int64], float]:
     """Logistic regression on frozen embeddings, its strength chosen on dev.
 
     Args:
@@ -467,28 +543,22 @@ def probe(encoder: Encoder, train: LabelledTexts, dev: LabelledTexts, texts: Seq
         texts: Predicted.
 
     Returns:
-        ``predicted`` class of each text, and the ``C`` chosen.
+        The predicted class of each text, and the C chosen.
     """
-    predicted, strength = logistic(
-        _labelled_embeddings(encoder, train), _labelled_embeddings(encoder, dev), features(encoder, texts)
-    )
-    return {"predicted": predicted, "C": strength}
+    return logistic(_labelled_embeddings(encoder, train), _labelled_embeddings(encoder, dev), features(encoder, texts))
 
 
 def nearest_neighbours(
     encoder: Encoder, train: LabelledTexts, dev: LabelledTexts, texts: Sequence[Text]
-) -> dict[str, Any]:
+) -> tuple[NDArray[np.int64], int]:
     """Return the label that the nearest texts of train vote for, by their similarity; how many vote is chosen on dev.
 
     See `probe` for the arguments.
 
     Returns:
-        ``predicted`` class of each text, and the ``k`` chosen.
+        The predicted class of each text, and the k chosen.
     """
-    predicted, count = knn(
-        _labelled_embeddings(encoder, train), _labelled_embeddings(encoder, dev), features(encoder, texts)
-    )
-    return {"predicted": predicted, "k": count}
+    return knn(_labelled_embeddings(encoder, train), _labelled_embeddings(encoder, dev), features(encoder, texts))
 
 
 def _labelled_embeddings(encoder: Encoder, data: LabelledTexts) -> LabelledEmbeddings:

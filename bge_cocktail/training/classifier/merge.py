@@ -56,11 +56,11 @@ class ClassifierObjective:
 
     def losses(self, rows: Sequence[int]) -> list[float]:
         """Return the cross-entropy of models on the examples, each under the head that it brings into the merge."""
-        found = []
+        values = []
         for row in rows:
             put_tensors(self.parameters, ((key, tiles_of(source_of(self.plan, row, key))) for key in self.parameters))
-            found.append(self._loss())
-        return found
+            values.append(self._loss())
+        return values
 
     def chance(self) -> float:
         """Return the cross-entropy of equal probabilities."""
@@ -130,9 +130,9 @@ def merge_classifiers(
                 f"{plan.checkpoints[0].name} has the labels {', '.join(own[:5])}, the examples "
                 f"{', '.join(labels[:5])}; give the weights of that merge as numbers"
             )
-        found = examples or LabelledTexts()
-        numbered = [tuple(sorted(own.index(labels[number]) for number in row)) for row in found.labels]
-        return ClassifierObjective(plan, replace(found, labels=numbered), device, scratch)
+        data = examples or LabelledTexts()
+        numbered = [tuple(sorted(own.index(labels[number]) for number in row)) for row in data.labels]
+        return ClassifierObjective(plan, replace(data, labels=numbered), device, scratch)
 
     labels = declared_labels(_first_folder(models)) if examples is not None else []
     chosen = make_objective if examples is not None and len(examples) else None

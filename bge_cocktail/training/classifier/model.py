@@ -309,10 +309,10 @@ def _start_afresh(whole: Any) -> Any:
 def _set_head_dropout(whole: Any, rate: float) -> None:
     import torch
 
-    found = False
+    changed = False
     body = set(whole.base_model.modules())
     for module in whole.modules():
         if module not in body and isinstance(module, torch.nn.Dropout):
-            module.p, found = rate, True
-    if not found:
+            module.p, changed = rate, True
+    if not changed:
         raise UsageError(f"head_dropout={rate:g}: the head has no dropout to change")

@@ -120,11 +120,11 @@ def predict(classifier: Classifier, texts: Sequence[Text], options: PredictOptio
     if options.calibrated and settings.temperature == 1.0:
         log.warning("no temperature was found for this model: its probabilities are as they come")
     logits = logits_of(classifier.model, cleaned(texts, settings), settings.truncation, options)
-    found = probabilities(logits, settings, settings.temperature if options.calibrated else 1.0)
+    likely = probabilities(logits, settings, settings.temperature if options.calibrated else 1.0)
     # from the logits: a temperature changes how sure the model is, not what it says
     guessed = chosen(logits.astype(np.float64), settings.multi_label, settings.threshold)
     names = np.array(settings.labels, dtype=object)
-    return [Prediction(tuple(names[own]), row) for own, row in zip(guessed, found, strict=True)]
+    return [Prediction(tuple(names[own]), row) for own, row in zip(guessed, likely, strict=True)]
 
 
 def logits_of(
@@ -149,7 +149,7 @@ def logits_of(
     rows: list[Floats] = []
     order: list[int] = []
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
-    memory = enough_memory(label, "predict with a smaller --batch-tokens")
+    memory = enough_memory(label, "predict with a smaller `batch_tokens`")
     training = model.training
     model.eval()
     with progress(label, len(distinct)) as advance, torch.inference_mode(), autocast, memory:
@@ -182,8 +182,8 @@ def probabilities(logits: Floats, settings: ClassifierConfig, temperature: float
     from scipy.special import expit, softmax
 
     scaled = logits.astype(np.float64) / temperature
-    found = expit(scaled) if settings.multi_label else softmax(scaled, axis=1)
-    return np.asarray(found, np.float32)
+    likely = expit(scaled) if settings.multi_label else softmax(scaled, axis=1)
+    return np.asarray(likely, np.float32)
 
 
 def cleaned(texts: Sequence[Text], settings: ClassifierConfig) -> list[Text]:
@@ -256,8 +256,8 @@ def predict_file(
     """
     rows = read_texts(path, classifier.settings, columns)
     while block := list(islice(rows, BLOCK)):
-        found = predict(classifier, [text for _, text, _ in block], options)
-        yield from ((where, row, one) for (where, _, row), one in zip(block, found, strict=True))
+        predictions = predict(classifier, [text for _, text, _ in block], options)
+        yield from ((where, row, one) for (where, _, row), one in zip(block, predictions, strict=True))
 
 
 def as_json(row: dict[str, Any], prediction: Prediction, settings: ClassifierConfig) -> str:
@@ -277,8 +277,8 @@ def chosen(logits: NDArray[np.floating[Any]], multi_label: bool, threshold: floa
         True for predicted labels, shape (texts, classes).
     """
     if multi_label:
-        found: NDArray[np.bool_] = logits >= np.log(threshold / (1 - threshold))
-        return found
-    found = np.zeros(logits.shape, bool)
-    found[np.arange(len(logits)), logits.argmax(axis=1)] = True
-    return found
+        labelled: NDArray[np.bool_] = logits >= np.log(threshold / (1 - threshold))
+        return labelled
+    labelled = np.zeros(logits.shape, bool)
+    labelled[np.arange(len(logits)), logits.argmax(axis=1)] = True
+    return labelled

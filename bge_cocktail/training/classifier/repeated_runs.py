@@ -22,7 +22,16 @@ from bge_cocktail.training.classifier.model import load_classifier
 from bge_cocktail.training.classifier.predict import logits_of
 from bge_cocktail.training.classifier.train import check_classifying, train_classifier, training_key
 from bge_cocktail.training.engine.processes import refuse_several
-from bge_cocktail.training.engine.repeat import Repeated, Report, Space, check_seeds, repeat_training, search
+from bge_cocktail.training.engine.repeat import (
+    Repeated,
+    RepeatedResult,
+    Report,
+    SearchResult,
+    Space,
+    check_seeds,
+    repeat_training,
+    search,
+)
 
 log = logging.getLogger(__name__)
 Runs = Mapping[str, tuple[ClassifierData, ClassifyOptions]]
@@ -74,7 +83,7 @@ def train_runs(
     test: LabelledTexts | None = None,
     resume: bool = False,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> RepeatedResult:
     """Train each run and put their results beside each other.
 
     Writes a folder with one classifier for each run, and run.json with every result, their means and standard
@@ -89,7 +98,7 @@ def train_runs(
         overwrite: Replace an older output of this tool.
 
     Returns:
-        What run.json says: ``runs``, ``mean``, ``spread``.
+        The results, as run.json has them.
     """
     refuse_to_replace(output, overwrite, [base])
     refuse_several("several runs")
@@ -101,7 +110,7 @@ def train_runs(
 
         return Repeated(name, keys[name], train_run, lambda folder: _result(folder, options, data.test or test))
 
-    def describe(_new: Path, _folders: Sequence[Path], results: dict[str, Any]) -> dict[str, Any]:
+    def describe(_new: Path, _folders: Sequence[Path], results: RepeatedResult) -> dict[str, Any]:
         options = next(iter(runs.values()))[1]
         return describe_run(
             "classify train",
@@ -123,13 +132,13 @@ def train_runs(
 
 def _result(folder: Path, options: ClassifyOptions, test: LabelledTexts | None) -> dict[str, float]:
     described = read_object(folder / RUN_FILE)
-    found = {f"dev {options.metric}": described["dev_best"]}
+    metrics = {f"dev {options.metric}": described["dev_best"]}
     if test is not None and len(test):
         classifier = load_classifier(folder, device=options.device)
         predicting = PredictOptions(device=options.device)
         logits = logits_of(classifier.model, test.texts, options.truncation, predicting, "test")
-        found |= {f"test {name}": value for name, value in dev_metrics(logits, test, options).items()}
-    return found
+        metrics |= {f"test {name}": value for name, value in dev_metrics(logits, test, options).items()}
+    return metrics
 
 
 SPACE: Space = {
@@ -156,7 +165,7 @@ def search_classifier(
     trials: int,
     resume: bool = False,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> SearchResult:
     """Train classifiers with options that Optuna proposes, and keep the best by dev; as `training.search_options`.
 
     Args:

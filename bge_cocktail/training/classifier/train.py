@@ -263,7 +263,7 @@ def write_classifier(
     output: Path,
     options: ClassifyOptions,
     described: dict[str, Any],
-    found: dict[str, Any],
+    result: dict[str, Any],
     *,
     like: Path,
     overwrite: bool,
@@ -299,8 +299,8 @@ def write_classifier(
         described["test"] = dev_metrics(logits, data.test, options)
     with new_folder(output, overwrite=overwrite) as new:
         save_classifier(model, settings, new, like=like)
-        write_curves(found["curves"], new)
-        described |= {name: value for name, value in found.items() if name not in ("curves", "general")}
+        write_curves(result["curves"], new)
+        described |= {name: value for name, value in result.items() if name not in ("curves", "general")}
         write_json(new / RUN_FILE, describe_run("classify train", options=options.model_dump(mode="json"), **described))
 
 
@@ -318,7 +318,7 @@ def _few_shot(
     metrics = dev_metrics(logits, data.dev, options)
     run = json.loads((tuned / RUN_FILE).read_text())
     curves = [json.loads(line) for line in (tuned / CURVES_FILE).read_text().splitlines()]
-    found = {
+    result = {
         "steps": run["steps"],
         "best_step": run["steps"],
         "dev_before": None,
@@ -327,7 +327,7 @@ def _few_shot(
         "curves": curves,
     }
     described = {"inputs": {base: hash_path(folder), "data": data.hash}, "seconds": time.monotonic() - started}
-    write_classifier(model, data, output, options, described, found, like=folder, overwrite=overwrite)
+    write_classifier(model, data, output, options, described, result, like=folder, overwrite=overwrite)
     shutil.rmtree(working)
     return output
 

@@ -113,7 +113,7 @@ def check_pairs(rows: TrainingPairs, options: TrainOptions, processes: int = 1) 
 
 _LACKS = {
     "positives": "has nothing to tell positives from: no negatives are used, and none of the batch's either",
-    "teacher": "has no scores (pos_scores, neg_scores) of positives and negatives; mine with --teacher, use negatives",
+    "teacher": "has no scores (pos_scores, neg_scores) of positives and negatives; mine with `teacher`, use negatives",
     "scores": "has no scores (pos_scores, neg_scores)",
 }
 
@@ -187,11 +187,11 @@ def _sizes(base: Path, options: TrainOptions) -> Iterator[str]:
 
 
 def _dimensions(base: Path) -> int | None:
-    found: int | None = None
+    dimensions: int | None = None
     for kind, path in modules_of(base):
         config = read_object(path / "config.json") if (path / "config.json").is_file() else {}
         if kind == "Pooling":
-            found = config.get("word_embedding_dimension") or config.get("embedding_dimension")
+            dimensions = config.get("word_embedding_dimension") or config.get("embedding_dimension")
         elif kind == "Dense":
-            found = config.get("out_features")
-    return found
+            dimensions = config.get("out_features")
+    return dimensions

@@ -24,7 +24,9 @@ from bge_cocktail.training.encoder.validation import open_watched
 from bge_cocktail.training.engine.processes import refuse_several
 from bge_cocktail.training.engine.repeat import (
     Repeated,
+    RepeatedResult,
     Report,
+    SearchResult,
     Space,
     check_names,
     check_seeds,
@@ -47,7 +49,7 @@ def train_seeds(
     general: Sequence[TaskPath] = (),
     resume: bool = False,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> RepeatedResult:
     """Train once with each seed and merge the models (model soups, arXiv:2203.05482).
 
     Writes a folder with ``seed-N/`` for each, ``soup/`` and run.json with every result, their means and standard
@@ -65,14 +67,14 @@ def train_seeds(
         overwrite: Replace an older output of this tool.
 
     Returns:
-        What run.json says.
+        The results, as run.json has them.
 
     Raises:
         UsageError: Fewer than two seeds, or one twice.
     """
     check_seeds(seeds)
     refuse_to_replace(output, overwrite, [base])
-    refuse_several("--seeds")
+    refuse_several("`seeds`")
     watched = open_watched(general)
 
     def run_of(seed: int) -> Repeated:
@@ -83,7 +85,7 @@ def train_seeds(
 
         return Repeated(f"seed {seed}", training_key(base, records, own, dev), train_seed, _result)
 
-    def describe(new: Path, folders: Sequence[Path], results: dict[str, Any]) -> dict[str, Any]:
+    def describe(new: Path, folders: Sequence[Path], results: RepeatedResult) -> dict[str, Any]:
         from bge_cocktail.merging.merge import merge
 
         merge(folders, new / SOUP, MergeOptions(weights="uniform"))
@@ -105,9 +107,13 @@ def train_seeds(
 def _result(folder: Path) -> dict[str, float]:
     """Return what is compared between seeds."""
     described = read_object(folder / RUN_FILE)
-    found = {"final loss": described["final_loss"], "dev before": described["dev_before"], "dev": described["dev_best"]}
-    found |= {f"general {name}": after for name, (_, after) in described["general"].items()}
-    return {name: value for name, value in found.items() if value is not None}
+    metrics = {
+        "final loss": described["final_loss"],
+        "dev before": described["dev_before"],
+        "dev": described["dev_best"],
+    }
+    metrics |= {f"general {name}": after for name, (_, after) in described["general"].items()}
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 def _soup_scores(
@@ -124,8 +130,8 @@ def _soup_scores(
     if metrics is None:
         return {}
     values = metrics(load_encoder(folder, device=device, max_length=options.max_length))
-    found = {"dev": values[PRIMARY]} if PRIMARY in values else {}
-    return found | {name.replace("_", " ", 1): value for name, value in values.items() if name.startswith("general_")}
+    scores = {"dev": values[PRIMARY]} if PRIMARY in values else {}
+    return scores | {name.replace("_", " ", 1): value for name, value in values.items() if name.startswith("general_")}
 
 
 SPACE: Space = {
@@ -150,7 +156,7 @@ def search_options(
     general: Sequence[TaskPath] = (),
     resume: bool = False,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> SearchResult:
     """Train with options that Optuna proposes; the first trial has the given ones, and the best model is kept.
 
     Trials that fall behind the others at the same evaluation are ended (median pruning). While it runs, the study

@@ -121,18 +121,18 @@ class TrainingPairs(Sequence[Record]):
 
     def known_positives(self, queries: Sequence[str]) -> Mapping[str, set[str]]:
         """Return all positives that any row gives for some queries; queries and texts in their normalised form."""
-        found: dict[str, set[str]] = {}
+        positives: dict[str, set[str]] = {}
         for query in map(normalise, queries):
-            if query in found:
+            if query in positives:
                 continue
             key = np.uint64(short_key(query))
             first, last = (int(np.searchsorted(self._sorted, key, side)) for side in ("left", "right"))
             rows = {int(self._record_of[row]) for row in self._order[first:last]}
             records = (self._records[row] for row in sorted(rows)) if last - first > 1 else ()
-            found[query] = {
+            positives[query] = {
                 normalise(text) for record in records if normalise(record.query) == query for text in record.pos
             }
-        return found
+        return positives
 
 
 def hash_records(records: Sequence[Record]) -> str:

@@ -138,11 +138,11 @@ def _loss(encoder: MemoryEncoder, judged: RetrievalData, options: TrainOptions) 
     """InfoNCE of dev with in-batch negatives; the mean over the queries."""
     import torch
 
-    found = {
+    losses_found = {
         query: [judged.corpus[name] for name, grade in grades.items() if grade > 0]
         for query, grades in judged.qrels.items()
     }
-    records = [Record(judged.queries[query], tuple(texts)) for query, texts in found.items() if texts]
+    records = [Record(judged.queries[query], tuple(texts)) for query, texts in losses_found.items() if texts]
     settings = LossSettings(temperature=options.temperature)
     total = 0.0
     for start in range(0, len(records), DEV_BATCH):

@@ -90,10 +90,10 @@ def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, A
 def _embeddings(model: SentenceTransformer) -> list[nn.Module]:
     """Return the embeddings of tokens; none where the model has no transformer, or one that doesn't say."""
     try:
-        found = model[0].auto_model.get_input_embeddings()
+        embeddings = model[0].auto_model.get_input_embeddings()
     except (AttributeError, NotImplementedError):
         return []
-    return [found] if isinstance(found, nn.Module) else []
+    return [embeddings] if isinstance(embeddings, nn.Module) else []
 
 
 SEAL = "seal.json"
@@ -157,8 +157,8 @@ def had_stopped(folder: Path, options: CommonTrainOptions) -> bool:
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """Return all checkpoints, the newest first, whole or not."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.rsplit("-", 1)[1].isdigit()]
-    return sorted(found, key=lambda path: -int(path.name.rsplit("-", 1)[1]))
+    folders = [path for path in folder.glob("checkpoint-*") if path.name.rsplit("-", 1)[1].isdigit()]
+    return sorted(folders, key=lambda path: -int(path.name.rsplit("-", 1)[1]))
 
 
 def last_checkpoint(folder: Path) -> Path | None:

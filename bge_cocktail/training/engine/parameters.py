@@ -147,7 +147,7 @@ def prepare_parameters(model: Any, options: CommonTrainOptions, *, dense: int = 
 
 def _freeze(model: Any, options: CommonTrainOptions) -> None:
     asked = {name for name in ("freeze_embeddings", "freeze_layers", "fixed_positions") if getattr(options, name)}
-    found: set[str] = set()
+    frozen: set[str] = set()
     for name, parameter in model[0].auto_model.named_parameters():
         number = layer_of(name)
         reasons = {
@@ -156,9 +156,9 @@ def _freeze(model: Any, options: CommonTrainOptions) -> None:
             "fixed_positions": bool(POSITIONS.search(name)),
         }
         if held := {reason for reason, holds in reasons.items() if holds} & asked:
-            found |= held
+            frozen |= held
             parameter.requires_grad_(False)
-    if missing := asked - found:
+    if missing := asked - frozen:
         raise UsageError(f"{', '.join(sorted(missing))}: the model has no parameters of that kind to keep")
     # a pooler learns nothing from embeddings that are pooled otherwise
     rest = [name for name, one in model.named_parameters() if one.requires_grad and ".pooler." not in name]
@@ -195,16 +195,16 @@ def _nothing() -> None:
 def _set_dropout(transformer: Any, rate: float) -> None:
     import torch
 
-    found = 0
+    changed = 0
     for module in transformer.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = rate
-            found += 1
+            changed += 1
         # some attention computes its own from a number
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = rate
-            found += 1
-    if not found:
+            changed += 1
+    if not changed:
         raise UsageError(f"dropout={rate:g}: the model has no dropout to change")
 
 

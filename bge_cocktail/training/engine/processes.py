@@ -83,8 +83,8 @@ def join_processes(device: str) -> Processes:
         if os.environ.get(name, "").lower() in ("1", "true"):
             raise UsageError(
                 f"{word} of accelerate isn't supported. Start it by torchrun, or by accelerate launch without it; "
-                "--shard shares the encoder out over the processes (FSDP), and --gradient-cache, "
-                "--gradient-checkpointing and --lora make room, too"
+                "`shard` shares the encoder out over the processes (FSDP), and `gradient_cache`, "
+                "`gradient_checkpointing` and `lora` make room, too"
             )
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 from bge_cocktail.core.errors import CocktailError, UsageError, nearest
 from bge_cocktail.core.outputs import new_file, new_folder, write_json
@@ -40,16 +40,26 @@ class Repeated:
     result: Callable[[Path], dict[str, float]]
 
 
+class RepeatedResult(TypedDict):
+    """What trainings that differ in a seed or in their folds gave: each one's metrics, their mean and deviation."""
+
+    runs: dict[str, dict[str, float]]
+    mean: dict[str, float]
+    spread: dict[str, float]
+    seconds: float
+    soup: NotRequired[dict[str, float]]
+
+
 def repeat_training(
     runs: Mapping[str, Repeated],
     output: Path,
     what: str,
     key: str,
-    describe: Callable[[Path, Sequence[Path], dict[str, Any]], dict[str, Any]],
+    describe: Callable[[Path, Sequence[Path], RepeatedResult], dict[str, Any]],
     *,
     resume: bool,
     overwrite: bool,
-) -> dict[str, Any]:
+) -> RepeatedResult:
     """Train each run into a folder of its own, and put the results beside each other.
 
     What is finished when it is cut off is kept in ``<output>.unfinished`` for `resume`.
@@ -65,7 +75,7 @@ def repeat_training(
         overwrite: Replace an older output of this tool.
 
     Returns:
-        What run.json says.
+        The results, as run.json has them.
     """
     started = time.monotonic()
     working = output.with_name(output.name + ".unfinished")
@@ -79,17 +89,21 @@ def repeat_training(
             results[run.label] = run.result(folder)
         with new_folder(output, overwrite=overwrite) as new:
             folders = [working / name for name in runs]
-            found = {
+            repeated: RepeatedResult = {
                 "runs": results,
                 "mean": _over(results, statistics.fmean),
                 "spread": _over(results, statistics.stdev),
+                "seconds": time.monotonic() - started,
             }
-            described = describe(new, folders, {"seconds": time.monotonic() - started, **found})
+            described = describe(new, folders, repeated)
             write_json(new / RUN_FILE, described)
             for folder in folders:  # linked, so that nothing is lost if this fails
                 shutil.copytree(folder, new / folder.name, copy_function=os.link)
         shutil.rmtree(working)
-        return described
+        # a describer may know more of the runs, such as their soup's scores
+        return cast(
+            "RepeatedResult", {name: described[name] for name in RepeatedResult.__annotations__ if name in described}
+        )
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -115,6 +129,14 @@ STUDY_FILE = "study.db"
 PICTURE_FILE = "search.png"
 
 
+class SearchResult(TypedDict):
+    """What a search tried: its trials, how much each option mattered, and the number of the best trial."""
+
+    trials: list[dict[str, Any]]
+    importance: dict[str, float]
+    best: int
+
+
 def search(
     output: Path,
     options: Any,
@@ -127,7 +149,7 @@ def search(
     *,
     resume: bool,
     overwrite: bool,
-) -> dict[str, Any]:
+) -> SearchResult:
     """Train with options that Optuna proposes, and keep the best model; see `search_options`.
 
     Args:
@@ -147,7 +169,7 @@ def search(
         import optuna
     except ImportError:
         raise UsageError("a search needs optuna: pip install 'bge-cocktail[search]'") from None
-    refuse_several("--search")
+    refuse_several("`search`")
     working = output.with_name(output.name + ".search")
     with work_folder(working, "search", hash_value([key, sorted(names)]), resume=resume, overwrite=overwrite):
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -260,7 +282,7 @@ def _keep_best(working: Path) -> Callable[[Any, Any], None]:
 
 def _finish(
     study: Any, working: Path, output: Path, names: Sequence[str], metric: str, overwrite: bool, seconds: float
-) -> dict[str, Any]:
+) -> SearchResult:
     from optuna.importance import get_param_importances
 
     completed = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
@@ -273,16 +295,16 @@ def _finish(
         for trial in study.trials
         if trial.state.name in ("COMPLETE", "PRUNED")
     ]
-    found = {"trials": table, "importance": importance, "best": study.best_trial.number + 1}
-    best = working / f"trial-{found['best']}"
+    result: SearchResult = {"trials": table, "importance": importance, "best": study.best_trial.number + 1}
+    best = working / f"trial-{result['best']}"
     described = json.loads((best / RUN_FILE).read_text())
-    write_json(best / RUN_FILE, {**described, "search": found, "search_seconds": round(seconds, 2)})
+    write_json(best / RUN_FILE, {**described, "search": result, "search_seconds": round(seconds, 2)})
     draw_search(table, importance, best / PICTURE_FILE, metric)
     with new_folder(output, overwrite=overwrite) as new:
         for file in best.iterdir():
             file.rename(new / file.name)
     shutil.rmtree(working)
-    return found
+    return result
 
 
 def draw_search(trials: Sequence[dict[str, Any]], importance: dict[str, float], path: Path, metric: str) -> None:

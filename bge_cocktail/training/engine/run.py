@@ -78,17 +78,17 @@ def shared_work_folder(
 
 def _begin(working: Path, what: str, key: str, resume: bool, overwrite: bool) -> None:
     if working.exists():
-        found = finished_key(working)
-        if found is None:
+        finished = finished_key(working)
+        if finished is None:
             raise UsageError(f"{working} is in the way and is no unfinished {what} of bge-cocktail; remove it")
-        if resume and found != key:
+        if resume and finished != key:
             raise UsageError(
                 f"{working} was made from other records, options, tasks or another model; remove it, or run without "
-                "--resume"
+                "`resume`"
             )
         if not resume and not overwrite and _came_far(working):
             raise UsageError(
-                f"{working} holds an unfinished {what}: --resume goes on with it, --overwrite begins again"
+                f"{working} holds an unfinished {what}: `resume` goes on with it, `overwrite` begins again"
             )
         if not resume:
             log.warning("the unfinished %s in %s is begun again", what, working)
@@ -195,13 +195,13 @@ def _curve_point(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _before_and_after(curves: Sequence[Mapping[str, Any]], step: int) -> dict[str, tuple[float, float]]:
     """Return the scores of each general task before training, and those of the weights that are kept."""
-    found: dict[str, tuple[float, float]] = {}
+    change: dict[str, tuple[float, float]] = {}
     for point in curves:
         for name in (name for name in point if name.startswith("general_")):
-            first = found.get(name.removeprefix("general_"), (point[name], 0.0))[0]
+            first = change.get(name.removeprefix("general_"), (point[name], 0.0))[0]
             if point["step"] <= step:
-                found[name.removeprefix("general_")] = (first, point[name])
-    return found
+                change[name.removeprefix("general_")] = (first, point[name])
+    return change
 
 
 def write_curves(curves: Sequence[Mapping[str, Any]], folder: Path) -> None:

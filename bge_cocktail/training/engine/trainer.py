@@ -295,17 +295,17 @@ def explain_failure(error: Exception, trainer: Trainer, options: CommonTrainOpti
     if any(sign in str(error) for sign in ("No space left", "PytorchStreamWriter", "File too large")):
         raise CocktailError(
             f"a checkpoint in {trainer.args.output_dir} could not be written: {str(error).splitlines()[0]}; "
-            "free some space, then go on with --resume"
+            "free some space, then go on with `resume`"
         ) from error
 
 
 def _cure(options: CommonTrainOptions) -> str:
     """Return what to change and to what, the least harmful first."""
     if isinstance(options, TrainOptions) and not options.gradient_cache:
-        return f"add --gradient-cache, which keeps batch size {options.batch_size} and its in-batch negatives"
+        return f"add `gradient_cache`, which keeps batch size {options.batch_size} and its in-batch negatives"
     tokens = options.chunk_tokens or 16384
     if tokens > 1024:
-        return f"with the gradient cache, memory is that of one chunk: --chunk-tokens {tokens // 2}"
+        return f"with the gradient cache, memory is that of one chunk: `chunk_tokens={tokens // 2}`"
     if not options.gradient_checkpointing:
-        return "add --gradient-checkpointing"
-    return f"lower the longest text (--max-length {max(8, (options.max_length or 512) // 2)})"
+        return "add `gradient_checkpointing`"
+    return f"lower the longest text (`max_length={max(8, (options.max_length or 512) // 2)}`)"
