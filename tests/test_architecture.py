@@ -164,7 +164,15 @@ def test_no_word_of_our_own() -> None:
 
 def test_the_library_does_not_speak_in_flags() -> None:
     """Messages and help outside the command line name options as Python does; commands to type are not messages."""
-    commands = ("pip install", "hf download", "bge-cocktail merge", "--set", "--no-copy-tokenizer", "--nproc-per-node")
+    commands = (
+        "pip install",
+        "hf download",
+        "bge-cocktail merge",
+        "--set",
+        "--no-copy-tokenizer",
+        "--random-seed",
+        "--nproc-per-node",
+    )
     for path in FILES:
         if "cli" in path.parts or path.name == "errors.py":  # which makes flags of options
             continue
