@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -57,10 +58,28 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def files_under(folder: Path) -> list[Path]:
+    """Return all files of a folder and its sub-folders, those behind links too, in the order of their names.
+
+    A link that leads back to a folder above it is not followed again.
+    """
+    files: list[Path] = []
+    above = {folder: frozenset({folder.resolve()})}
+    for where, folders, names in os.walk(folder, followlinks=True):
+        place = Path(where)
+        here = above.pop(place)
+        real = {name: (place / name).resolve() for name in folders}
+        folders[:] = [name for name in folders if real[name] not in here]
+        above |= {place / name: here | {real[name]} for name in folders}
+        files += [place / name for name in names if (place / name).is_file()]
+    return sorted(files, key=lambda file: file.relative_to(folder).as_posix())
+
+
 def hash_path(path: Path, known: Mapping[Path, Callable[[], str]] | None = None) -> str:
     """Hash of a file, or of the names and contents of all files in a folder.
 
-    Files that only describe (run.json, README.md) don't count, so a model's hash is a hash of what embeds.
+    Files that only describe (run.json, README.md) don't count, so a model's hash is a hash of what embeds. What lies
+    behind links counts, as a reader would read it.
 
     Args:
         path: The file or folder.
@@ -69,11 +88,11 @@ def hash_path(path: Path, known: Mapping[Path, Callable[[], str]] | None = None)
     known = known or {}
     if path.is_file():
         return hash_file(path)
-    names = sorted(
+    names = [
         file.relative_to(path).as_posix()
-        for file in path.rglob("*")
-        if file.is_file() and file.name not in NOT_THE_MODEL and not file.name.endswith(".pyc")
-    )
+        for file in files_under(path)
+        if file.name not in NOT_THE_MODEL and not file.name.endswith(".pyc")
+    ]
     return hash_value(
         [(name, known[path / name]() if path / name in known else hash_file(path / name)) for name in names]
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import logging
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +13,10 @@ from typing import Any
 from bge_cocktail.core.errors import DataError, nearest
 from bge_cocktail.data.readers import BadRows, read_lines, required_text, text_lines
 
+log = logging.getLogger(__name__)
 CORPUS_FILE = "corpus.jsonl"
+QRELS_KINDS = (".tsv", ".csv", ".txt")
+_HEADER = re.compile(r"(query|q|topic)?[-_ ]?id|query|topic", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +26,8 @@ class RetrievalData:
     Attributes:
         corpus: Text of each document by id; a title comes first, with a space between.
         queries: Text of each judged query by id.
-        qrels: For each query id, the grade of each judged document; above 0 is relevant.
+        qrels: For each query id, the grade of each judged document; above 0 is relevant. A judged document that is
+            not in the corpus counts as not found, as trec_eval has it.
     """
 
     corpus: Mapping[str, str]
@@ -37,17 +44,24 @@ def read_beir(path: Path, split: str = "test", rejects: BadRows | None = None) -
     """Read one split of a BEIR folder.
 
     Args:
-        path: Folder with corpus.jsonl, queries.jsonl and qrels/<split>.tsv.
+        path: Folder with corpus.jsonl, queries.jsonl and qrels/<split>.tsv (or .csv, .txt).
         split: Which judgements to read.
         rejects: Takes bad lines; without it, the first ends the reading.
 
     Raises:
-        DataError: A file is missing or broken, an id is repeated, or the judgements name an unknown id.
+        DataError: A file is missing or broken, an id is repeated, or the judgements name an unknown query.
     """
     rejects = rejects or BadRows()
     corpus = _read_texts(path / CORPUS_FILE, rejects, with_title=True)
     queries = _read_texts(path / "queries.jsonl", rejects, with_title=False)
-    qrels = _read_qrels(path / "qrels" / f"{split}.tsv", corpus, queries, rejects)
+    qrels = _read_qrels(path / "qrels", split, queries, rejects)
+    strangers = sum(document not in corpus for grades in qrels.values() for document in grades)
+    if strangers == sum(map(len, qrels.values())):
+        raise DataError(f"{path}: none of the {strangers} judged documents is in {CORPUS_FILE}; are the ids others?")
+    if strangers:
+        log.warning("%s: %d judged documents are not in the corpus; they count as not found", path, strangers)
+    if empty := sum(not text for text in corpus.values()):
+        log.warning("%s: %d documents are empty", path, empty)
     return RetrievalData(corpus, {query: queries[query] for query in qrels}, qrels)
 
 
@@ -75,7 +89,13 @@ def read_judgements(path: Path) -> list[RetrievalData]:
     """
     if not is_beir(path):
         raise DataError(f"{path} holds no judgements: expected a BEIR folder ({CORPUS_FILE}, queries.jsonl, qrels/)")
-    return [read_beir(path, file.stem) for file in sorted((path / "qrels").glob("*.tsv"))]
+    return [read_beir(path, split) for split in qrels_splits(path)]
+
+
+def qrels_splits(path: Path) -> list[str]:
+    """Return the splits of which a BEIR folder has judgements."""
+    files = (path / "qrels").iterdir()
+    return sorted({file.stem for file in files if file.suffix in QRELS_KINDS and file.is_file()})
 
 
 def _read_texts(path: Path, rejects: BadRows, *, with_title: bool) -> dict[str, str]:
@@ -102,6 +122,8 @@ def read_documents(path: Path, rejects: BadRows) -> Iterator[tuple[str, str]]:
 def _with_ids(path: Path, rejects: BadRows, known: Mapping[str, str]) -> Iterator[tuple[str, str, Any]]:
     for where, value in read_lines(path, rejects):
         try:
+            if isinstance(value, dict) and type(value.get("_id")) is int:
+                value["_id"] = str(value["_id"])
             name = required_text(value, "_id", where)
             if name in known:
                 raise DataError(f"{where}: the id '{name}' stands here a second time")
@@ -114,25 +136,23 @@ def _with_ids(path: Path, rejects: BadRows, known: Mapping[str, str]) -> Iterato
 def _document(value: Any, where: str) -> str:
     """Title and text of a document, with a space between, as BEIR joins them."""
     title = ""
-    if isinstance(value, dict) and "title" in value:
+    if isinstance(value, dict) and value.get("title") is not None:
         title = required_text(value, "title", where, may_be_empty=True)
-    return f"{title} {required_text(value, 'text', where, may_be_empty=bool(title.strip()))}".strip()
+    return f"{title} {required_text(value, 'text', where, may_be_empty=True)}".strip()
 
 
-def _read_qrels(
-    path: Path, corpus: Mapping[str, str], queries: Mapping[str, str], rejects: BadRows
-) -> dict[str, dict[str, int]]:
-    if not path.is_file():
-        splits = sorted(file.stem for file in path.parent.glob("*.tsv"))
-        raise DataError(f"{path}: no such split.{nearest(path.stem, splits)}")
+def _read_qrels(folder: Path, split: str, queries: Mapping[str, str], rejects: BadRows) -> dict[str, dict[str, int]]:
+    path = next((file for kind in QRELS_KINDS if (file := folder / f"{split}{kind}").is_file()), None)
+    if path is None:
+        raise DataError(f"{folder / split}.tsv: no such split.{nearest(split, qrels_splits(folder.parent))}")
     qrels: dict[str, dict[str, int]] = {}
     for number, line in text_lines(path, rejects):
-        cells = line.rstrip("\r\n").split("\t")
-        if not line.strip() or (number == 1 and cells[0] in ("query-id", "query_id", "qid")):
+        cells = _cells(line, path.suffix)
+        if not line.strip() or (number == 1 and _HEADER.fullmatch(cells[0])):
             continue
         where = f"{path}:{number}"
         try:
-            query, document, grade = _judgement(cells, where, corpus, queries)
+            query, document, grade = _judgement(cells, where, queries)
         except DataError as error:
             rejects.add(error, where, line)
             continue
@@ -145,17 +165,31 @@ def _read_qrels(
     return qrels
 
 
-def _judgement(
-    cells: list[str], where: str, corpus: Mapping[str, str], queries: Mapping[str, str]
-) -> tuple[str, str, int]:
+def _cells(line: str, kind: str) -> list[str]:
+    """Return the cells of a line: between tabs, between commas of a .csv, or else between blanks."""
+    line = line.rstrip("\r\n")
+    if kind == ".csv":
+        return next(csv.reader([line]), [""])
+    cells = line.split("\t")
+    return cells if len(cells) > 1 else line.split() or [""]
+
+
+def _judgement(cells: list[str], where: str, queries: Mapping[str, str]) -> tuple[str, str, int]:
+    # a tab at the end is no cell; TREC's lines have a number between query and document that nobody uses
+    while len(cells) > 3 and not cells[-1].strip():
+        cells = cells[:-1]
+    if len(cells) == 4:
+        cells = [cells[0], *cells[2:]]
     if len(cells) != 3:
         shown = "\t".join(cells)[:60]
         raise DataError(f"{where}: expected query-id, corpus-id and score between tabs, got {shown!r}")
     query, document, grade = cells
-    for name, kind, known in ((query, "query", queries), (document, "document", corpus)):
-        if name not in known:
-            raise DataError(f"{where}: unknown {kind} id '{name}'")
+    if query not in queries:
+        raise DataError(f"{where}: unknown query id '{query}'")
     try:
-        return query, document, int(grade)
-    except ValueError:
+        number = float(grade)
+        if number != int(number):
+            raise ValueError
+    except (ValueError, OverflowError):
         raise DataError(f"{where}: the score must be a whole number, got {grade!r}") from None
+    return query, document, int(number)

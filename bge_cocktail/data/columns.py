@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from bge_cocktail.core.errors import DataError, UsageError, nearest
 from bge_cocktail.data.examples import RESERVED, Example, LabelledText, RecordExample, TextPair
-from bge_cocktail.data.record import Text, is_broken, parse_record
+from bge_cocktail.data.record import BLANK, NEGATIVES, Text, is_blank, is_broken, parse_record, text_list
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,11 @@ ABOUT = ("weight", "task", "id", "prompt")
 # the names that data sets use, by role, the usual one first
 _NAMES = {
     "query": ("query", "anchor", "question", "search_query"),
-    "pos": ("pos", "positive", "positives", "document", "answer", "passage", "context", "response"),
-    "neg": ("neg", "negative", "negatives"),
+    "pos": (
+        *("pos", "positive", "positives", "document", "answer", "passage", "context", "response"),
+        *("positive_passages", "positive_documents", "positive_ctxs", "chosen"),
+    ),
+    "neg": NEGATIVES,
     "text": ("text", "sentence", "review", "content"),
     "first": ("sentence1", "premise", "text1", "question1", "sentence_A"),
     "second": ("sentence2", "hypothesis", "text2", "question2", "sentence_B"),
@@ -110,8 +115,13 @@ class Columns:
     labels: Mapping[str, str] = field(default_factory=dict)
     scale: float = 1.0
 
-    def example(self, row: Any, where: str) -> Example:
+    def example(self, row: Any, where: str, note: Callable[[str], None] = lambda _: None) -> Example:
         """Return the example of a row.
+
+        Args:
+            row: Its columns.
+            where: ``file:line``.
+            note: Told of what is left out.
 
         Raises:
             DataError: A column is missing, empty or of the wrong kind.
@@ -122,7 +132,7 @@ class Columns:
         rest = {name: value for name, value in row.items() if name not in known}
         extra = {f"source_{name}" if name in RESERVED else name: value for name, value in rest.items()}
         if self.is_record:
-            return RecordExample(parse_record({**extra, **self._record(row, where)}, where))
+            return RecordExample(parse_record({**extra, **self._record(row, where, note)}, where))
         about = self._about(row, where)
         task = about.pop("task", "")
         extra |= about
@@ -140,20 +150,22 @@ class Columns:
         """Whether a row is a query with its positives and negatives."""
         return "query" in self.roles and "rating" not in self.roles
 
-    def _record(self, row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    def _record(self, row: Mapping[str, Any], where: str, note: Callable[[str], None]) -> dict[str, Any]:
         value: dict[str, Any] = {}
+        of_table = all(isinstance(content, str) for content in row.values())
         for role in ("query", "pos", "neg"):
             for column in self.roles.get(role, ()):
                 # a row may lack negatives, and one of several columns
                 content = row.get(column) if role == "neg" else self._cell(row, column, where)
                 if role == "query":
                     value[role] = content
-                else:  # a single text is a list of one; an empty cell is none
-                    texts = [content] if isinstance(content, str) else content
-                    if texts is not None and not isinstance(texts, list):
-                        raise DataError(f"{where}: '{column}' must be a text or a list of texts, got {texts!r:.60}")
-                    texts = [text for text in texts or [] if not _is_blank(text)]
-                    value[role] = [*value.get(role, []), *texts]
+                else:  # an empty cell is none
+                    content = _list_of_cell(content) if of_table else content
+                    texts = [] if is_blank(content) else text_list(content, where, column)
+                    kept = [text for text in texts if not is_blank(text)]
+                    for _ in range(len(texts) - len(kept)):
+                        note(BLANK if role == "neg" else f"{BLANK}, as a positive")
+                    value[role] = [*value.get(role, []), *kept]
         return value | self._about(row, where)
 
     def _about(self, row: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -224,7 +236,8 @@ class Columns:
         column = self.roles[role][0]
         content = self._cell(row, column, where)
         try:
-            number = math.nan if isinstance(content, bool) else float(content)
+            # true is 1 where it grades, and no weight
+            number = math.nan if isinstance(content, bool) and role == "weight" else float(content)
         except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
@@ -232,8 +245,18 @@ class Columns:
         return number
 
 
-def _is_blank(cell: object) -> bool:
-    return cell is None or (isinstance(cell, str) and not cell.strip())
+def _list_of_cell(cell: Any) -> Any:
+    """Return the texts of a list that was written into the cell of a table, as JSON or as Python shows it."""
+    if not (isinstance(cell, str) and cell.startswith("[") and cell.endswith("]")):
+        return cell
+    for read in (json.loads, ast.literal_eval):
+        try:
+            texts = read(cell)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
+            return texts
+    return cell
 
 
 def parse_columns(text: str) -> dict[str, tuple[str, ...]]:
@@ -263,9 +286,9 @@ def guess_roles(names: Sequence[str], where: str) -> dict[str, tuple[str, ...]]:
     """
     roles: dict[str, tuple[str, ...]] = {}
     for role, known in _NAMES.items():
-        column = next((name for name in known if name in names), None)
-        if column is not None:
-            roles[role] = (column,)
+        columns = tuple(name for name in known if name in names)
+        if columns:
+            roles[role] = columns if role == "neg" else columns[:1]
     if numbered := tuple(name for name in names if _NUMBERED.fullmatch(name)):
         roles["neg"] = (*roles.get("neg", ()), *numbered)
     return keep_one_form(roles, names, where)
@@ -295,6 +318,37 @@ def text_of_row(row: Mapping[str, Any], pairs: bool | None, roles: Mapping[str, 
     columns = Columns(known)
     texts = [columns.text(row, role, where) for role in form]
     return texts[0] if len(texts) == 1 else (texts[0], texts[1])
+
+
+def refuse_unread_grades(roles: Mapping[str, tuple[str, ...]], rows: Iterable[Mapping[str, Any]], where: str) -> None:
+    """Refuse queries with answers beside numbers that may say which of the answers are wrong.
+
+    Args:
+        roles: As they were told from the names.
+        rows: Some rows.
+        where: For the message.
+
+    Raises:
+        DataError: With the columns that would read them.
+    """
+    if "query" not in roles or "neg" in roles or "rating" in roles:
+        return
+    rows = list(rows)
+    for name in (*_NAMES["label"], *_NAMES["score"]):
+        values = [row[name] for row in rows if row.get(name) is not None]
+        if values and all(map(_is_number, values)):
+            plain = f"query={roles['query'][0]},pos={roles['pos'][0]}"
+            raise DataError(
+                f"{where}: the numbers of '{name}' may say which answers are wrong; say it: "
+                f"`columns={plain},rating={name}`, or without them: `columns={plain}`"
+            )
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return not isinstance(value, list) and math.isfinite(float(value))  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def keep_one_form(roles: dict[str, tuple[str, ...]], names: Sequence[str], where: str) -> dict[str, tuple[str, ...]]:

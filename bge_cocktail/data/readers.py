@@ -42,11 +42,17 @@ class BadRows:
     def __init__(self, skip: bool = False, file: IO[str] | None = None) -> None:
         self.skip, self._file = skip, file
         self.reasons: Counter[str] = Counter()
+        self.parts: Counter[str] = Counter()
+        """What was left out of rows that are kept."""
         self.examples: dict[str, str] = {}
 
     def note(self, reason: str) -> None:
         """Count a row that is right, but that nothing can be made of."""
         self.reasons[reason] += 1
+
+    def note_part(self, reason: str) -> None:
+        """Count what is left out of a row that is kept."""
+        self.parts[reason] += 1
 
     def add(self, error: DataError, where: str, row: Any) -> None:
         """Note a bad row.
@@ -105,7 +111,8 @@ def text_lines(path: Path, rejects: BadRows) -> Iterator[tuple[int, str]]:
             yield number, line.decode("utf-8")
         except UnicodeDecodeError as error:
             where = f"{path}:{number}"
-            rejects.add(DataError(f"{where}: not UTF-8 at byte {error.start} of the line"), where, line)
+            message = f"{where}: not UTF-8 at byte {error.start} of the line; save it as UTF-8"
+            rejects.add(DataError(message), where, line)
 
 
 def _damaged(path: Path, number: int, error: Exception) -> DataError:
@@ -179,17 +186,26 @@ def load_json(line: bytes, where: str) -> Any:
     try:
         # orjson makes floats of whole numbers beyond 64 bits
         if _LONG_NUMBER not in line.translate(_AS_ZEROS):
-            return orjson.loads(line)
+            value = orjson.loads(line)
+            # it takes the last of two values of a key; where that may be so, the slow reader looks
+            if line.count(b'":') == _keys(value) and not (b'" :' in line or b'"\t:' in line):
+                return value
     except orjson.JSONDecodeError:
         pass  # most of it is wrong, and the slow reader can say why
     try:
         # numbers such as NaN are no JSON, though Python would read them
-        return json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+        return json.loads(
+            line.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeated_keys
+        )
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 at byte {error.start} of the line") from None
+        raise DataError(f"{where}: not UTF-8 at byte {error.start} of the line; save it as UTF-8") from None
     except json.JSONDecodeError as error:
         if line.lstrip()[:1] == b"[" and where.endswith(":1"):
             raise DataError(f"{where}: a JSON array; expected JSON Lines, one object a line") from None
+        if line.strip() == b"{":
+            raise DataError(
+                f"{where}: one JSON object over several lines; expected JSON Lines, one object a line"
+            ) from None
         cut = "" if line.endswith(b"\n") else " (the file ends in the middle of the line)"
         raise DataError(f"{where}: broken JSON at column {error.pos + 1}: {error.msg}{cut}") from None
     except RecursionError:
@@ -216,6 +232,24 @@ def required_text(value: Any, name: str, where: str, *, may_be_empty: bool = Fal
     if is_broken(text):
         raise DataError(f"{where}: '{name}' holds half of a character (a lone surrogate)")
     return text
+
+
+def _keys(value: Any) -> int:
+    """Return how many keys a JSON value has, those of inner objects too; lists of texts are not walked."""
+    if isinstance(value, dict):
+        return len(value) + sum(_keys(content) for content in value.values() if isinstance(content, dict | list))
+    if isinstance(value, list) and any(isinstance(content, dict | list) for content in value[:1]):
+        return sum(map(_keys, value))
+    return 0
+
+
+def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key '{twice}' stands twice in an object")
+    return value
 
 
 def _refuse_constant(name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,14 @@ Text = str | tuple[str, str]
 FIELDS = ("query", "pos", "neg", "pos_scores", "neg_scores", "prompt", "weight", "task", "id", "in_batch_negatives")
 _FIELDS = frozenset(FIELDS)
 _PLAIN = frozenset({"query", "pos", "neg"})
+NEGATIVES = (
+    *("neg", "negative", "negatives", "negs", "hard_neg", "hard_negs", "hard_negative", "hard_negatives"),
+    *("negative_passages", "negative_documents", "negative_docs", "negative_contexts", "negative_ctxs"),
+    *("hard_negative_ctxs", "rejected", "rejected_response", "rejected_responses"),
+)
+"""The names under which data sets keep negatives, the usual one first."""
+_OTHER_NEGATIVES = frozenset(NEGATIVES[1:])
+_GRADES = ("label", "rating", "relevance", "score", "grade")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +75,12 @@ class Record:
 
 
 def normalise(text: str) -> str:
-    """Return the form in which two texts count as the same: NFC, single spaces, case folded."""
+    """Return the form in which two texts count as the same: NFKC (full-width letters are letters), single spaces, case
+    folded.
+    """
     if text.isascii() and text.isprintable() and "  " not in text:  # most texts; all that is left to do to them
         return text.strip(" ").lower()
-    return " ".join(unicodedata.normalize("NFC", text).split()).casefold()
+    return " ".join(unicodedata.normalize("NFKC", text).split()).casefold()
 
 
 def is_broken(text: str) -> bool:
@@ -92,18 +102,21 @@ def positives_by_query(records: Iterable[Record]) -> dict[str, set[str]]:
     return positives
 
 
-def parse_record(value: object, where: str) -> Record:
+def parse_record(value: object, where: str, note: Callable[[str], None] = lambda _: None) -> Record:
     """Check a JSON object and make it a record.
 
     Args:
         value: What one line of a record file held.
         where: ``file:line``, for the error message.
+        note: Told of what is left out.
 
     Raises:
         DataError: Something is missing, empty, of the wrong type, or contradicts itself.
     """
     if not isinstance(value, dict):
         raise DataError(f"{where}: expected a JSON object with 'query' and 'pos', got {_show(value)}")
+    if value.keys() & _OTHER_NEGATIVES:
+        value = _one_name_of_negatives(value, where)
     plain = value.keys() <= _PLAIN
     extra = {} if plain else {key: content for key, content in value.items() if key not in _FIELDS}
     for required in ("query", "pos"):
@@ -113,7 +126,9 @@ def parse_record(value: object, where: str) -> Record:
             raise DataError(f"{where}: '{required}' is missing{hint}; found {', '.join(value) or 'nothing'}")
     query = _text(value["query"], where, "query")
     pos = _texts(value["pos"], where, "pos")
-    neg = _texts(value["neg"], where, "neg") if value.get("neg") is not None else ()
+    neg_scores = value.get("neg_scores")
+    neg, neg_scores = _without_blanks(value.get("neg"), neg_scores, note)
+    neg = _texts(neg, where, "neg") if neg is not None else ()
     if not pos:
         raise DataError(f"{where}: 'pos' is empty; every record needs a positive")
     if neg:
@@ -123,6 +138,12 @@ def parse_record(value: object, where: str) -> Record:
                 raise DataError(f"{where}: a negative equals a positive: {_show(text)}")
     if plain:
         return Record(query, pos, neg)
+    for name in _GRADES:
+        grade = extra.get(name)
+        if isinstance(grade, int | float) and not grade:
+            raise DataError(
+                f"{where}: '{name}' is {grade}, which says that 'pos' is no positive; put such texts into 'neg'"
+            )
     weight = 1.0 if value.get("weight") is None else value["weight"]
     if not _is_number(weight) or weight < 0:
         raise DataError(f"{where}: 'weight' must be a number of at least 0, got {_show(weight)}")
@@ -140,12 +161,62 @@ def parse_record(value: object, where: str) -> Record:
         pos=pos,
         neg=neg,
         pos_scores=_scores(value.get("pos_scores"), len(pos), where, "pos"),
-        neg_scores=_scores(value.get("neg_scores"), len(neg), where, "neg"),
+        neg_scores=_scores(neg_scores, len(neg), where, "neg"),
         weight=float(weight),
         in_batch_negatives=in_batch,
         extra=extra,
         **optional,
     )
+
+
+def _one_name_of_negatives(value: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return the object with all its negatives under ``neg``."""
+    neg: list[Any] = []
+    for name in NEGATIVES:
+        texts = value.get(name)
+        if texts is not None:
+            neg += text_list(texts, where, name)
+    return {**{name: content for name, content in value.items() if name not in _OTHER_NEGATIVES}, "neg": neg}
+
+
+def text_list(value: object, where: str, name: str) -> list[Any]:
+    """Return texts as a list: a single text is a list of one, an object with ``text`` (and ``title``) is that text.
+
+    Raises:
+        DataError: It is something else.
+    """
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        raise DataError(f"{where}: '{name}' must be a text or a list of texts, got {_show(value)}")
+    texts = []
+    for entry in value:
+        if isinstance(entry, dict) and isinstance(entry.get("text"), str):
+            title = entry.get("title")
+            texts.append(f"{title} {entry['text']}".strip() if isinstance(title, str) else entry["text"])
+        else:
+            texts.append(entry)
+    return texts
+
+
+BLANK = "blank"
+
+
+def is_blank(value: object) -> bool:
+    """Return whether a cell holds no text."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _without_blanks(neg: object, scores: object, note: Callable[[str], None]) -> tuple[Any, Any]:
+    """Return negatives, and the scores of those, without such as hold no text."""
+    if not isinstance(neg, list) or not any(map(is_blank, neg)):
+        return neg, scores
+    kept = [row for row, text in enumerate(neg) if not is_blank(text)]
+    for _ in range(len(neg) - len(kept)):
+        note(BLANK)
+    if isinstance(scores, list) and len(scores) == len(neg):
+        scores = [scores[row] for row in kept]
+    return [neg[row] for row in kept], scores
 
 
 def _text(value: object, where: str, name: str) -> str:

@@ -49,7 +49,7 @@ def read_records(path: str | Path, *, split: str = "train", columns: str = "") -
     left_out = BadRows()
     name = str(source if source.exists() else path)
     records = records_of(read_examples(name, split=split, columns=columns, rejects=left_out), path)
-    for reason, count in left_out.reasons.items():
+    for reason, count in (left_out.reasons + left_out.parts).items():
         log.warning("%s: %d are left out: %s", path, count, reason)
     return records
 

@@ -25,23 +25,27 @@ def retrieval_from_records(records: Iterable[Record], corpus: Mapping[str, str] 
 
     Args:
         records: Queries with positives and negatives.
-        corpus: More documents, by id; a positive that is one of them counts as that one.
+        corpus: More documents, by id; a positive that is one of them, to the letter or else in its normalised form,
+            counts as that one.
     """
     documents = dict(corpus or {})
     name_of: dict[str, str] = {}
+    alike: dict[str, str] = {}
     for name, text in documents.items():
-        name_of.setdefault(normalise(text), name)
+        name_of.setdefault(text, name)
+        alike.setdefault(normalise(text), name)
     queries: dict[str, str] = {}
     qrels: dict[str, dict[str, int]] = {}
     for record in records:
         query = queries.setdefault(normalise(record.query), record.query)
         for text in (*record.pos, *record.neg):
-            key = normalise(text) if corpus else text
-            if key not in name_of:
-                name_of[key] = f"record-document-{len(documents)}" if corpus else f"d{len(documents)}"
-                documents[name_of[key]] = text
+            if text not in name_of and corpus and normalise(text) in alike:
+                name_of[text] = alike[normalise(text)]
+            if text not in name_of:
+                name_of[text] = f"record-document-{len(documents)}" if corpus else f"d{len(documents)}"
+                documents[name_of[text]] = text
         grades = qrels.setdefault(normalise(query), {})
-        grades.update({name_of[normalise(text) if corpus else text]: 1 for text in record.pos})
+        grades.update({name_of[text]: 1 for text in record.pos})
     return RetrievalData(documents, queries, qrels)
 
 

@@ -14,11 +14,19 @@ from typing import Any
 
 from bge_cocktail.core.devices import hub_answers
 from bge_cocktail.core.errors import DataError, UsageError, near_path, nearest
-from bge_cocktail.data.beir import is_beir, read_beir
-from bge_cocktail.data.columns import ABOUT, PRESETS, Columns, guess_roles, keep_one_form, parse_columns
+from bge_cocktail.data.beir import is_beir, qrels_splits, read_beir
+from bge_cocktail.data.columns import (
+    ABOUT,
+    PRESETS,
+    Columns,
+    guess_roles,
+    keep_one_form,
+    parse_columns,
+    refuse_unread_grades,
+)
 from bge_cocktail.data.examples import Example, RecordExample
 from bge_cocktail.data.readers import BadRows, read_lines, read_parquet, read_table
-from bge_cocktail.data.record import FIELDS, Record, normalise, parse_record
+from bge_cocktail.data.record import FIELDS, NEGATIVES, Record, normalise, parse_record
 
 Rows = Iterator[tuple[str, Any]]
 KINDS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
@@ -118,24 +126,28 @@ def examples_of_rows(
     parse = _parser(first, dict(roles or {}), dict(labels or {}), scale or 1.0)
     for where, row in chain(first, rows):
         try:
-            yield parse(row, where)
+            yield parse(row, where, rejects.note_part)
         except DataError as error:
             rejects.add(error, where, row)
 
 
 def _parser(
     first: list[tuple[str, Any]], roles: dict[str, tuple[str, ...]], labels: dict[str, str], scale: float
-) -> Callable[[Any, str], Example]:
+) -> Callable[[Any, str, Callable[[str], None]], Example]:
     """Return what makes an example of a row, by the roles that were said or by the columns of the first rows."""
     where, row = first[0]
     if isinstance(row, list) and row and isinstance(row[0], dict):
         raise DataError(f"{where}: a JSON array; expected JSON Lines, one object a line")
     if not roles and isinstance(row, dict) and "query" in row and isinstance(row.get("pos"), list):
         _warn_of_near_names(row)
-        return lambda row, where: RecordExample(parse_record(row, where))
+        return lambda row, where, note: RecordExample(parse_record(row, where, note))
     names = list(dict.fromkeys(name for _, row in first if isinstance(row, dict) for name in row))
     if not roles:
-        return Columns(guess_roles(names, where), labels, scale).example
+        guessed = guess_roles(names, where)
+        refuse_unread_grades(guessed, (row for _, row in first if isinstance(row, dict)), where)
+        unread = set(names) - {name for columns in guessed.values() for name in columns}
+        _warn_of_near_names(dict.fromkeys(sorted(unread)))
+        return Columns(guessed, labels, scale).example
     chosen = keep_one_form(roles, names, where)
     for role, columns in roles.items():
         if role not in chosen:
@@ -150,8 +162,10 @@ def _parser(
 
 
 def _warn_of_near_names(row: dict[str, Any]) -> None:
-    for name in row.keys() - set(FIELDS):
+    for name in sorted(row.keys() - {*FIELDS, *NEGATIVES}):
         close = difflib.get_close_matches(name, ("neg", "negatives", *FIELDS), n=1, cutoff=0.75)
+        if re.search(r"neg(?!ot)|reject|irrelevant|wrong", name, re.IGNORECASE):
+            close = ["neg"]
         if close:
             meant = close[0].replace("negatives", "neg")
             log.warning("the column '%s' is kept as it is; did you mean '%s'?", name, meant)
@@ -168,8 +182,13 @@ def records_from_beir_folder(path: Path, split: str, rejects: BadRows) -> list[R
         if not any(grade > 0 for grade in grades.values()):
             rejects.note("query without a relevant document")
             continue
-        pos = [judged.corpus[document] for document, grade in grades.items() if grade > 0]
-        neg = [judged.corpus[document] for document, grade in grades.items() if grade <= 0]
+        pos = [judged.corpus[document] for document, grade in grades.items() if grade > 0 and document in judged.corpus]
+        neg = [
+            judged.corpus[document] for document, grade in grades.items() if grade <= 0 and document in judged.corpus
+        ]
+        if not pos:
+            rejects.note("query whose relevant documents are not in the corpus")
+            continue
         positives = {normalise(text) for text in pos}
         kept = [text for text in neg if normalise(text) not in positives]
         for _ in range(len(neg) - len(kept)):
@@ -212,8 +231,9 @@ def splits_of(source: str, config: str | None = None) -> list[str]:
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        files = (path / "qrels").glob("*.tsv") if is_beir(path) else filter(kind_of, path.iterdir())
-        return sorted({split_of(file) for file in files})
+        if is_beir(path):
+            return sorted({split_of(Path(split)) for split in qrels_splits(path)})
+        return sorted({split_of(file) for file in filter(kind_of, path.iterdir())})
     if path.exists():
         raise DataError(f"{source} is one file, which has no splits of its own; name a folder with train.jsonl, ...")
     preset = PRESETS.get(source.lower())

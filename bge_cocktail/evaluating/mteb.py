@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bge_cocktail.core.devices import hub_answers
 from bge_cocktail.core.errors import CocktailError, DataError, UsageError, nearest
-from bge_cocktail.core.runs import hash_value
+from bge_cocktail.core.runs import files_under, hash_value
 from bge_cocktail.evaluating.scores import ModelScores, Role, Score
 from bge_cocktail.evaluating.tasks.task import Task, open_task, tasks
 from bge_cocktail.models.cache import default_cache_dir
@@ -383,7 +383,11 @@ def read_leaderboard(folders: Sequence[Path], target: Sequence[str] = ()) -> Lea
     """
     values: dict[tuple[str, str], dict[str, float]] = {}
     for folder in folders:
-        files = [path for path in sorted(folder.rglob("*.json")) if path.name != META_FILE and _is_result(path)]
+        files = [
+            path
+            for path in files_under(folder)
+            if path.suffix == ".json" and path.name != META_FILE and _is_result(path)
+        ]
         if not files:
             raise DataError(f"{folder} holds no results of mteb")
         for file in files:

@@ -15,7 +15,7 @@ import numpy as np
 
 from bge_cocktail.core.errors import DataError
 from bge_cocktail.core.outputs import read_object
-from bge_cocktail.core.runs import hash_path, hash_value
+from bge_cocktail.core.runs import files_under, hash_path, hash_value
 from bge_cocktail.merging.tensors import (
     FLOATS,
     ArrayTensor,
@@ -167,7 +167,7 @@ def _refuse_strays(folder: Path, seen: set[Path]) -> None:
     inside = {folder, *(file.parent for file in seen)}
     strays = [
         file.relative_to(folder).as_posix()
-        for file in sorted(folder.rglob("*"))
+        for file in files_under(folder)
         if file.suffix in (".safetensors", ".bin", ".pt", ".pth")
         and file.parent not in inside
         and not is_unused(file.relative_to(folder))
@@ -182,7 +182,7 @@ def is_unused(path: Path) -> bool:
 
 
 def hash_of(checkpoint: Checkpoint) -> str:
-    """Hash of what a model holds; of a folder the same as `provenance.hash_path`, without reading it again."""
+    """Hash of what a model holds; of a folder the same as `hash_path`, without reading it again."""
     if checkpoint.made is None:
         return hash_path(checkpoint.folder, {file.path: file.digest for file in checkpoint.sources})
     return hash_value([checkpoint.made, *(hash_of(part) for part in checkpoint.parts)])

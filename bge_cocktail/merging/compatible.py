@@ -96,7 +96,7 @@ def check_numbers(options: MergeOptions, models: int) -> None:
     for name in ("prompts_from", "length_from", "tokenizer_from"):
         number = getattr(options, name)
         if number is not None and number > models:
-            raise UsageError(f"--{name.replace('_', '-')} {number}: there are {models} models")
+            raise UsageError(f"`{name}={number}`: there are {models} models")
 
 
 def prompts_of(model: Checkpoint) -> dict[str, str]:

@@ -177,7 +177,8 @@ def given_weights(weights: Sequence[float], models: int, *, normalise: bool = Tr
     if not normalise:
         return list(weights)
     if any(weight < 0 for weight in weights):
-        raise UsageError(f"weights must be numbers of at least 0, got {list(weights)} (or `normalise=False`)")
+        given = list(weights)
+        raise UsageError(f"weights must be numbers of at least 0, got {given} (negative ones: `normalise=False`)")
     total = sum(weights)
     if total <= 0:
         raise UsageError("all weights are 0; at least one must be above 0")

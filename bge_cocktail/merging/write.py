@@ -9,7 +9,9 @@ import mmap
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import numpy as np
 
 from bge_cocktail.core.errors import DataError
 from bge_cocktail.core.outputs import read_object, write_json
-from bge_cocktail.core.runs import NOT_THE_MODEL
+from bge_cocktail.core.runs import NOT_THE_MODEL, files_under
 from bge_cocktail.core.version import __version__
 from bge_cocktail.merging.checkpoints import Checkpoint, is_unused
 from bge_cocktail.merging.plan import Plan
@@ -30,6 +32,7 @@ from bge_cocktail.models.layout import (
     TOKENIZER_FILES,
     declared_length,
     make_portable,
+    modules_of,
     tokenizer_length,
     transformer_folder,
 )
@@ -166,6 +169,21 @@ def forget_temperature(folder: Path) -> None:
 LARGEST = {"F16": 65504.0, "BF16": 3.3895e38}
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 WEIGHTS = (".safetensors", ".bin", ".onnx", ".pt", ".pth", ".h5", ".msgpack", ".ot", ".gguf")
+# all that a model folder needs beside its weights, and the terms that it comes under
+NEEDED = (
+    *(
+        "*config.json",
+        SETTINGS,
+        "modules.json",
+        CLASSIFIER_FILE,
+        *TOKENIZER_FILES,
+        "*vocab*",
+        "*.model",
+        "bpe.codes",
+        "dict.txt",
+    ),
+    *("stopwords.txt", "chat_template*", "LICENSE*", "LICENCE*", "NOTICE*"),
+)
 
 
 def write_model(plan: Plan, folder: Path, advance: Callable[[int], None] = lambda _: None) -> None:
@@ -242,14 +260,48 @@ def written_keys(first: Checkpoint) -> list[Key]:
 
 
 def _copy_other_files(first: Checkpoint, new: Path) -> None:
-    for path in sorted(first.folder.rglob("*")):
+    """Copy what a model folder needs, from its root and its modules' folders; what is left out is said.
+
+    Raises:
+        DataError: A link leads out of the folder to a file that not everybody may read.
+    """
+    modules = modules_of(first.folder) if (first.folder / "modules.json").is_file() else []
+    places = dict.fromkeys([first.folder, *(path for _, path in modules)])
+    for place in places:
+        (new / place.relative_to(first.folder)).mkdir(parents=True, exist_ok=True)
+    left_out = []
+    for path in files_under(first.folder):
         relative = path.relative_to(first.folder)
-        weights = path.suffix in WEIGHTS or path.name.endswith(".index.json")
-        if path.is_file() and not weights and path.name not in NOT_THE_MODEL and not is_unused(relative):
-            (new / relative).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, new / relative)
-        elif path.is_dir() and (first.folder / "modules.json").is_file() and not is_unused(relative):
-            (new / relative).mkdir(parents=True, exist_ok=True)
+        if path.name in NOT_THE_MODEL or path.name.endswith(".index.json") or is_unused(relative):
+            continue
+        if path.suffix in WEIGHTS:
+            if path.suffix in (".pt", ".pth") and path.parent in places:
+                left_out.append(relative.as_posix())
+        elif path.parent in places and any(fnmatchcase(path.name, pattern) for pattern in NEEDED):
+            _refuse_private(path, first.folder)
+            _copy_setting(path, new / relative)
+        else:
+            left_out.append(relative.as_posix())
+    if left_out:
+        shown = ", ".join(left_out[:5]) + (f" and {len(left_out) - 5} more" if left_out[5:] else "")
+        log.warning("not part of the merge, and not copied from %s: %s", first.name, shown)
+
+
+def _refuse_private(path: Path, folder: Path) -> None:
+    """A copy would have the mode of other files, so that a model from elsewhere could publish what it links to."""
+    target = path.resolve()
+    if folder.resolve() not in target.parents and not target.stat().st_mode & stat.S_IROTH:
+        raise DataError(f"{path} links to {target}, which not everybody may read; put a copy of it in its place")
+
+
+def _copy_setting(path: Path, new: Path) -> None:
+    """Copy a file without what names code: it is never run, nor carried on."""
+    content = read_object(path) if path.name in ("config.json", "tokenizer_config.json") else {}
+    if "auto_map" in content:
+        log.warning("%s names code of its own (auto_map), which is not carried on", path)
+        write_json(new, {name: value for name, value in content.items() if name != "auto_map"})
+    else:
+        shutil.copyfile(path, new)
 
 
 def _write_indexes(plan: Plan, new: Path) -> None:

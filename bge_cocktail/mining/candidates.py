@@ -198,7 +198,11 @@ def false_negatives(records: Sequence[Record], judgements: Iterable[RetrievalDat
     relevant: dict[str, set[str]] = {}
     for judged in judgements:
         for query, grades in judged.qrels.items():
-            texts = {normalise(judged.corpus[document]) for document, grade in grades.items() if grade > 0}
+            texts = {
+                normalise(judged.corpus[document])
+                for document, grade in grades.items()
+                if grade > 0 and document in judged.corpus
+            }
             relevant.setdefault(normalise(judged.queries[query]), set()).update(texts)
     negatives, wrong = 0, []
     for record in records:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from bge_cocktail.core.devices import enough_memory
-from bge_cocktail.core.errors import CocktailError
+from bge_cocktail.core.errors import CocktailError, UsageError
 from bge_cocktail.core.progress import progress
 from bge_cocktail.models.cache import Embeddings
 from bge_cocktail.models.layout import declared_length
@@ -27,6 +27,7 @@ def embed(
     precision: Literal["fp32", "bf16"] = "fp32",
     batch_tokens: int = 0,
     label: str = "texts",
+    on_cut: Callable[[int, int], None] | None = None,
 ) -> Embeddings:
     """Embed texts in batches of nearly equal length.
 
@@ -40,12 +41,14 @@ def embed(
         precision: ``bf16`` computes in bfloat16 where the device can; the model's weights stay as they are.
         batch_tokens: Tokens in a batch, padding too; 0 chooses for the device.
         label: Names the work in the progress bar.
+        on_cut: Told how many texts were cut, if any, and at how many tokens.
 
     Returns:
         Unit-norm embeddings, shape (texts, dimensions).
 
     Raises:
         CocktailError: The model gave NaN or infinite numbers.
+        UsageError: Prompt and length leave no room for a text.
     """
     import torch
 
@@ -53,7 +56,13 @@ def embed(
         return np.empty((0, model.get_embedding_dimension()), np.float32)
     in_bf16 = precision == "bf16" or next(model[0].parameters(), torch.empty(0)).dtype == torch.bfloat16
     budget = batch_tokens or tokens_at_once(model.device.type, "bf16" if in_bf16 else "fp32")
-    lengths = token_counts(model, texts, prompt)
+    check_room(model, prompt)
+    limit = model.max_seq_length or NO_LIMIT
+    texts = [shortened(text, limit) for text in texts]
+    whole = token_counts(model, texts, prompt)
+    if on_cut is not None and (cut := sum(length > limit for length in whole)):
+        on_cut(cut, limit)
+    lengths = [min(length, limit) for length in whole]
     batches = batches_by_tokens(lengths, budget)
     rows: list[Embeddings] = []
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
@@ -110,13 +119,43 @@ def _is_bf16(value: object) -> bool:
 
 
 def token_counts(model: SentenceTransformer, texts: Sequence[str], prompt: str = "") -> list[int]:
-    """Tokens of each text with its prompt, cut at the model's longest; characters / 4 without a tokenizer."""
-    limit = model.max_seq_length or 10**9
+    """Tokens of each text with its prompt, all of them; characters / 4 without a tokenizer."""
     try:
         tokens = model.tokenizer([prompt + text for text in texts], add_special_tokens=True)["input_ids"]
     except (AttributeError, TypeError, KeyError):
-        return [min(limit, 2 + len(prompt + text) // 4) for text in texts]
-    return [min(limit, len(ids)) for ids in tokens]
+        return [2 + len(prompt + text) // 4 for text in texts]
+    return [len(ids) for ids in tokens]
+
+
+NO_LIMIT = 10**9
+# far more than any token has: what lies behind is beyond the limit of tokens
+_CHARACTERS_OF_TOKEN, _CHARACTERS = 64, 1 << 17
+
+
+def shortened(text: str, limit: int) -> str:
+    """Return a text without what a model can't read for its length, so that megabytes are not tokenised in vain."""
+    return text[: max(_CHARACTERS, _CHARACTERS_OF_TOKEN * limit)] if limit < NO_LIMIT else text
+
+
+def check_room(model: SentenceTransformer, prompt: str, length: int | None = None) -> None:
+    """Raise if every text would be embedded alike, because prompt and special tokens fill the longest text.
+
+    Args:
+        model: Its tokenizer counts.
+        prompt: Put before every text.
+        length: The longest text, if it isn't the model's.
+
+    Raises:
+        UsageError: There is no room.
+    """
+    limit = length or model.max_seq_length or NO_LIMIT
+    taken = token_counts(model, [""], prompt)[0]
+    if taken >= limit:
+        what = "the prompt and the model's own tokens take" if prompt else "the model's own tokens take"
+        raise UsageError(
+            f"{what} {taken} of at most {limit} tokens, so that no room is left for any text; raise `max_length`"
+            + (" or shorten the prompt" if prompt else "")
+        )
 
 
 # measured on two cores with MiniLM: larger batches lose more to padding and caches than they gain, in bf16 later

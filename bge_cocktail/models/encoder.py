@@ -21,7 +21,7 @@ from bge_cocktail.data.record import Record
 from bge_cocktail.models.cache import EmbeddingCache, Embeddings, default_cache_dir
 from bge_cocktail.models.embed import compute_in_bf16, embed
 from bge_cocktail.models.folder import model_folder, sentence_transformers_folder
-from bge_cocktail.models.layout import check_length, modules_of, transformer_folder
+from bge_cocktail.models.layout import check_length, modules_of, positions_of, transformer_folder
 from bge_cocktail.models.prompts import Prompts, Role, model_prompts
 from bge_cocktail.options import EncodeOptions
 
@@ -60,11 +60,20 @@ def check_loaded(name: str | Path, base: Path, model: Any, tokenizer: Any) -> No
         tokenizer: Its tokenizer.
 
     Raises:
-        DataError: The files lack weights, for which transformers takes random numbers, or the tokenizer knows no word.
+        DataError: The files lack weights, for which transformers takes random numbers; or the tokenizer knows no word,
+            or more tokens than the model, or none to pad with.
     """
     folder = transformer_folder(base)
     if tokenizer is not None and len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise DataError(f"{name}: its tokenizer knows no word; {folder} lacks its files (tokenizer.json or vocab.txt)")
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    if tokenizer is not None and rows is not None and len(tokenizer) > rows:
+        raise DataError(
+            f"{name}: the tokenizer knows {len(tokenizer)} tokens, the model has embeddings for {rows}; were tokens "
+            "added without resize_token_embeddings?"
+        )
+    if tokenizer is not None and getattr(tokenizer, "pad_token", "") is None:
+        raise DataError(f"{name}: its tokenizer has no padding token (pad_token), which batches need")
     if lacking := _lacking(folder, model):
         shown = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if lacking[3:] else "")
         raise DataError(
@@ -140,6 +149,10 @@ def load_encoder(name: str | Path, *, device: str = "auto", max_length: int | No
         )
     if max_length is not None:
         model.max_seq_length = max_length
+    elif hasattr(model[0], "auto_model"):
+        room = positions_of(model[0].auto_model.config.to_dict())
+        if room is not None and (model.max_seq_length is None or model.max_seq_length > room):
+            model.max_seq_length = room
     return model
 
 
@@ -241,6 +254,11 @@ class CachedEncoder:
         cache = self._cache(prompt) if self.options.cache else None
         embeddings, known = cache.get(distinct) if cache else (None, np.zeros(len(distinct), bool))
         missing = [text for text, here in zip(distinct, known, strict=True) if not here]
+        cut = [0, 0]
+
+        def count_cut(texts: int, limit: int) -> None:
+            cut[:] = cut[0] + texts, limit
+
         # in blocks, so that hours of embedding that are cut off are not lost
         for start in range(0, len(missing), BLOCK):
             block = missing[start : start + BLOCK]
@@ -253,6 +271,7 @@ class CachedEncoder:
                 precision="fp32" if self._turned else self.precision,
                 batch_tokens=self.options.batch_tokens,
                 label=f"{self.name.rstrip('/').rsplit('/', 1)[-1]}: {PLURAL[role]}",
+                on_cut=count_cut,
             )
             self.embedded += len(block)
             self.seconds += time.perf_counter() - started
@@ -265,6 +284,10 @@ class CachedEncoder:
             if embeddings is None:
                 embeddings = np.zeros((len(distinct), fresh.shape[1]), np.float32)
             embeddings[np.flatnonzero(~known)[start : start + BLOCK]] = fresh
+        if cut[0]:
+            say = log.warning if cut[0] > len(missing) / 2 else log.info
+            what = f"{cut[0]:,} of {len(missing):,} {PLURAL[role]}"
+            say("%s: %s are longer than %d tokens and were cut there", self.name, what, cut[1])
         if embeddings is None:
             raise CocktailError("no texts to embed")
         row = {text: index for index, text in enumerate(distinct)}

@@ -9,6 +9,7 @@ from typing import Any
 from bge_cocktail.core.devices import NETWORK_SECONDS, hub_answers
 from bge_cocktail.core.errors import DataError, UsageError, near_path
 from bge_cocktail.core.outputs import read_object
+from bge_cocktail.core.runs import files_under
 from bge_cocktail.models.layout import CLASSIFIER_FILE
 
 # what a model needs; the look-up in the cache must ask for the same as the download
@@ -38,6 +39,7 @@ def model_folder(name: str | Path) -> Path:
                 f"{path} is not a model folder: it holds neither modules.json (sentence-transformers) "
                 "nor config.json (transformers) nor adapter_config.json (LoRA)"
             )
+        _refuse_weights_elsewhere(path)
         return path
     text = str(name)
     if path.exists():
@@ -45,6 +47,24 @@ def model_folder(name: str | Path) -> Path:
     if text.count("/") > 1 or text.startswith((".", "/", "~")) or " " in text or not text:
         raise UsageError(f"no model folder at '{text}' (and it has not the form of a hub name, owner/name)")
     return _from_hub(text)
+
+
+def _refuse_weights_elsewhere(folder: Path) -> None:
+    """Refuse an index of shards that names files outside, and an adapter beside whole weights.
+
+    Libraries would read the first, and fold in the second, though no hash of the folder sees them.
+    """
+    for file in files_under(folder):
+        if file.name.endswith(".index.json"):
+            places = read_object(file).get("weight_map")
+            for name in set(places.values()) if isinstance(places, dict) else ():
+                if not isinstance(name, str) or Path(name).name != name:
+                    raise DataError(f"{file}: the file name {name!r} leads out of the folder")
+        elif file.name == "adapter_config.json" and (file.parent / "config.json").is_file():
+            raise DataError(
+                f"{file.parent} holds an adapter (adapter_config.json) beside a whole model, and libraries differ on "
+                "which of them counts; fold it in (merge_and_unload of peft), or take it away"
+            )
 
 
 def sentence_transformers_folder(name: str | Path) -> Path:

@@ -126,7 +126,10 @@ def refuse_unportable(folder: Path) -> None:
 
 
 def declared_length(folder: Path) -> int | None:
-    """Return the longest text in tokens that a model takes; None where nothing says it."""
+    """Return the longest text in tokens that a model takes: what it declares, where it has positions for so many.
+
+    None where nothing says it.
+    """
     if not (folder / "modules.json").is_file():
         return None
     path = transformer_folder(folder)
@@ -134,7 +137,8 @@ def declared_length(folder: Path) -> int | None:
     length = read_object(config).get("max_seq_length") if config.is_file() else None
     if length is not None and (not isinstance(length, int) or length < 1):
         raise DataError(f"{config}: 'max_seq_length' must be a whole number, found {length!r}")
-    return length or tokenizer_length(path)
+    room = positions_of(read_object(path / "config.json")) if (path / "config.json").is_file() else None
+    return min(length, room) if length and room else length or tokenizer_length(path)
 
 
 def declare_pooling(folder: Path, pooling: str) -> None:
@@ -162,6 +166,32 @@ def declare_pooling(folder: Path, pooling: str) -> None:
         _write(settings, {"prompts": {}, "similarity_fn_name": "cosine"})
 
 
+# they number positions from behind that of padding on
+_POSITIONS_BEHIND_PADDING = frozenset(
+    (
+        *("camembert", "data2vec-text", "flaubert", "ibert", "longformer", "luke", "mluke", "mpnet", "roberta"),
+        *("roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+    )
+)
+
+
+def positions_of(config: dict[str, Any]) -> int | None:
+    """Return how many tokens a transformer has positions for; None where its configuration doesn't say.
+
+    RoBERTa and its kin keep the positions up to that of padding for no token: 514 of them are room for 512 tokens.
+
+    Args:
+        config: Its config.json.
+    """
+    positions = config.get("max_position_embeddings")
+    if not isinstance(positions, int) or isinstance(positions, bool) or positions < 1:
+        return None
+    if config.get("model_type") not in _POSITIONS_BEHIND_PADDING:
+        return positions
+    padding = config.get("pad_token_id", 1)
+    return positions - (padding if isinstance(padding, int) else 1) - 1
+
+
 def check_length(folder: Path, length: int | None) -> None:
     """Raise if a model has no positions for texts of so many tokens.
 
@@ -171,8 +201,8 @@ def check_length(folder: Path, length: int | None) -> None:
     plain = not (folder / "modules.json").is_file()
     for kind, path in [("Transformer", folder)] if plain else modules_of(folder):
         if length is not None and kind == "Transformer" and (path / "config.json").is_file():
-            positions = read_object(path / "config.json").get("max_position_embeddings")
-            if isinstance(positions, int) and length > positions:
+            positions = positions_of(read_object(path / "config.json"))
+            if positions is not None and length > positions:
                 raise UsageError(f"max_length={length} is more than the model's {positions} positions")
 
 
@@ -213,6 +243,9 @@ def _portable_transformer(path: Path, max_length: int | None, like: Path | None)
     before = like / "sentence_bert_config.json" if like else config_path
     lower = read_object(before).get("do_lower_case", False) if before.is_file() else False
     length = max_length or config.get("max_seq_length") or tokenizer_length(path)
+    room = positions_of(read_object(path / "config.json")) if (path / "config.json").is_file() else None
+    if room is not None and isinstance(length, int):
+        length = min(length, room)
     kept = {key: value for key, value in config.items() if key in _OLD_KEYS}
     _write(config_path, {**kept, "max_seq_length": length, "do_lower_case": lower})
 
@@ -220,15 +253,14 @@ def _portable_transformer(path: Path, max_length: int | None, like: Path | None)
 def tokenizer_length(path: Path) -> int | None:
     """Return the model's own limit: the tokenizer's, but never more than the position embeddings."""
     limits = []
-    for name, key in (
-        ("tokenizer_config.json", "model_max_length"),
-        ("config.json", "max_position_embeddings"),
-    ):
-        if (path / name).is_file():
-            value = read_object(path / name).get(key)
-            # tokenizers write 1e30 for "no limit"
-            if isinstance(value, int | float) and 0 < value < 1e9:
-                limits.append(int(value))
+    if (path / "tokenizer_config.json").is_file():
+        value = read_object(path / "tokenizer_config.json").get("model_max_length")
+        # tokenizers write 1e30 for "no limit"
+        if isinstance(value, int | float) and 0 < value < 1e9:
+            limits.append(int(value))
+    if (path / "config.json").is_file():
+        positions = positions_of(read_object(path / "config.json"))
+        limits += [positions] if positions is not None else []
     return min(limits, default=None)
 
 

@@ -88,7 +88,11 @@ class PrepareOptions(AugmentOptions):
     )
     semantic_threshold: float = Field(0.95, gt=0, le=1, description="cosine from which texts are semantic duplicates")
     ratio: Ratio = Field([7, 2, 1], description="sizes of train, dev and test to each other: 7:2:1")
-    keep_splits: bool = Field(False, description="keep the splits that the sources have (train, dev, test)")
+    keep_splits: bool | None = Field(
+        None,
+        description="keep the splits that the sources have (train, dev, test); without it, those of BEIR folders are "
+        "kept unless `ratio`, `stratify` or `group_by` ask for others",
+    )
     group_by: SomeNames = Field([], description="columns whose equal values stay in one split (document or user ids)")
     stratify: bool = Field(
         False,

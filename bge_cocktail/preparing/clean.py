@@ -69,7 +69,7 @@ def repair_unicode(text: str) -> str:
 @cleaning_steps("html")
 def strip_html(text: str) -> str:
     """HTML tags and entities to plain text (selectolax); tags that HTML doesn't know are text."""
-    if "<" in text and _TAG.search(text):
+    if "<" in text and _TAG.search(text) and not _quotes_tags(text):
         ends = {match[2].lower() for match in _TAG.finditer(text) if match[1]}
         pieces, last = [], 0
         for match in _TAG.finditer(text):
@@ -88,6 +88,16 @@ def strip_html(text: str) -> str:
     if "&" in text and _ENTITY.search(text):
         text = _ENTITY.sub(lambda match: html.unescape(match[0]), text)
     return text
+
+
+# a tag behind a quote, a bar or a backtick, or before signs of a pattern, is spoken of: sed 's|<b>.*</b>||', "<a>"
+_BEHIND, _BEFORE = r"[\"'`|/\\^(\[{=,]\s?", r"(?:[.\\]?[*+?|]|\\|\[\^|`)"
+_QUOTED = re.compile(rf"{_BEHIND}</?(?:{_NAMES})\b|</?(?:{_NAMES})>{_BEFORE}", re.IGNORECASE)
+
+
+def _quotes_tags(text: str) -> bool:
+    """Return whether a text is code or prose about tags and no HTML: it doesn't begin with a tag, and quotes one."""
+    return not text.lstrip().startswith("<") and _QUOTED.search(text) is not None
 
 
 @cleaning_steps("control")

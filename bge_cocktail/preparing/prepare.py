@@ -124,7 +124,7 @@ def prepare(
         DataError: Bad data, or a test set that leaks into train.
         UsageError: Options that don't go together.
     """
-    options = options or PrepareOptions()
+    options = _settle_splits(sources, options or PrepareOptions())
     _check(sources, options, model)
     started = time.monotonic()
     refuse_to_replace(output, overwrite, [source.path for source in (*sources, *against) if source.path.exists()])
@@ -146,6 +146,9 @@ def prepare(
             (new / REJECTED_FILE).unlink()
         _check_form(staged, options)
         report: PrepareReport = {"read": staged.read, "rejected": dict(rejects.reasons)}
+        if options.keep_splits:
+            numbers = sorted(set(staged.fixed))
+            report["kept_splits"] = [SPLITS[number] for number in numbers]
         if statistics is not None and (staged.only_records or options.form != "records"):
             staged.path.rename(new / "train.jsonl")
             report["splits"] = {"train": statistics.summary()}
@@ -154,13 +157,16 @@ def prepare(
             leaking = check_leaks(staged, splits, held_out, options, encoder, report)
             tests = [own for texts in held_out.values() for own in texts]
             report["splits"] = write_splits(staged, splits, leaking, tests, new, options, encoder, counter, report)
+        if rejects.parts:
+            gone = Counter(report.get("negatives_that_went", {}))
+            report["negatives_that_went"] = dict(gone + rejects.parts)
         report["cleaned_texts"] = dict(cleaner.changed)
         report["dropped"] = {reason: count for reason, count in staged.dropped.most_common() if count}
         report["texts_that_went"] = dict(cleaner.dropped)
         report["samples"] = {**cleaner.samples, **staged.samples}
         corpora = [source.path for source in sources if source.path.is_dir() and is_beir(source.path)]
         if corpora:
-            report["corpus"] = write_corpus(corpora, new, cleaner)
+            report["corpus"], report["corpus_changes"] = write_corpus(corpora, new, cleaner)
         staged.path.unlink(missing_ok=True)
         write_json(new / REPORT_FILE, report)
         if page is not None:
@@ -175,6 +181,25 @@ def prepare(
         seconds = time.monotonic() - started
         write_json(new / RUN_FILE, describe_run("prepare", options=chosen, inputs=inputs, seconds=seconds))
     return report
+
+
+def _settle_splits(sources: Sequence[Source], options: PrepareOptions) -> PrepareOptions:
+    """Return the options with what becomes of splits: official ones are kept, unless others were asked for."""
+    if options.keep_splits is not None:
+        return options
+    folders = [source for source in sources if source.path.is_dir() and is_beir(source.path)]
+    official = {source.name: [name for name in SPLITS if name in splits_of(source.name)] for source in folders}
+    own = "ratio" in options.model_fields_set or options.stratify or options.group_by
+    kept = (
+        bool(folders)
+        and len(folders) == len(sources)
+        and all("train" in names and len(names) > 1 for names in official.values())
+        and all(source.split == "train" for source in sources)
+        and not own
+    )
+    for name, names in official.items() if kept else ():
+        log.info("%s: its own splits are kept: %s (`ratio` splits anew)", name, ", ".join(names))
+    return options.model_copy(update={"keep_splits": kept})
 
 
 def _hashes(sources: Sequence[Source], options: PrepareOptions, encoder: CachedEncoder | None) -> dict[str, str]:

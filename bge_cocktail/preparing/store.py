@@ -15,7 +15,7 @@ import xxhash
 from bge_cocktail.core.errors import DataError
 from bge_cocktail.data.examples import Example, LabelledText, RecordExample, example_from_json
 from bge_cocktail.data.readers import load_json
-from bge_cocktail.data.record import text_key
+from bge_cocktail.data.record import exact_key, text_key
 from bge_cocktail.data.record_files import json_line
 from bge_cocktail.models.encoder import Encoder
 from bge_cocktail.options import PrepareOptions
@@ -39,6 +39,8 @@ class PrepareReport(TypedDict, total=False):
     leaks: dict[str, Any]
     augmented: dict[str, int]
     corpus: dict[str, int]
+    corpus_changes: list[tuple[str, str]]
+    kept_splits: list[str]
     splits: dict[str, dict[str, Any]]
 
 
@@ -305,11 +307,12 @@ def _is_repeat(
     staged: Store, example: Example, keys: tuple[bytes, ...], split: int, labels_of: dict[tuple[int, bytes], str]
 ) -> bool:
     # positives in any order are the same positives; other negatives or another prompt make another record, another
-    # label or score doesn't make another text
-    what, label = b"".join((keys[0], *sorted(keys[1:]))), ""
+    # label or score doesn't make another text; documents are the same to the letter (`tree -d` is not `tree -D`)
+    documents = sorted(exact_key(text) for text in example.own_texts()[1:])
+    what, label = b"".join((keys[0], *documents)), ""
     if isinstance(example, RecordExample):
         record = example.record
-        what += b"".join(sorted(text_key(text) for text in record.neg)) + (record.prompt or "").encode()
+        what += b"".join(sorted(exact_key(text) for text in record.neg)) + (record.prompt or "").encode()
     else:
         what += getattr(example, "task", "").encode()
         label = example.label_text() or str(getattr(example, "score", ""))

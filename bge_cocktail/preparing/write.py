@@ -19,7 +19,7 @@ from bge_cocktail.data.examples import (
     records_from_pairs,
 )
 from bge_cocktail.data.readers import BadRows
-from bge_cocktail.data.record import text_key
+from bge_cocktail.data.record import exact_key, text_key
 from bge_cocktail.data.record_files import json_line
 from bge_cocktail.data.sources import SPLITS
 from bge_cocktail.models.embed import TokenCounter
@@ -146,17 +146,24 @@ def _without_texts_of_others(
     return RecordExample(replace(record, neg=neg, neg_scores=scores))
 
 
-def write_corpus(folders: Sequence[Path], output: Path, cleaner: Cleaner) -> dict[str, int]:
+CHANGES_SHOWN = 3
+
+
+Changes = list[tuple[str, str]]
+
+
+def write_corpus(folders: Sequence[Path], output: Path, cleaner: Cleaner) -> tuple[dict[str, int], Changes]:
     """Write the cleaned documents of BEIR folders, each text and each id once, to mine from.
 
     Bad lines are passed over: they were met, and refused or counted, when the records were read.
 
     Returns:
-        How many were read, kept and left out, by reason.
+        How many were read, kept, changed and left out, by reason; and the first that were changed, before and after.
     """
     seen: set[bytes] = set()
     names: set[str] = set()
-    counts = {"read": 0, "kept": 0, "exact duplicate": 0, "left out by cleaning": 0}
+    counts = {"read": 0, "kept": 0, "changed by cleaning": 0, "exact duplicate": 0, "left out by cleaning": 0}
+    changes: Changes = []
     with (output / CORPUS_FILE).open("wb") as file:
         for number, folder in enumerate(folders):
             for name, text in read_documents(folder / CORPUS_FILE, BadRows(skip=True)):
@@ -167,14 +174,18 @@ def write_corpus(folders: Sequence[Path], output: Path, cleaner: Cleaner) -> dic
                 names.add(name)
                 counts["read"] += 1
                 cleaned = cleaner(text, "document")
+                if cleaned is not None and cleaned != text:
+                    counts["changed by cleaning"] += 1
+                    if len(changes) < CHANGES_SHOWN:
+                        changes.append((text, cleaned))
                 if cleaned is None:
                     counts["left out by cleaning"] += 1
                     continue
-                key = text_key(cleaned)
+                key = exact_key(cleaned)
                 if key in seen:
                     counts["exact duplicate"] += 1
                     continue
                 seen.add(key)
                 counts["kept"] += 1
                 file.write(json_line({"_id": name, "text": cleaned}))
-    return counts
+    return counts, changes

@@ -244,7 +244,7 @@ def test_a_hub_name_out_of_reach_fails_fast(tmp_path: Path) -> None:
     # an address that never answers, as behind a closed network (RFC 5737 keeps it for documentation)
     far = python(code, HF_HOME=str(tmp_path), HF_ENDPOINT="http://192.0.2.1", HF_HUB_OFFLINE="0")
     seconds, message = far.stdout.split(" ", 1)
-    assert float(seconds) < 3, far.stdout
+    assert float(seconds) < 5, far.stdout
     assert "the hub doesn't answer" in message
     assert "hf download BAAI/bge-small-en-v1.5" in message
     offline = python(code, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")

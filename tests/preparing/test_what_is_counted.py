@@ -129,9 +129,9 @@ def test_columns_of_negatives_are_found_in_any_row(cli: Cli, tmp_path: Path) -> 
     assert [row["neg"] for row in rows_of(tmp_path / "o")["train"]] == [[], ["e"]]
     result = cli("prepare", path, "--columns", "query=anchor,pos=positive,neg=negativ", "-o", tmp_path / "p", code=1)
     assert "no column 'negativ' (neg). Did you mean 'negative'?" in result.stderr
-    write_lines(path, [{"query": "a", "pos": ["b"], "negs": ["c"]}])
+    write_lines(path, [{"query": "a", "pos": ["b"], "neg_ids": ["c"]}])
     assert (
-        "the column 'negs' is kept as it is; did you mean 'neg'?"
+        "the column 'neg_ids' is kept as it is; did you mean 'neg'?"
         in cli("prepare", path, "-o", tmp_path / "q", *ALL_TRAIN).stderr
     )
 

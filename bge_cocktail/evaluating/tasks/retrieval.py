@@ -157,14 +157,20 @@ class Retrieval(TaskKind):
             for key in ("found", "ranks")
             for document in answer[key]
         }
-        return {"asked": asked, "documents": {document: cut(data.corpus[document]) for document in sorted(named)}}
+        return {
+            "asked": asked,
+            "documents": {name: cut(data.corpus[name]) for name in sorted(named) if name in data.corpus},
+        }
 
     def map_texts(self, data: RetrievalData, count: int, generator: np.random.Generator) -> list[MapText]:
         """Return a draw of queries, their relevant documents, and others."""
         queries = [query for query, grades in data.qrels.items() if any(grade > 0 for grade in grades.values())]
         drawn = [queries[row] for row in sorted(generator.permutation(len(queries))[: max(1, int(count * QUERIES))])]
         relevant = dict.fromkeys(
-            document for query in drawn for document, grade in data.qrels[query].items() if grade > 0
+            document
+            for query in drawn
+            for document, grade in data.qrels[query].items()
+            if grade > 0 and document in data.corpus
         )
         relevant_shown = list(relevant)[: 2 * len(drawn)]
         ids = list(data.corpus)

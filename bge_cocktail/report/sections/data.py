@@ -169,9 +169,23 @@ def data_tables(report: Mapping[str, Any]) -> list[DataTable]:
         ("Cleaning", ("step", "distinct texts changed"), _counts(report.get("cleaned_texts"))),
         ("Augmentation", ("what", "count"), _counts(report.get("augmented"))),
         ("Corpus", ("documents", "count"), _counts(report.get("corpus"))),
+        ("Corpus texts that cleaning changed", ("before", "after"), _changes(report.get("corpus_changes") or [])),
         ("Leaks", ("held-out set", "what", "count", "for example"), _leaks(report.get("leaks") or {})),
     ]
     return [(title, header, rows) for title, header, rows in tables if rows]
+
+
+def _changes(changes: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return rows of texts before and after, each around the place where they begin to differ."""
+    rows = []
+    for before, after in changes:
+        same = next((row for row, (one, two) in enumerate(zip(before, after, strict=False)) if one != two), 0)
+        start = max(0, same - CHANGE_SHOWN // 3)
+        rows.append([shortened(text[start:].replace("\n", " "), CHANGE_SHOWN) for text in (before, after)])
+    return rows
+
+
+CHANGE_SHOWN = 60
 
 
 def flow_of(report: Mapping[str, Any]) -> str:

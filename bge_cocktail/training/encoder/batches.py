@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bge_cocktail.core.errors import UsageError
 from bge_cocktail.data.record import Record
 from bge_cocktail.losses.total import batch_targets
-from bge_cocktail.models.embed import batches_by_tokens, token_counts, tokens_at_once
+from bge_cocktail.models.embed import NO_LIMIT, batches_by_tokens, check_room, shortened, token_counts, tokens_at_once
 from bge_cocktail.models.prompts import Prompts
 from bge_cocktail.options import TrainOptions
 from bge_cocktail.training.encoder.training_pairs import TrainingPairs
@@ -162,6 +162,21 @@ class Collator:
         self._process, self._processes = process
         self._budget = options.chunk_tokens or tokens_at_once(model.device.type, precision, training=True)
         self._longest = model.max_seq_length
+        for own in (options, *(options.of_task(task) for task in options.tasks)):
+            query, document, longest, longest_query = self._reading(own)
+            check_room(model, query, longest_query)
+            check_room(model, document, longest)
+
+    def _reading(self, options: TrainOptions) -> tuple[str, str, int, int]:
+        """Return the prompts of queries and documents, and the longest document and query."""
+        query, document = options.query_prompt, options.document_prompt
+        longest = options.max_length or self._longest or NO_LIMIT
+        return (
+            self._prompts.query if query is None else query,
+            self._prompts.document if document is None else document,
+            longest,
+            options.query_max_length or longest,
+        )
 
     def __call__(self, batch: Sequence[tuple[int, int]]) -> dict[str, Any]:
         """The chunks of this process, and for all of the batch its targets.
@@ -187,10 +202,7 @@ class Collator:
             in_batch_negatives=options.in_batch_negatives,
             blocks=1 if options.cross_device_negatives else self._processes,
         )
-        query_prompt = self._prompts.query if options.query_prompt is None else options.query_prompt
-        document_prompt = self._prompts.document if options.document_prompt is None else options.document_prompt
-        longest = options.max_length or self._longest
-        longest_query = options.query_max_length or longest
+        query_prompt, document_prompt, longest, longest_query = self._reading(options)
         texts = [
             (
                 record.query,
@@ -226,11 +238,13 @@ class Collator:
         for prompt, longest in dict.fromkeys(texts[index][1:] for index in share):
             alike = [index for index in share if texts[index][1:] == (prompt, longest)]
             self._model.max_seq_length = longest
-            lengths = token_counts(self._model, [texts[index][0] for index in alike], prompt)
+            short = {index: shortened(texts[index][0], longest) for index in alike}
+            counts = token_counts(self._model, list(short.values()), prompt)
+            lengths = [min(count, longest) for count in counts]
             for chunk in batches_by_tokens(lengths, self._budget):
                 chosen = [alike[place] for place in chunk]
                 order += chosen
-                chunks.append(self._model.preprocess([texts[index][0] for index in chosen], prompt=prompt or None))
+                chunks.append(self._model.preprocess([short[index] for index in chosen], prompt=prompt or None))
         self._model.max_seq_length = self._longest
         return order, chunks
 

@@ -139,7 +139,7 @@ def _loss(encoder: MemoryEncoder, judged: RetrievalData, options: TrainOptions) 
     import torch
 
     losses_found = {
-        query: [judged.corpus[name] for name, grade in grades.items() if grade > 0]
+        query: [judged.corpus[name] for name, grade in grades.items() if grade > 0 and name in judged.corpus]
         for query, grades in judged.qrels.items()
     }
     records = [Record(judged.queries[query], tuple(texts)) for query, texts in losses_found.items() if texts]
