@@ -133,21 +133,83 @@ def module_differences(first: Checkpoint, other: Checkpoint) -> Iterator[str]:
 def config_differences(one: Path, other: Path, besides: frozenset[str] = frozenset()) -> Iterator[str]:
     """Yield what the same tensors would do differently: other attention heads, another activation.
 
+    What only one configuration says is compared with the default of the architecture.
+
     Args:
         one: The folder of a transformer.
         other: Another one.
         besides: Names that may differ.
     """
-    yield from _value_differences("config", _config(one), _config(other), besides)
+    first, second = _config(one), _config(other)
+    rope = first.keys() & _ROPE != second.keys() & _ROPE
+    alone = {name for name in (first.keys() ^ second.keys()) - besides - _ROPE if not _is_idle(name, first, second)}
+    yield from _value_differences("config", first, second, besides | (_ROPE if rope else frozenset()))
+    if not alone and not rope:
+        return
+    meant = [_with_defaults(config) for config in (first, second)]
+    for name in sorted(alone):
+        values = [config.get(name) for config in meant]
+        if None not in meant and not same_json(*values):
+            yield f"config: {name} {values[0]} against {values[1]}"
+    if rope:
+        parts: list[dict[str, Any]] = [config.get("rope_parameters") or {} for config in meant]
+        for name in sorted(parts[0].keys() | parts[1].keys()):
+            if parts[0].get(name) != parts[1].get(name):
+                yield f"config: {name} {parts[0].get(name)} against {parts[1].get(name)}"
+
+
+_ROPE = frozenset({"rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"})
+# what a configuration may say without need
+_NEUTRAL = {
+    "add_cross_attention": False,
+    "is_decoder": False,
+    "is_encoder_decoder": False,
+    "position_embedding_type": "absolute",
+    "torchscript": False,
+}
+
+
+def _is_idle(name: str, first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Return whether a name that stands in one configuration only has no effect there."""
+    value = first.get(name, second.get(name))
+    ids = name.endswith("_token_id") or name in ("id2label", "label2id", "num_labels")
+    return ids or _has_no_effect(name) or value in (None, {}, []) or (name in _NEUTRAL and _NEUTRAL[name] == value)
+
+
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration with all that its architecture has by default, rotary positions in the newer spelling.
+
+    A name that the architecture doesn't know means nothing to it, and is left out.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    kind = config.get("model_type")
+    if kind not in CONFIG_MAPPING:  # a model with code of its own: what the file says is all there is
+        return config
+    try:
+        meant: dict[str, Any] = CONFIG_MAPPING[kind].from_dict(config).to_dict()
+        known = CONFIG_MAPPING[kind]().to_dict().keys()
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise DataError(f"a config.json of kind '{kind}' can't be read: {error}") from None
+    decodes = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    causal = config.get("is_causal")
+    return {name: meant[name] for name in meant if name in known} | {"is_causal": decodes if causal is None else causal}
 
 
 def _value_differences(
     where: str, one: dict[str, Any], other: dict[str, Any], besides: frozenset[str] = frozenset()
 ) -> Iterator[str]:
     for name in sorted((one.keys() & other.keys()) - besides):
-        idle = name.startswith("_") or name in WITHOUT_EFFECT or "dropout" in name
-        if not idle and not same_json(one[name], other[name]):
+        if not _has_no_effect(name) and not same_json(one[name], other[name]):
             yield f"{where}: {name} {one[name]} against {other[name]}"
+
+
+def _has_no_effect(name: str) -> bool:
+    return name.startswith("_") or name in WITHOUT_EFFECT or "dropout" in name
 
 
 def tensor_differences(first: Checkpoint, other: Checkpoint, options: MergeOptions) -> list[str]:
@@ -212,13 +274,22 @@ def tokenizer_differences(one: Path, other: Path) -> list[str]:
     """
     fast = [folder / "tokenizer.json" for folder in (one, other)]
     if all(path.is_file() for path in fast):
+        settings = [_reading_settings(folder) for folder in (one, other)]
+        apart = [
+            f"tokenizer: {name} {settings[0][name]} against {settings[1][name]}"
+            for name in SETTINGS
+            if settings[0][name] != settings[1][name]
+        ]
         if hash_file(fast[0]) == hash_file(fast[1]):
-            return []
+            return apart
         first, second = (_parts(path) for path in fast)
-        lines = [f"tokenizer: its {part} differs" for part in PARTS if not same_json(first.get(part), second.get(part))]
+        lines = apart + [
+            f"tokenizer: its {part} differs" for part in PARTS if not same_json(first.get(part), second.get(part))
+        ]
         words = _vocabulary_differences(vocabulary(one), vocabulary(other))
         # a vocabulary is told in a better way
-        return [line for line in lines if not words or ("model" not in line and "added" not in line)] + words
+        told = [line for line in lines if not words or ("model" not in line and "added" not in line)] + words
+        return told or _reading_differences(*fast)
     with_files = [
         any((folder / name).is_file() for name in ("tokenizer.json", *VOCABULARIES)) for folder in (one, other)
     ]
@@ -242,6 +313,78 @@ def tokenizer_differences(one: Path, other: Path) -> list[str]:
         if name in settings[0] and name in settings[1] and settings[0][name] != settings[1][name]
     ]
     return lines
+
+
+# what transformers sets in a tokenizer by its configuration, whatever tokenizer.json says
+_OF_NORMALIZER = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
+
+
+def _reading_settings(folder: Path) -> dict[str, Any]:
+    """Return what decides how texts are read beside tokenizer.json, as the tokenizer has it once it is loaded."""
+    config, normalizer = _tokenizer_config(folder), _parts(folder / "tokenizer.json").get("normalizer")
+    within = normalizer if isinstance(normalizer, dict) and normalizer.get("type") == "BertNormalizer" else None
+    settings: dict[str, Any] = {}
+    for name in SETTINGS:
+        own = _OF_NORMALIZER.get(name)
+        if own is None:
+            settings[name] = bool(config.get(name))
+        else:  # of other normalizers, these are no settings
+            settings[name] = None if within is None else config.get(name, within.get(own))
+    return settings
+
+
+# first letters of scripts, from each of which words are made
+_SCRIPTS = (
+    *("A", "a", "À", "Ā", "ʰ", "Α", "Ѐ", "Ա", "א", "ا", "ܐ", "अ", "অ", "ਅ", "અ", "அ", "అ", "ಅ", "അ", "ක", "ก", "ກ"),
+    *("ཀ", "က", "ა", "ᄀ", "አ", "Ꭰ", "ក", "Ḁ", "ἀ", "⁰", "₠", "℀", "⅐", "←", "∀", "①", "─", "⠁", "ⴀ", "、", "あ"),
+    *("ア", "ㄱ", "㈀", "一", "龍", "가", "ﬀ", "ﭐ", "！", "Ａ", "ｦ", "𝐀", "😀", "🇦"),
+)
+_PHRASES = (
+    *(
+        "",
+        " ",
+        "  two  spaces ",
+        "tab\tand\nline\r\n",
+        "a\u00a0b\u200bc",
+        "e\u0301 é E\u0301 É",
+        "don't can’t",
+        "U.S.A.",
+    ),
+    *("1,234.56 10^9 3/4", "C++ x_y z-w", "a@b.com https://x.org/?q=1&r=2#s", "<b>bold</b> &amp;", "$5 €6 £7"),
+    *("[CLS] a [SEP] b [MASK] [PAD] [UNK]", "<s> a </s> <mask> <pad> <unk>", "<|endoftext|>", "ſ ß İ ı Σς"),
+    *("CamelCase snake_case UPPER", "...!?;:", "“quotes” «guillemets»", "x" * 120),
+)
+
+
+def _probes() -> list[str]:
+    """Return a few hundred short texts of all scripts, in all cases, and special ones."""
+    words = ["".join(chr(ord(first) + step) for step in (0, 1, 2, 5)) for first in _SCRIPTS]
+    cased = [form for word in words for form in (word, word.lower(), word.upper(), f"a {word}, {word}.")]
+    return [*cased, *_PHRASES, *(phrase.upper() for phrase in _PHRASES)]
+
+
+def _reading_differences(one: Path, other: Path) -> list[str]:
+    """Return a text that two tokenizer files make different numbers of, though they look alike."""
+    from tokenizers import Tokenizer
+
+    readers = []
+    for path in (one, other):
+        try:
+            readers.append(Tokenizer.from_file(str(path)))
+        except Exception as error:  # the library raises no other kind
+            raise DataError(f"{path}: not a tokenizer that can be read: {error}") from None
+    for reader in readers:
+        reader.no_padding()
+        reader.no_truncation()
+    probes = [text for text in _probes() if text.isprintable() or text.isascii()]
+    for text, first, second in zip(probes, *(reader.encode_batch(probes) for reader in readers), strict=True):
+        if first.ids != second.ids:
+            return [f"tokenizer: {text!r} becomes {first.tokens} against {second.tokens}"]
+    return []
 
 
 def same_json(first: Any, second: Any) -> bool:

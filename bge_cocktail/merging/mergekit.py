@@ -40,6 +40,7 @@ KNOWN = (
     "dtype",
     "out_dtype",
     "tokenizer_source",
+    "tokenizer",
     "name",
 )
 # parameters of ours that go by another name there; mergekit's own defaults where they differ from ours
@@ -62,7 +63,7 @@ def from_mergekit(text: str, where: str) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _loader())
     except yaml.YAMLError as error:
         raise UsageError(f"{where}: broken YAML: {error}") from None
     if not isinstance(content, dict) or "merge_method" not in content:
@@ -71,6 +72,22 @@ def from_mergekit(text: str, where: str) -> dict[str, Any]:
         return _translate(content, where)
     except (TypeError, AttributeError, KeyError, ValueError, IndexError) as error:
         raise UsageError(f"{where}: not in the form that mergekit takes: {error}") from None
+
+
+def _loader() -> Any:
+    """Return YAML's safe loader, which takes the last of two values of a key, as one that refuses the second."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            names = [self.construct_object(key, deep=True) for key, _ in node.value]
+            for place, name in enumerate(names):
+                if name in names[:place]:
+                    raise yaml.YAMLError(f"'{name}' stands twice (line {node.value[place][0].start_mark.line + 1})")
+            mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+            return mapping
+
+    return Loader
 
 
 def _translate(content: dict[str, Any], where: str) -> dict[str, Any]:
@@ -104,6 +121,8 @@ def _translate(content: dict[str, Any], where: str) -> dict[str, Any]:
     shared = values.pop("weight", None)
     if method != "model_stock":
         given = [weight if weight is not None else shared if shared is not None else 1.0 for weight in weights]
+        if any(_has_filters(weight) for weight in given):
+            given, values["weights_for"] = _by_filter(given, models, where)
         lists = [weight for weight in given if isinstance(weight, list)]
         if len(lists) == len(given) and method == "linear":
             values["layer_weights"] = [list(column) for column in zip(*_same_length(lists), strict=True)]
@@ -113,7 +132,7 @@ def _translate(content: dict[str, Any], where: str) -> dict[str, Any]:
     dtype = content.get("out_dtype") or content.get("dtype")
     if dtype is not None:
         values["dtype"] = dtype
-    _tokenizer(content.get("tokenizer_source"), where)
+    _tokenizer(content, where)
     return values
 
 
@@ -139,6 +158,7 @@ def _models(content: Mapping[str, Any], where: str) -> tuple[list[str], list[Any
     for entry in entries:
         if not isinstance(entry, dict) or "model" not in entry:
             raise UsageError(f"{where}: each of 'models' needs a 'model'")
+        _refuse_unknown(entry, ("model", "parameters", "layer_range"), "of one of the models", where)
         own = entry.get("parameters") or {}
         for name in dict(own):
             if name not in ("weight", "density"):
@@ -184,9 +204,72 @@ def _slerp(models: list[str], base: str | None, t: Any, where: str) -> tuple[lis
     if len(other) != 1:
         raise UsageError(f"{where}: slerp merges two models, the base among them")
     if isinstance(t, list):
-        raise UsageError(f"{where}: 't' as a list has no counterpart here; use layer_weights in a TOML recipe")
+        entries = t if _has_filters(t) else [{"value": t}]
+        return [base, other[0]], [[{**one, "value": _one_minus(one.get("value"), where)} for one in entries], entries]
     share = _number(t, "t", where)
     return [base, other[0]], [1 - share, share]
+
+
+def _one_minus(value: Any, where: str) -> Any:
+    return (
+        [1 - _number(part, "t", where) for part in value] if isinstance(value, list) else 1 - _number(value, "t", where)
+    )
+
+
+def _has_filters(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(entry, dict) for entry in value)
+
+
+def _by_filter(given: list[Any], models: list[str], where: str) -> tuple[list[float], dict[str, list[float]]]:
+    """Return weights, and those of tensors by pattern, from lists of ``{filter, value}``.
+
+    A filter is a part of a tensor's name; the first that fits counts, an entry without one fits all. A value that is a
+    list goes in a straight line from the first layer to the last; what stands before the layers has the first value,
+    what stands behind them the last.
+    """
+    lists = [weight if _has_filters(weight) else [{"value": weight}] for weight in given]
+    for entries in lists:
+        for entry in entries:
+            if not isinstance(entry, dict) or "value" not in entry:
+                raise UsageError(f"{where}: each entry of such a list has a 'value' and perhaps a 'filter': {entry!r}")
+            _refuse_unknown(entry, ("filter", "value"), "of a value", where)
+    filters = list(dict.fromkeys(entry.get("filter") for entries in lists for entry in entries))
+    filters = [name for name in filters if name not in (None, "*")]
+
+    def value_of(entries: list[Any], name: str | None) -> Any:
+        fits = (entry["value"] for entry in entries if entry.get("filter") in (name, None, "*"))
+        value = next(fits, None)
+        if value is None:
+            raise UsageError(f"{where}: no value for tensors without one of the filters; add an entry without 'filter'")
+        return value
+
+    by_pattern: dict[str, list[float]] = {}
+    with_layers = any(isinstance(entry["value"], list) for entries in lists for entry in entries)
+    layers = (_layers(models[0], where) or 0) if with_layers else 0
+    # of several patterns that match, the last counts
+    for name in [None, *reversed(filters)]:
+        values = [value_of(entries, name) for entries in lists]
+        if name:
+            by_pattern[f"*{name}*"] = [_at(value, 1, 1, where) for value in values]
+        if any(isinstance(value, list) for value in values):
+            if not name:
+                by_pattern["*embeddings*"] = [_at(value, 0, layers, where) for value in values]
+            for layer in range(layers):
+                pattern = f"*layer*.{layer}.*{name}*" if name else f"*layer*.{layer}.*"
+                by_pattern[pattern] = [_at(value, layer, layers, where) for value in values]
+    # what no pattern takes stands behind the layers
+    return [_at(value_of(entries, None), 1, 1, where) for entries in lists], by_pattern
+
+
+def _at(value: Any, layer: int, layers: int, where: str) -> float:
+    """Return a value at a layer; at the end where there is but one."""
+    if not isinstance(value, list):
+        return _number(value, "value", where)
+    numbers = [_number(part, "value", where) for part in value]
+    place = (layer / (layers - 1) if layers > 1 else 1.0) * (len(numbers) - 1)
+    low = min(int(place), len(numbers) - 1)
+    high = min(low + 1, len(numbers) - 1)
+    return numbers[low] + (place - low) * (numbers[high] - numbers[low])
 
 
 def _put_densities(values: dict[str, Any], densities: list[Any], method: str, where: str) -> None:
@@ -207,17 +290,43 @@ def _same_length(lists: list[list[Any]]) -> list[list[Any]]:
     return lists
 
 
-def _tokenizer(source: Any, where: str) -> None:
+def _tokenizer(content: Mapping[str, Any], where: str) -> None:
+    source, chosen = content.get("tokenizer_source"), content.get("tokenizer")
+    if isinstance(chosen, dict):
+        _refuse_unknown(chosen, ("source",), "of 'tokenizer'", where)
+        source = chosen.get("source", source)
+    elif chosen is not None:
+        raise UsageError(f"{where}: 'tokenizer' is {chosen!r}, expected an object with 'source'")
     if source not in (None, "base"):
         raise UsageError(f"{where}: tokenizer_source '{source}' has no counterpart here: tokenizers must be the same")
 
 
 def _name(value: Any, where: str) -> str:
-    name = value.get("model") if isinstance(value, dict) else value
-    name = name.get("path") if isinstance(name, dict) else name
-    if not isinstance(name, str) or "+" in name:
+    """Return the name of a model, which mergekit writes as a text or as objects within objects."""
+    name = value
+    if isinstance(name, dict) and "model" in name:
+        _refuse_unknown(name, ("model",), "of a model", where)
+        name = name["model"]
+    if isinstance(name, dict):
+        _refuse_unknown(name, ("path",), "of a model", where)
+        name = name.get("path")
+    if not isinstance(name, str):
         raise UsageError(f"{where}: {value!r} is not the name of a model")
+    # a + in a path that is there is a letter, and else mergekit's sign for an adapter on top of a model
+    if "+" in name and not Path(name).expanduser().exists():
+        model, _, adapter = name.partition("+")
+        raise UsageError(
+            f"{where}: '{name}' is the model {model} with the adapter {adapter}; name the adapter alone: it is "
+            "folded into the base that its adapter_config.json names"
+        )
     return name
+
+
+def _refuse_unknown(entry: Mapping[str, Any], known: Sequence[str], what: str, where: str) -> None:
+    """Refuse what would be dropped: a revision, an adapter."""
+    for name, value in entry.items():
+        if name not in known and value is not None:
+            raise UsageError(f"{where}: '{name}' {what} has no counterpart here.{nearest(str(name), known)}")
 
 
 def _number(value: Any, name: str, where: str) -> float:

@@ -1,0 +1,172 @@
+"""Models are compared by what their files mean: absent keys, spellings, tokenizers that look alike."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from merge_helpers import tensors_in
+
+from bge_cocktail.core.errors import DataError, UsageError
+from bge_cocktail.core.outputs import read_json
+from bge_cocktail.merging.compatible import _probes, config_differences, tokenizer_differences
+from bge_cocktail.merging.merge import merge
+from bge_cocktail.merging.mergekit import from_mergekit
+from bge_cocktail.merging.recipe import read_recipe
+
+QWEN = {
+    "model_type": "qwen3",
+    "hidden_size": 32,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "num_attention_heads": 4,
+}
+NEW = {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}
+BERT = {"model_type": "bert", "hidden_size": 32, "num_attention_heads": 2}
+
+
+def config(folder: Path, content: dict[str, Any]) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "lines"),
+    [
+        ({**QWEN, **NEW}, {**QWEN, "rope_theta": 10000.0}, []),
+        ({**QWEN, **NEW}, {**QWEN, "rope_theta": 1e6}, ["config: rope_theta 10000.0 against 1000000.0"]),
+        (
+            {**QWEN, "rope_theta": 1e4},
+            {**QWEN, "rope_theta": 1e4, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+            ["config: factor None against 4.0", "config: rope_type default against linear"],
+        ),
+        ({**QWEN, **NEW}, {**QWEN, **NEW, "is_causal": False}, ["config: is_causal True against False"]),
+        ({**QWEN, **NEW}, {**QWEN, **NEW, "is_causal": True}, []),
+        (BERT, {**BERT, "is_causal": False, "position_embedding_type": "absolute", "directionality": "bidi"}, []),
+        (BERT, {**BERT, "layer_norm_eps": 1e-12, "hidden_act": "gelu", "id2label": {"0": "x"}}, []),
+        (BERT, {**BERT, "layer_norm_eps": 1e-5}, ["config: layer_norm_eps 1e-12 against 1e-05"]),
+        (BERT, {**BERT, "hidden_act": "relu"}, ["config: hidden_act gelu against relu"]),
+        ({"model_type": "own"}, {"model_type": "own", "rope_theta": 5.0}, []),
+    ],
+)
+def test_what_one_configuration_leaves_out_is_the_default(
+    tmp_path: Path, one: dict[str, Any], other: dict[str, Any], lines: list[str]
+) -> None:
+    folders = config(tmp_path / "one", one), config(tmp_path / "other", other)
+    assert list(config_differences(*folders)) == lines
+    back = [re.sub(r"(\S+) against (\S+)$", r"\2 against \1", line) for line in lines]
+    assert list(config_differences(*reversed(folders))) == back
+
+
+def test_a_key_in_one_file_only_is_refused_by_merge(tiny: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(tiny, tmp_path / "other")
+    content = read_json(other / "config.json")
+    del content["layer_norm_eps"]
+    (other / "config.json").write_text(json.dumps(content))
+    merge([tiny, other], tmp_path / "out")
+    changed = shutil.copytree(tiny, tmp_path / "changed")
+    (changed / "config.json").write_text(json.dumps({**content, "layer_norm_eps": 0.1}))
+    with pytest.raises(DataError, match="config: layer_norm_eps 1e-12 against 0.1"):
+        merge([other, changed], tmp_path / "bad")
+
+
+def test_settings_beside_tokenizer_json(tiny: Path, tmp_path: Path) -> None:
+    """transformers lowers a BERT's texts by its configuration, whatever tokenizer.json says."""
+    other = shutil.copytree(tiny, tmp_path / "other")
+    content = read_json(other / "tokenizer_config.json")
+    (other / "tokenizer_config.json").write_text(json.dumps({**content, "do_lower_case": False}))
+    assert tokenizer_differences(tiny, other) == ["tokenizer: do_lower_case True against False"]
+    (other / "tokenizer_config.json").write_text(json.dumps({**content, "do_lower_case": True, "padding_side": "left"}))
+    assert tokenizer_differences(tiny, other) == []
+
+
+def test_tokenizers_that_look_alike_and_read_otherwise(tiny: Path, tmp_path: Path) -> None:
+    """A key that one file has and the other lacks is a default, unless the two read a text differently."""
+    content = read_json(tiny / "tokenizer.json")
+    space = {"type": "Metaspace", "replacement": "e"}
+    folders = []
+    for name, more in {"one": {"prepend_scheme": "never"}, "other": {}, "same": {"prepend_scheme": "always"}}.items():
+        folders.append(shutil.copytree(tiny, tmp_path / name))
+        (folders[-1] / "tokenizer.json").write_text(json.dumps({**content, "pre_tokenizer": {**space, **more}}))
+    one, other, same = folders
+    assert re.fullmatch("tokenizer: '.+' becomes .+ against .+", tokenizer_differences(one, other)[0])
+    assert tokenizer_differences(other, same) == []
+
+
+def test_the_texts_that_tokenizers_are_compared_by() -> None:
+    probes = _probes()
+    assert len(probes) > 200
+    assert len({ord(letter) >> 8 for text in probes for letter in text}) > 40
+
+
+MODELS = [{"model": "a"}, {"model": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"models": [{"model": {"model": {"path": "a"}, "lora": {"path": "l"}}}]},
+            "'lora' of a model has no counterpart",
+        ),
+        ({"models": [{"model": {"path": "a", "revision": "r"}}]}, "'revision' of a model has no counterpart here"),
+        (
+            {"models": [{"model": {"model": {"path": "a", "revision": "r"}}}]},
+            "'revision' of a model has no counterpart",
+        ),
+        ({"models": [{"model": "a", "subfolder": "s"}]}, "'subfolder' of one of the models has no counterpart here"),
+        ({"models": [{"model": "a+l"}]}, "'a+l' is the model a with the adapter l"),
+        ({"models": MODELS, "tokenizer": {"source": "union"}}, "tokenizer_source 'union' has no counterpart here"),
+        (
+            {"models": MODELS, "tokenizer": {"source": "base", "tokens": {}}},
+            "'tokens' of 'tokenizer' has no counterpart",
+        ),
+    ],
+)
+def test_nothing_of_mergekits_is_dropped(content: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        from_mergekit(yaml.safe_dump({"merge_method": "linear", **content}), "x.yml")
+
+
+def test_a_key_twice_in_yaml() -> None:
+    with pytest.raises(UsageError, match=re.escape("broken YAML: 'merge_method' stands twice (line 2)")):
+        from_mergekit("merge_method: linear\nmerge_method: slerp\nmodels: [{model: a}]", "x.yml")
+
+
+def test_usual_forms_of_mergekit(tmp_path: Path) -> None:
+    (tmp_path / "p+q").mkdir()
+    plus = str(tmp_path / "p+q")
+    text = yaml.safe_dump({"merge_method": "linear", "models": [{"model": plus}], "tokenizer": {"source": "base"}})
+    assert from_mergekit(text, "x")["models"] == [{"model": plus}]
+    slerp = {"merge_method": "slerp", "base_model": "a", "models": MODELS, "parameters": {"t": [{"value": 0.25}]}}
+    assert from_mergekit(yaml.safe_dump(slerp), "x")["weights"] == [0.75, 0.25]
+
+
+def test_filters_and_gradients_of_mergekit(tiny: Path, nudged: list[Path], tmp_path: Path) -> None:
+    """By hand: the first filter that fits counts, a list goes in a line over the layers."""
+    t = [{"filter": "attention", "value": [0.0, 1.0]}, {"filter": "LayerNorm", "value": 0.5}, {"value": 0.25}]
+    recipe = {
+        "merge_method": "linear",
+        "models": [
+            {"model": str(tiny), "parameters": {"weight": [{**one, "value": _complement(one["value"])} for one in t]}},
+            {"model": str(nudged[0]), "parameters": {"weight": t}},
+        ],
+    }
+    (tmp_path / "r.yml").write_text(yaml.safe_dump(recipe))
+    merge(read_recipe(tmp_path / "r.yml"), tmp_path / "out")
+    one, two, merged = (tensors_in(folder) for folder in (tiny, nudged[0], tmp_path / "out"))
+    for name, value in merged.items():
+        shares = {"layer.0.attention": 0.0, "attention": 1.0, "LayerNorm": 0.5, "": 0.25}
+        share = next(share for part, share in shares.items() if part in name)
+        assert np.abs(value - ((1 - share) * one[name] + share * two[name])).max() < 1e-6, name
+
+
+def _complement(value: Any) -> Any:
+    return [1 - part for part in value] if isinstance(value, list) else 1 - value
