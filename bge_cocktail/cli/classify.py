@@ -22,6 +22,7 @@ from bge_cocktail.cli.flags import (
     output_flag,
     overwrite_flag,
     pairs_of,
+    refuse_both,
     show,
     source_flags,
 )
@@ -75,6 +76,7 @@ def train_command(
     from bge_cocktail.core.runs import RUN_FILE
     from bge_cocktail.data.sources import Source
 
+    refuse_both(resume, overwrite)
     options = options_from(ClassifyOptions, flags)
     refuse_to_replace(output, overwrite, [data, model])
 

@@ -106,6 +106,16 @@ def source_flags(command: Command) -> Command:
     return command
 
 
+def refuse_both(resume: bool, overwrite: bool) -> None:
+    """Refuse to go on with an output and to begin it again.
+
+    Raises:
+        UsageError: Both are asked for.
+    """
+    if resume and overwrite:
+        raise click.UsageError("--resume goes on with what is there, --overwrite begins again; give one of them")
+
+
 def table_flag(flag: str, name: str, text: str) -> Callable[[Command], Command]:
     """Decorator: a flag that is given again for every entry of a table of options, ``NAME.option=value``.
 
@@ -178,12 +188,16 @@ def numbers(_context: Any, _parameter: Any, given: str | None) -> list[int] | No
 
 def pairs_of(text: str) -> dict[str, str] | None:
     """Names for labels, as users write them: ``0=negative,1=positive``; None without any."""
-    pairs = {}
+    pairs: dict[str, str] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
-        number, sign, name = part.partition("=")
+        number, sign, name = (piece.strip() for piece in part.partition("="))
         if not sign or not name:
             raise click.UsageError(f"labels are said as value=name, with commas between (0=negative), got '{part}'")
-        pairs[number.strip()] = name.strip()
+        if number in pairs:
+            raise click.UsageError(f"the label '{number}' is named twice: '{pairs[number]}' and '{name}'")
+        if name in pairs.values():
+            raise click.UsageError(f"two labels are called '{name}', which would make one class of two")
+        pairs[number] = name
     return pairs or None
 
 

@@ -16,6 +16,7 @@ from bge_cocktail.cli.flags import (
     options_from,
     output_flag,
     overwrite_flag,
+    refuse_both,
     show,
     table_flag,
 )
@@ -68,6 +69,7 @@ def command(
     from bge_cocktail.data.record_files import open_records
     from bge_cocktail.data.retrieval import read_retrieval
 
+    refuse_both(resume, overwrite)
     options = options_from(TrainOptions, flags)
     if searched is not None and (dev is None or seeds):
         raise UsageError("--search needs --dev, which judges the trials" if dev is None else "--search or --seeds?")

@@ -170,6 +170,8 @@ def named_models(models: Sequence[str]) -> dict[str, str]:
         name, equals, path = model.partition("=")
         if not equals or Path(model).is_dir():
             name, path = model.rstrip("/").rsplit("/", 1)[-1], model
+        if not name.strip() or not name.isprintable():
+            raise UsageError(f"{model!r}: the name of a model is printable and not empty (NAME=FOLDER)")
         if name in named:
             raise UsageError(f"two models are called '{name}'; give them names: NAME=FOLDER")
         model_folder(path)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bge_cocktail.core.errors import DataError, UsageError
 from bge_cocktail.data.record import Record, positives_by_query
@@ -126,7 +127,12 @@ def draw_negatives(examples: Sequence[Record], negatives: int, seed: int) -> lis
 
 
 def example_loss(encoder: Encoder, examples: Sequence[Record], *, temperature: float = 0.05) -> float:
-    """Return the loss of a model with its own pooling, prompts and normalisation, as LM-Cocktail weighs models by it.
+    """Return the mean of `batch_losses`, which LM-Cocktail weighs models by."""
+    return float(batch_losses(encoder, examples, temperature=temperature).mean())
+
+
+def batch_losses(encoder: Encoder, examples: Sequence[Record], *, temperature: float = 0.05) -> torch.Tensor:
+    """Return the losses of a model with its own pooling, prompts and normalisation.
 
     Args:
         encoder: The model.
@@ -134,7 +140,7 @@ def example_loss(encoder: Encoder, examples: Sequence[Record], *, temperature: f
         temperature: Divides similarities (LM-Cocktail: 0.05).
 
     Returns:
-        InfoNCE, the mean over batches of two examples.
+        InfoNCE of each batch of two examples, shape (batches,).
 
     Raises:
         DataError: No examples.
@@ -155,13 +161,16 @@ def example_loss(encoder: Encoder, examples: Sequence[Record], *, temperature: f
         )
         for number, (documents, relevance) in enumerate(batches)
     ]
-    return float(torch.stack(losses).mean())
+    return torch.stack(losses)
 
 
-def chance_loss(examples: Sequence[Record]) -> float:
-    """Return the loss of a model for which all texts are alike: the mean logarithm of the number of candidates."""
-    batches = _batches(examples)
-    return float(np.mean([np.log((relevance >= 0).sum(axis=1)).mean() for _, relevance in batches]))
+def chance_losses(examples: Sequence[Record]) -> NDArray[np.float64]:
+    """Return the losses of a model for which all texts are alike: the mean logarithm of the number of candidates.
+
+    Returns:
+        Of each batch of two examples, shape (batches,).
+    """
+    return np.array([np.log((relevance >= 0).sum(axis=1)).mean() for _, relevance in _batches(examples)], np.float64)
 
 
 def lm_cocktail_loss(model: SentenceTransformer, examples: Sequence[Record], *, temperature: float = 0.05) -> float:
@@ -296,10 +305,15 @@ class EncoderObjective:
         """See `Objective`."""
         return [self._loss(row) for row in rows]
 
-    def chance(self) -> float:
+    def losses_in_parts(self, rows: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """See `Objective`."""
-
-        return chance_loss(self.needed_examples)
+        if self.plan.options.like_lm_cocktail:  # its loss comes as one number
+            return np.array([[loss] for loss in self.losses(rows)]), chance_losses(self.needed_examples).mean(
+                keepdims=True
+            )
+        temperature = self.plan.options.loss_temperature
+        losses = [batch_losses(self.encoder(row), self.needed_examples, temperature=temperature) for row in rows]
+        return np.array([loss.double().numpy() for loss in losses]), chance_losses(self.needed_examples)
 
     def scores(self, weights: Sequence[float]) -> tuple[float, float | None]:
         """See `Objective`."""

@@ -8,6 +8,7 @@ from itertools import combinations_with_replacement
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bge_cocktail.core.errors import UsageError
 from bge_cocktail.core.registry import Registry
@@ -46,11 +47,15 @@ class Objective(Protocol):
         ...
 
     def losses(self, rows: Sequence[int]) -> list[float]:
-        """Return the contrastive loss of models on the examples."""
+        """Return the loss of models on the examples."""
         ...
 
-    def chance(self) -> float:
-        """Return the loss of a model that knows nothing: the logarithm of the number of candidates."""
+    def losses_in_parts(self, rows: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the losses of models on each batch of examples, and those of a model that knows nothing.
+
+        Returns:
+            Shapes (models, batches) and (batches,).
+        """
         ...
 
     def scores(self, weights: Sequence[float]) -> tuple[float, float | None]:
@@ -77,10 +82,11 @@ def cocktail(objective: Objective, rows: Sequence[int], *, temperature: float) -
 
 
 @weightings("relative", data=("examples",))
-def relative(objective: Objective, rows: Sequence[int], *, skill_temperature: float) -> WeightsResult:
-    """From losses on a scale of their own: chance has skill 0, the best model 1; no better than chance, no weight."""
-    losses = objective.losses(rows)
-    return WeightsResult(relative_weights(losses, objective.chance(), skill_temperature), losses)
+def relative(objective: Objective, rows: Sequence[int], *, skill_temperature: float, seed: int) -> WeightsResult:
+    """From losses on a scale of their own: chance has skill 0, the best model 1; equal where differences are noise."""
+    losses, chance = objective.losses_in_parts(rows)
+    weights = bagged_relative_weights(losses, chance, skill_temperature, seed)
+    return WeightsResult(weights, losses.mean(axis=1).tolist())
 
 
 @weightings("ema")
@@ -157,6 +163,32 @@ def relative_weights(losses: Sequence[float], chance: float, temperature: float 
     skills = above / above.max()
     powers = np.where(skills > 0, np.exp((skills - 1) / temperature), 0)
     return [float(weight) for weight in powers / powers.sum()]
+
+
+RESAMPLES = 1000
+
+
+def bagged_relative_weights(
+    losses: NDArray[np.float64], chance: NDArray[np.float64], temperature: float = 0.1, seed: int = 13
+) -> list[float]:
+    """Return the mean of relative weights over bootstrap resamples of the examples (bagging, Breiman 1996).
+
+    Where models differ by less than another draw of examples would have them differ, each resample prefers another
+    one, and their mean goes towards equal weights.
+
+    Args:
+        losses: Of each model on each batch of examples, shape (models, batches).
+        chance: Of a model that knows nothing, shape (batches,).
+        temperature: As in `relative_weights`.
+        seed: Seeds the resamples.
+
+    Returns:
+        Weights of sum 1.
+    """
+    generator = np.random.default_rng(seed)
+    drawn = generator.integers(losses.shape[1], size=(RESAMPLES, losses.shape[1]))
+    weights = [relative_weights(losses[:, row].mean(axis=1), float(chance[row].mean()), temperature) for row in drawn]
+    return [float(weight) for weight in np.mean(weights, axis=0)]
 
 
 def given_weights(weights: Sequence[float], models: int, *, normalise: bool = True) -> list[float]:

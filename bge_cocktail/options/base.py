@@ -48,6 +48,12 @@ def _all_shares(value: list[float]) -> list[float]:
     return value
 
 
+def _all_above_0(value: list[float]) -> list[float]:
+    if wrong := [number for number in value if number <= 0]:
+        raise ValueError(f"numbers above 0 are expected, got {wrong}")
+    return value
+
+
 def _none_word(value: object) -> object:
     return None if value == "none" else value
 
@@ -60,6 +66,7 @@ Prompt = Annotated[str | None, BeforeValidator(_prompt)]
 Shares = Annotated[list[float], BeforeValidator(_comma_separated), AfterValidator(_all_shares)]
 Integers = Annotated[list[int], BeforeValidator(_comma_separated)]
 Numbers = Annotated[list[float], BeforeValidator(_comma_separated)]
+PositiveNumbers = Annotated[list[float], BeforeValidator(_comma_separated), AfterValidator(_all_above_0)]
 Direction = Literal["query-document", "query-query", "document-query", "document-document"]
 Directions = Annotated[list[Direction], BeforeValidator(_comma_separated)]
 Names = Annotated[list[str], BeforeValidator(_comma_separated)]

@@ -109,6 +109,13 @@ class MineOptions(Options):
     keep_negatives: bool = Field(True, description="keep the negatives that a record already has")
     seed: int = Field(13, ge=0, description="seeds the draw")
 
+    @model_validator(mode="after")
+    def _some_similarity(self) -> MineOptions:
+        least, most = self.min_similarity, self.max_similarity
+        if least is not None and most is not None and least > most:
+            raise ValueError(f"min_similarity={least:g} lies above max_similarity={most:g}, so that nothing is left")
+        return self
+
 
 class EvaluateOptions(PluginOptions):
     """How models are judged."""

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from bge_cocktail.options.base import PROMPT_HELP, Directions, Integers, Names, Numbers, Options, Prompt
+from bge_cocktail.options.base import PROMPT_HELP, Directions, Integers, Names, Options, PositiveNumbers, Prompt
 
 
 class CommonTrainOptions(Options):
@@ -64,7 +64,7 @@ class TaskTrainOptions(Options):
     """What one task's batches do in their own way; what is left out is as for the others."""
 
     loss: Names | None = Field(None, description="the losses of its batches")
-    loss_weights: Numbers | None = Field(None, description="their weights")
+    loss_weights: PositiveNumbers | None = Field(None, description="their weights, above 0")
     temperature: float | None = Field(None, gt=0, le=10, description="divides its similarities")
     in_batch_negatives: bool | None = Field(
         None, description="whether documents of other records are negatives; off for classification and clustering data"
@@ -96,8 +96,8 @@ class TrainOptions(CommonTrainOptions):
         32, ge=2, description="records in a batch of each process; more in-batch negatives with more"
     )
     loss: Names = Field(["info-nce"], description="losses, with commas between; see: bge-cocktail list losses")
-    loss_weights: Numbers = Field(
-        default_factory=list, description="what each loss is multiplied by, with commas between; without it, 1"
+    loss_weights: PositiveNumbers = Field(
+        default_factory=list, description="what each loss is multiplied by, above 0, with commas between; without it, 1"
     )
     temperature: float = Field(0.05, gt=0, le=10, description="divides similarities in the loss")
     negatives: int = Field(7, ge=0, description="hard negatives used of each record")

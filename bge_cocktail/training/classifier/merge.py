@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bge_cocktail.core.errors import UsageError
 from bge_cocktail.data.labelled import LabelledTexts
@@ -56,22 +57,20 @@ class ClassifierObjective:
 
     def losses(self, rows: Sequence[int]) -> list[float]:
         """Return the cross-entropy of models on the examples, each under the head that it brings into the merge."""
-        values = []
-        for row in rows:
-            put_tensors(self.parameters, ((key, tiles_of(source_of(self.plan, row, key))) for key in self.parameters))
-            values.append(self._loss())
-        return values
+        return [float(self._losses_of(row).mean()) for row in rows]
 
-    def chance(self) -> float:
-        """Return the cross-entropy of equal probabilities."""
+    def losses_in_parts(self, rows: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the cross-entropy of models on each text, and that of equal probabilities."""
         settings = self.classifier.settings
-        return float(np.log(2 if settings.multi_label else len(settings.labels)))
+        losses = [self._losses_of(row) for row in rows]
+        chance = np.log(2 if settings.multi_label else len(settings.labels))
+        return np.array(losses, np.float64), np.full(len(self.examples), chance)
 
     def scores(self, weights: Sequence[float]) -> tuple[float, float | None]:
         """Minus the cross-entropy of a merge with such weights."""
         plan = with_weights(self.plan, weights, {}, None)
         put_tensors(self.parameters, ((key, plan.tiles(key)) for key in self.parameters))
-        return -self._loss(), None
+        return -float(self._losses().mean()), None
 
     @cached_property
     def classifier(self) -> Classifier:
@@ -87,11 +86,15 @@ class ClassifierObjective:
     def _truth(self) -> np.ndarray:
         return self.examples.targets(len(self.classifier.settings.labels)).astype(bool)
 
-    def _loss(self) -> float:
+    def _losses_of(self, row: int) -> NDArray[np.float64]:
+        put_tensors(self.parameters, ((key, tiles_of(source_of(self.plan, row, key))) for key in self.parameters))
+        return self._losses()
+
+    def _losses(self) -> NDArray[np.float64]:
         model, settings = self.classifier.model, self.classifier.settings
         texts = cleaned(self.examples.texts, settings)
         logits = logits_of(model, texts, settings.truncation, PredictOptions(device=self.device, precision="fp32"))
-        return float(log_losses(logits, self._truth, settings.multi_label).mean())
+        return log_losses(logits, self._truth, settings.multi_label)
 
 
 def merge_classifiers(
