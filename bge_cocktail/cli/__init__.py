@@ -18,6 +18,7 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import rich_click as click
+from click.exceptions import Exit
 
 from bge_cocktail.cli.lazy import LazyGroup
 from bge_cocktail.core.errors import CocktailError, explain_os_error, options_as_flags, options_as_settings
@@ -52,6 +53,9 @@ COMMANDS = {
 }
 
 
+UNFORESEEN = "something that was not foreseen"
+
+
 class Commands(LazyGroup):
     """Errors without tracebacks; what is made notes the command."""
 
@@ -59,6 +63,12 @@ class Commands(LazyGroup):
         from bge_cocktail.core.runs import started_as
 
         words = sys.argv[1:] if args is None else list(args)
+        for word in words:
+            try:
+                word.encode()
+            except UnicodeEncodeError:  # bytes of the command line that are no UTF-8 come as halves of characters
+                click.echo(f"Error: the argument {word!a} is no UTF-8", err=True)
+                sys.exit(2)
         with started_as(words, os.environ):
             return super().main(words, *more, **settings)
 
@@ -77,6 +87,13 @@ class Commands(LazyGroup):
             raise
         except OSError as error:
             message, code = explain_os_error(error), 1
+        except (click.ClickException, click.Abort, Exit):
+            raise
+        except Exception as error:
+            if ctx.params.get("debug"):
+                raise
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            message, code = f"{UNFORESEEN} ({reason}); for all of it: bge-cocktail --debug {ctx.invoked_subcommand}", 1
         # a plain line and no box, so that file:line stays whole in logs and editors
         click.echo(f"Error: {message}", err=True)
         ctx.exit(code)
@@ -89,7 +106,8 @@ class Commands(LazyGroup):
     context_settings={"auto_envvar_prefix": "BGE_COCKTAIL", "help_option_names": ["-h", "--help"]},
 )
 @click.version_option(__version__, prog_name="bge-cocktail")
-def main() -> None:
+@click.option("--debug", is_flag=True, help="Show the whole traceback of what was not foreseen.")
+def main(debug: bool) -> None:
     """Tune text-embedding models on your own data without losing what they already knew."""
 
 

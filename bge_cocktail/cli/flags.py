@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import rich_click as click
 from pydantic import BeforeValidator
 
-from bge_cocktail.core.errors import options_as_flags
+from bge_cocktail.core.errors import UsageError, options_as_flags
 from bge_cocktail.options import Options, checked
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -28,6 +28,13 @@ format_flag = click.option(
 )
 
 
+def _number_at_all(_context: Any, _parameter: Any, given: float) -> float:
+    """Callback of a flag: a range lets NaN through, which compares with nothing."""
+    if given != given:
+        raise click.BadParameter("nan is no number")
+    return given
+
+
 def comparing_flags(resamples: int) -> Callable[[Command], Command]:
     """Decorator: how models are compared.
 
@@ -41,7 +48,7 @@ def comparing_flags(resamples: int) -> Callable[[Command], Command]:
             click.option("--seed", type=click.IntRange(0), default=13, show_default=True, help="Seeds what is drawn."),
             click.option(
                 "--resamples",
-                type=click.IntRange(100),
+                type=click.IntRange(100, 1_000_000),
                 default=resamples,
                 show_default=True,
                 help="Draws of tests and intervals.",
@@ -49,6 +56,7 @@ def comparing_flags(resamples: int) -> Callable[[Command], Command]:
             click.option(
                 "--confidence",
                 type=click.FloatRange(0.5, 0.9999),
+                callback=_number_at_all,
                 default=0.95,
                 show_default=True,
                 help=confidence,
@@ -113,7 +121,7 @@ def refuse_both(resume: bool, overwrite: bool) -> None:
         UsageError: Both are asked for.
     """
     if resume and overwrite:
-        raise click.UsageError("--resume goes on with what is there, --overwrite begins again; give one of them")
+        raise UsageError("--resume goes on with what is there, --overwrite begins again; give one of them")
 
 
 def table_flag(flag: str, name: str, text: str) -> Callable[[Command], Command]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import glob
 import json
 import os
 import shutil
 import stat
 import sys
+import time
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,16 @@ def refuse_to_replace(path: Path, overwrite: bool, inputs: Iterable[str | Path] 
         UsageError: It exists and `overwrite` is off, it holds an input or lies in one, it is a whole run, or it is
             something that this tool did not make.
     """
-    if path.resolve() == Path.cwd():
+    try:
+        str(path).encode()
+        resolved = path.resolve()
+    except UnicodeEncodeError:
+        raise UsageError(f"the output {str(path)!a} is no UTF-8; choose another name") from None
+    except (RuntimeError, OSError):  # what Python raises for such a link depends on its version
+        raise UsageError(f"the output {path} is a link that leads back to itself") from None
+    if path.is_symlink() and not path.exists():
+        raise UsageError(f"the output {path} is a link to nothing; choose another output")
+    if resolved == Path.cwd():
         raise UsageError("the output can't be the folder that the command is started in; name another folder")
     sources = [source for source in map(Path, inputs) if source.exists()]
     refuse_nested(path, sources)
@@ -89,17 +100,17 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     refuse_to_replace(path, overwrite)
     path = path.resolve()  # a link to an empty folder stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
-    working = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
-    working.mkdir()
-    try:
-        yield working
-        for file in [*working.rglob("*"), working]:
-            _make_readable(file)
-            _sync(file)
-        refuse_to_replace(path, overwrite)  # again: another run may have ended in the meantime
-        _swap_in(working, path)
-    finally:
-        shutil.rmtree(working, ignore_errors=True)
+    sweep(path)
+    with _temporary(path, Path.mkdir) as working:
+        try:
+            yield working
+            for file in [*working.rglob("*"), working]:
+                _make_readable(file)
+                _sync(file)
+            refuse_to_replace(path, overwrite)  # again: another run may have ended in the meantime
+            _swap_in(working, path)
+        finally:
+            shutil.rmtree(working, ignore_errors=True)
 
 
 @contextmanager
@@ -110,14 +121,90 @@ def new_file(path: Path) -> Iterator[Path]:
         The temporary file to write, on the same disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    working = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+    sweep(path)
+    with _temporary(path, Path.touch) as working:
+        try:
+            yield working
+            _sync(working)
+            working.replace(path)
+            _sync(path.parent)
+        finally:
+            working.unlink(missing_ok=True)
+
+
+# the names that work in progress has, before and after it is locked
+_NEW, _TEMPORARY = ".new", ".tmp"
+_HEX = "[0-9a-f]" * 8
+_FORGOTTEN_SECONDS = 60
+
+
+@contextmanager
+def _temporary(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """Make a file or folder beside an output, locked as long as this process works on it.
+
+    It gets its name once it is locked, so that nobody takes it for one that was left behind.
+    """
+    new = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}{_NEW}"
+    make(new)
+    lock = _lock(new)
+    working = new.with_suffix(_TEMPORARY)
     try:
+        new.rename(working)
         yield working
-        _sync(working)
-        working.replace(path)
-        _sync(path.parent)
     finally:
-        working.unlink(missing_ok=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(path: Path) -> int | None:
+    """Return an open file that holds a lock on a path until it is closed; None where another holds it, or has none."""
+    try:
+        import fcntl
+
+        descriptor = os.open(path, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, or a file system without locks
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def sweep(path: Path) -> None:
+    """Remove what processes that were killed left behind of an output; what a living one works on is locked."""
+    prefix = glob.escape(f".{path.name}.")
+    for left in path.parent.glob(f"{prefix}{_HEX}{_TEMPORARY}"):
+        lock = _lock(left)
+        if lock is not None:
+            _remove(left)
+            os.close(lock)
+    for left in path.parent.glob(f"{prefix}{_HEX}{_NEW}"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _FORGOTTEN_SECONDS:
+                _remove(left)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def as_written(what: str | Path) -> Iterator[None]:
+    """Read inside what this tool wrote; say so where it is something else, such as a damaged file.
+
+    Raises:
+        DataError: It is.
+    """
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no reason given'}"
+        raise DataError(f"{what} is not as bge-cocktail wrote it; was it changed or damaged? ({reason})") from error
 
 
 def write_json(path: Path, value: Any) -> None:

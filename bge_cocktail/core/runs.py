@@ -169,6 +169,6 @@ def finished_key(folder: Path) -> str | None:
     """Return the key of the step that made a folder; None if none did."""
     try:
         key = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("key")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
     return key if isinstance(key, str) else None

@@ -129,6 +129,8 @@ def _zstd() -> Any:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    if path.is_fifo():
+        raise DataError(f"{path} is a pipe, which can be read but once; put what comes out of it into a file")
     try:
         with path.open("rb") as raw:
             start = raw.read(4)

@@ -17,7 +17,7 @@ from bge_cocktail.core.outputs import new_file
 from bge_cocktail.core.runs import hash_file
 from bge_cocktail.data.beir import is_beir
 from bge_cocktail.data.examples import Example, RecordExample
-from bge_cocktail.data.readers import BadRows, load_json
+from bge_cocktail.data.readers import LINE_LIMIT, BadRows, load_json
 from bge_cocktail.data.record import Record, parse_record
 from bge_cocktail.data.sources import read_examples
 
@@ -112,6 +112,8 @@ class RecordStore(Sequence[Record]):
         while position < len(self._content):
             end = self._content.find(b"\n", position) + 1 or len(self._content)
             number += 1
+            if end - position > LINE_LIMIT:
+                raise DataError(f"{path}:{number}: the line is longer than {LINE_LIMIT >> 20} MiB")
             if not self._content[position:end].isspace():
                 starts.append(position)
                 numbers.append(number)

@@ -206,13 +206,16 @@ def run_evaluate(
         UsageError: No task, names that come twice, or an output that exists.
         DataError: Data or a model that can't be read.
     """
-    from bge_cocktail.evaluating.store import write_evaluation
+    from bge_cocktail.evaluating.store import check_ids, write_evaluation
 
     options, encoding = options or EvaluateOptions(), encoding or EncodeOptions()
     named = dict(models) if isinstance(models, Mapping) else named_models(models)
     folders = [task.path if isinstance(task, Task) else task_path(task)[1] for task in (*target, *general)]
     refuse_to_replace(output, overwrite, [*named.values(), *folders])
     task_list = open_tasks(target, general, others=bool(mteb))
+    if options.save_runs:
+        for task in task_list:
+            check_ids(task, options.split)
     theirs = None
     if mteb:
         from bge_cocktail.evaluating.mteb import MtebTasks

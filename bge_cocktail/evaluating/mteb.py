@@ -413,7 +413,7 @@ def read_leaderboard(folders: Sequence[Path], target: Sequence[str] = ()) -> Lea
 def _is_result(path: Path) -> bool:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} can't be read: {error}") from None
     return isinstance(content, dict) and {"task_name", "scores"} <= content.keys()
 
@@ -423,7 +423,7 @@ def _model_of(file: Path) -> tuple[str, str]:
     try:
         meta = json.loads((file.parent / META_FILE).read_text(encoding="utf-8"))
         return str(meta["name"]), str(meta.get("revision"))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return file.parent.parent.name.replace("__", "/"), file.parent.name
 
 
@@ -433,8 +433,9 @@ def _score_of(file: Path) -> tuple[str, float]:
     try:
         result = TaskResult.from_disk(file)
         return str(result.task_name), float(result.get_score())
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file} is no result of mteb: {str(error).splitlines()[0]}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{file} is no result of mteb: {reason}") from None
 
 
 def _types(tasks: Sequence[str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from bge_cocktail.core.errors import DataError, near_path
 from bge_cocktail.core.outputs import new_folder, read_object, write_json
 from bge_cocktail.core.runs import RUN_FILE, describe_run
+from bge_cocktail.data.beir import RetrievalData
 from bge_cocktail.evaluating.scores import ModelScores, Run, Score
 from bge_cocktail.evaluating.tasks.task import Task, cut, tasks
 
@@ -80,6 +81,23 @@ def _efficiency(result: ModelScores) -> dict[str, dict[str, float]]:
     }
 
 
+def check_ids(task: Task, split: str) -> None:
+    """Raise if an id of a retrieval can't stand in a TREC run, before anything is judged.
+
+    Raises:
+        DataError: It holds white space.
+    """
+    data = task.data(split)
+    if isinstance(data, RetrievalData):
+        for name in (*data.queries, *data.corpus):
+            _check_id(name)
+
+
+def _check_id(name: str) -> None:
+    if not name or name.split() != [name]:
+        raise DataError(f"the id {name!r} can't stand in a TREC run, whose columns end at white space")
+
+
 def write_run(run: Run, path: Path) -> None:
     """Keep what was found for each query in TREC's format: query, Q0, document, rank, score, tag.
 
@@ -90,9 +108,8 @@ def write_run(run: Run, path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
         for query, ranked in run.items():
             for rank, (document, score) in enumerate(ranked.items(), start=1):
-                for name in (query, document):
-                    if not name or name.split() != [name]:
-                        raise DataError(f"the id {name!r} can't stand in a TREC run, whose columns end at white space")
+                _check_id(query)
+                _check_id(document)
                 file.write(f"{query} Q0 {document} {rank} {score:.9g} bge-cocktail\n")
 
 
@@ -106,6 +123,7 @@ def read_evaluation(folder: Path) -> list[ModelScores]:
         raise DataError(f"{folder}: no such folder.{near_path(str(folder))}")
     try:
         content = json.loads((folder / SCORES_FILE).read_text(encoding="utf-8"))
+        _check_scores(content)
         values: dict[tuple[str, str, str], dict[str, float]] = {}
         with (folder / PER_QUERY_FILE).open(encoding="utf-8") as file:
             for line in map(json.loads, file):
@@ -124,8 +142,21 @@ def read_evaluation(folder: Path) -> list[ModelScores]:
             )
             for model in content["models"]
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{folder} holds no readable evaluation: {error}") from None
+
+
+def _check_scores(content: Any) -> None:
+    """Raise TypeError where names are no texts or values no numbers, which would go wrong far from here."""
+    for model in content["models"]:
+        texts = [model["model"], model["path"]]
+        for score in model["scores"]:
+            texts += [score["task"], score["metric"], score["kind"], score["role"]]
+            numbers = [score["value"], *(score["interval"] or ())]
+            if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
+                raise TypeError(f"a score that is no number: {score['value']!r:.60}")
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a name that is no text")
 
 
 ANSWERS_FILE, TEXTS_FILE, MAP_FILE = "answers.jsonl", "texts.jsonl", "embeddings.parquet"
@@ -184,7 +215,7 @@ def read_details(folder: Path) -> EvaluationDetails:
             {line["task"]: line for line in _lines(folder / TEXTS_FILE)},
             _read_map(folder / MAP_FILE),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{folder} holds answers that can't be read: {error}") from None
 
 
@@ -282,7 +313,10 @@ def open_evaluation(folder: Path) -> Evaluation:
     Raises:
         DataError: The folder holds none.
     """
-    return Evaluation(folder, read_evaluation(folder), read_object(folder / RUN_FILE))
+    described = read_object(folder / RUN_FILE)
+    if wrong := [name for name in ("inputs", "options", "models") if not isinstance(described.get(name, {}), dict)]:
+        raise DataError(f"{folder / RUN_FILE}: '{wrong[0]}' is no object; was the file changed or damaged?")
+    return Evaluation(folder, read_evaluation(folder), described)
 
 
 def join_scores(evaluations: Sequence[Evaluation]) -> list[ModelScores]:

@@ -19,6 +19,7 @@ from bge_cocktail.core.runs import files_under, hash_path, hash_value
 from bge_cocktail.merging.tensors import (
     FLOATS,
     ArrayTensor,
+    AsType,
     Floats,
     Key,
     Tensor,
@@ -113,7 +114,8 @@ def read_checkpoint(name: str, folder: Path) -> Checkpoint:
             for tensor_name, tensor in here.items():
                 if (number, tensor_name) in tensors:
                     raise DataError(f"{file}: tensor '{tensor_name}' stands in another file of the model too")
-                tensors[number, tensor_name] = tensor
+                # as loaders that embed have them, too
+                tensors[number, tensor_name] = AsType(tensor, "F32") if tensor.dtype == "F64" else tensor
             aliases |= {(number, one): (number, other) for one, other in tied.items()}
             target = file if file.suffix == ".safetensors" else path / "model.safetensors"
             relative = target.relative_to(folder).as_posix()
@@ -236,6 +238,7 @@ def read_pickle(path: Path) -> tuple[dict[str, ArrayTensor], dict[str, str]]:
 
     dtypes = {
         torch.float32: "F32",
+        torch.float64: "F32",
         torch.float16: "F16",
         torch.bfloat16: "BF16",
         torch.int64: "I64",
@@ -269,6 +272,8 @@ def read_pickle(path: Path) -> tuple[dict[str, ArrayTensor], dict[str, str]]:
             tied[name] = owners[place]
             continue
         owners[place] = name
+        if tensor.dtype == torch.float64:
+            tensor = tensor.to(torch.float32)
         flat = tensor.detach().resolve_neg().contiguous().flatten()
         values = flat.view(torch.uint16) if tensor.dtype == torch.bfloat16 else flat
         tensors[name] = ArrayTensor(values.numpy(), dtypes[tensor.dtype], tuple(tensor.shape))
@@ -379,6 +384,12 @@ def fold_adapter(name: str, folder: Path, base: Checkpoint) -> Checkpoint:
                 if not any(part in short.split(".") for part in config.get("modules_to_save") or []):
                     raise DataError(f"{folder / WEIGHTS}: the base {base.name} has no tensor '{short}'")
                 added.append(key)
+            elif base.tensors[key].shape != tensor.shape:
+                raise DataError(
+                    f"{folder / WEIGHTS}: '{short}' has shape {list(tensor.shape)}, in the base {base.name} "
+                    f"{list(base.tensors[key].shape)}; where tokens were added, merge the adapter with peft "
+                    "(merge_and_unload), save model and tokenizer, and merge that folder"
+                )
             tensors[key] = tensor
     for target, pair in halves.items():
         tensor_name = _find(f"{target}.weight", base)

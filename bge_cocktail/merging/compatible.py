@@ -212,9 +212,12 @@ def _has_no_effect(name: str) -> bool:
     return name.startswith("_") or name in WITHOUT_EFFECT or "dropout" in name
 
 
+_LEAVE_OUT = "; to take such tensors from the first model: `exclude`"
+
+
 def tensor_differences(first: Checkpoint, other: Checkpoint, options: MergeOptions) -> list[str]:
     """Tensors that only one model has, or that differ in shape or kind of number."""
-    lines = []
+    lines: list[str] = []
     for key in sorted(first.tensors.keys() | other.tensors.keys()):
         # the same two tensors may be tied with either name kept
         if key not in first.tensors and other.aliases.get(first.aliases.get(key, key)) == key:
@@ -230,7 +233,8 @@ def tensor_differences(first: Checkpoint, other: Checkpoint, options: MergeOptio
             if present.dtype in FLOATS:
                 lacking = first if one is None else other
                 tied = " (it is tied there)" if key in lacking.aliases else ""
-                lines.append(f"tensor '{key[1]}' is missing in {lacking.name}{tied}")
+                cure = "" if lines and lines[-1].endswith(_LEAVE_OUT) else _LEAVE_OUT
+                lines.append(f"tensor '{key[1]}' is missing in {lacking.name}{tied}{cure}")
         elif one.shape != two.shape:
             lines.append(f"tensor '{key[1]}': shape {list(one.shape)} against {list(two.shape)}")
         elif (one.dtype in FLOATS) != (two.dtype in FLOATS):

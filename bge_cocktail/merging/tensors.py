@@ -23,7 +23,7 @@ ITEM_BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8"), 1),
     **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
     **dict.fromkeys(("F32", "I32", "U32"), 4),
-    **dict.fromkeys(("I64", "U64"), 8),
+    **dict.fromkeys(("F64", "I64", "U64"), 8),
 }
 FLOATS = ("F32", "F16", "BF16")
 # bytes that lie between two reads and are still read, so that the hash of a file comes with its reading
@@ -156,6 +156,10 @@ class FileTensor:
             raise IndexError(f"values {first} to {first + len(out)} of a tensor of shape {self.shape}")
         if self.dtype == "F32":
             self.file.read(self.start + first * width, out.data.cast("B"))
+        elif self.dtype == "F64":
+            double = np.empty(len(out), np.float64)
+            self.file.read(self.start + first * width, double.data.cast("B"))
+            out[:] = double
         else:
             raw = np.empty(len(out), np.uint16)
             self.file.read(self.start + first * width, raw.data.cast("B"))

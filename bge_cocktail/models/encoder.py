@@ -198,6 +198,8 @@ class CachedEncoder:
         self.name = str(name)
         self.options = options or EncodeOptions()
         self.folder = model_folder(name)
+        if self.options.device not in ("auto", "cpu"):
+            choose_device(self.options.device)  # before the work, part of which may come out of the cache
         self.load = load
         self._turned = False
         self.embedded = 0

@@ -111,6 +111,8 @@ def _from_hub(name: str) -> Path:
             return folder
     except (LocalEntryNotFoundError, FileNotFoundError):
         pass
+    if near := near_path(given):
+        raise DataError(f"no model folder '{given}' is here, nor in the local hub cache.{near}")
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise DataError(
             f"no folder '{given}' is here, and '{name}' is not in the local hub cache and HF_HUB_OFFLINE is set; unset "

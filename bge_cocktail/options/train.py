@@ -12,7 +12,7 @@ from bge_cocktail.options.base import PROMPT_HELP, Directions, Integers, Names, 
 class CommonTrainOptions(Options):
     """How a model is tuned, whatever it is tuned for."""
 
-    epochs: float = Field(3, gt=0, description="passes over the records")
+    epochs: float = Field(3, gt=0, le=10_000, description="passes over the records")
     batch_size: int = Field(32, ge=1, description="records in a batch of each process")
     accumulate: int = Field(
         1, ge=1, description="batches whose gradients make one step; each keeps to its own in-batch negatives"
@@ -36,7 +36,9 @@ class CommonTrainOptions(Options):
     fixed_positions: bool = Field(False, description="keep the position embeddings as they are")
     reinit_layers: int = Field(0, ge=0, description="start this many of the last layers afresh")
     dropout: float | None = Field(None, ge=0, lt=1, description="instead of the model's; 0 is quicker on a CPU")
-    lora: int = Field(0, ge=0, description="train low-rank updates of this rank and merge them in; 0: all weights")
+    lora: int = Field(
+        0, ge=0, le=65_536, description="train low-rank updates of this rank and merge them in; 0: all weights"
+    )
     lora_alpha: int | None = Field(
         None, gt=0, description="scales those updates by this / rank; default: twice the rank"
     )
@@ -49,8 +51,8 @@ class CommonTrainOptions(Options):
     )
     tf32: bool = Field(False, description="let an NVIDIA GPU multiply fp32 matrices in TF32")
     compile: bool = Field(False, description="compile the model with torch.compile")
-    workers: int = Field(0, ge=0, description="processes that prepare batches ahead of the device")
-    evaluations: int = Field(2, ge=1, description="dev evaluations (and checkpoints) in an epoch")
+    workers: int = Field(0, ge=0, le=1024, description="processes that prepare batches ahead of the device")
+    evaluations: int = Field(2, ge=1, le=10_000, description="dev evaluations (and checkpoints) in an epoch")
     save_steps: int = Field(0, ge=0, description="steps between checkpoints; 0: at every evaluation")
     patience: int = Field(3, ge=0, description="stop after so many evaluations without a better one; 0: never")
     report_to: Names = Field(
@@ -143,7 +145,9 @@ class TrainOptions(CommonTrainOptions):
     query_prompt: Prompt = Field(None, description=f"put before every query, stored in the model: {PROMPT_HELP}")
     document_prompt: Prompt = Field(None, description=f"put before every document, stored in the model: {PROMPT_HELP}")
     query_max_length: int | None = Field(None, ge=8, description="longest query in tokens while training")
-    dense: int = Field(0, ge=0, description="add a linear projection to this many dimensions, stored in the model")
+    dense: int = Field(
+        0, ge=0, le=65_536, description="add a linear projection to this many dimensions, stored in the model"
+    )
     task_heads: bool = Field(
         False, description="a linear head for each task between embeddings and loss, dropped after training"
     )

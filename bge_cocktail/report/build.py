@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bge_cocktail.core.errors import UsageError, nearest
-from bge_cocktail.core.outputs import new_file
+from bge_cocktail.core.outputs import as_written, new_file
 from bge_cocktail.core.version import __version__
 from bge_cocktail.report.blocks import (
     Block,
@@ -108,7 +108,7 @@ def markdown(report: Report) -> str:
     lines = [f"# {_plain(report.title)}", ""]
     lines += [f"- {_plain(sentence)}" for sentence in report.summary]
     for section in report.sections:
-        lines += ["", f"## {section.title}"]
+        lines += ["", f"## {_plain(section.title)}"]
         for block in section.blocks:
             lines += _lines(block)
     return "\n".join([*lines, "", f"*{report.made}*", ""])
@@ -184,7 +184,11 @@ def build_report(collected: ReportInput, title: str) -> Report:
         title: Of the report.
     """
     order = sorted(report_sections, key=lambda name: (report_sections.trait(name, "order", 50), name))
-    sections = [section for name in order if (section := report_sections[name](collected)) is not None]
+    sections = []
+    for name in order:
+        with as_written(f"what the section '{name}' of the report shows"):
+            if (section := report_sections[name](collected)) is not None:
+                sections.append(section)
     summary = [sentence for group in collected.evaluated for sentence in group.words().values()]
     going = sum(not step.finished for step in collected.steps)
     if going:

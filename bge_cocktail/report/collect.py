@@ -167,19 +167,24 @@ def _told_apart(steps: Sequence[Step]) -> list[Step]:
     return [replace(step, name=name) for step, name in zip(steps, names, strict=True)]
 
 
+MOST_FOLDERS = 20_000
+
+
 def _steps_below(root: Path) -> list[Step]:
     steps = []
-    for place, inner, files in os.walk(root):
+    for number, (place, inner, files) in enumerate(os.walk(root)):
+        if number > MOST_FOLDERS:
+            raise UsageError(f"{root} holds more than {MOST_FOLDERS:,} folders; name the runs in it")
         inner[:] = sorted(name for name in inner if not name.startswith((".", "checkpoint-")))
         if RUN_FILE not in files:
             continue
         folder = Path(place)
         try:
             described = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             log.warning("%s can't be read and is left out: %s", folder / RUN_FILE, error)
             continue
-        if isinstance(described, dict) and "command" in described:
+        if isinstance(described, dict) and isinstance(described.get("command"), str):
             inside = folder.relative_to(root).as_posix()
             steps.append(Step(folder, root.name if inside == "." else f"{root.name}/{inside}", described))
     return steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from bge_cocktail.evaluating.scores import ModelScores
@@ -10,6 +11,7 @@ from bge_cocktail.mining.candidates import Audit
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return an aligned table: columns of numbers to the right, others to the left."""
+    header, rows = [*map(printable, header)], [[*map(printable, row)] for row in rows]
     columns = list(zip(header, *rows, strict=True))
     widths = [max(len(cell) for cell in column) for column in columns]
     to_right = columns_of_numbers(header, rows)
@@ -29,9 +31,18 @@ def columns_of_numbers(header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     return [bool(rows) and all(_is_number(row[place]) for row in rows) for place in range(len(header))]
 
 
+def printable(text: str) -> str:
+    """Return a text without what moves a terminal's cursor or colours it: such characters are shown as escapes."""
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+# control characters, escape among them, and what turns the direction of text; joiners, which scripts need, stay
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
 def shortened(text: str, width: int = 70) -> str:
     """Return a text on one line, cut where it is longer."""
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     return line if len(line) <= width else line[: width - 3] + "..."
 
 
