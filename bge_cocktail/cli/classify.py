@@ -150,6 +150,11 @@ def _show(output: Path, described: dict[str, Any], options: ClassifyOptions, out
 )
 @click.option("--overwrite", is_flag=True, help="Replace the output file.")
 @click.option("--columns", default="", help="Which column is what: text=tweet, or first=question,second=answer.")
+@click.option(
+    "--escape-formulas",
+    is_flag=True,
+    help="In CSV, put an apostrophe before cells that a spreadsheet would compute (=, +, -, @).",
+)
 @flags_from(PredictOptions)
 def predict_command(
     model: str,
@@ -158,6 +163,7 @@ def predict_command(
     output_format: str | None,
     overwrite: bool,
     columns: str,
+    escape_formulas: bool,
     **flags: Any,
 ) -> None:
     """Predict the labels of texts, with the cleaning and the longest text of the training.
@@ -208,9 +214,15 @@ def predict_command(
                     f"{where}: the first row has no column '{more[0]}', so CSV has no place for it; take --format json"
                 )
             shown = [f"{value:.6f}" for value in prediction.probabilities.tolist()]
-            table.writerow([*(row.get(name, "") for name in names), "|".join(prediction.labels), *shown])
+            cells = [*(row.get(name, "") for name in names), "|".join(prediction.labels), *shown]
+            table.writerow([_no_formula(cell) for cell in cells] if escape_formulas else cells)
         if number < 0:
             raise DataError(f"{texts} holds no texts")
+
+
+def _no_formula(cell: object) -> object:
+    """Return a cell that a spreadsheet takes for text: behind an apostrophe where it would be a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 @contextmanager

@@ -1,8 +1,9 @@
-"""What made an output: hashes, versions, options (run.json)."""
+"""What made an output: hashes, versions, options (run.json); and what its reader should know of it."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import sys
@@ -98,6 +99,52 @@ def hash_path(path: Path, known: Mapping[Path, Callable[[], str]] | None = None)
     )
 
 
+log = logging.getLogger(__name__)
+FINDINGS = {
+    "dev repeats train": "{subject}: {count} of {of} queries stand in train too; new ones would score less",
+    "test repeats train": "{subject}: {count} of {of} judged texts stand in train too; new ones would score less",
+    "query is its positive": "{subject}: {count} of {of} queries equal a positive of theirs, which teaches nothing",
+    "query is a document": "{subject}: the text of {count} of {of} queries stands in the corpus as a document that "
+    "isn't judged relevant; it takes the first rank",
+    "unjudged duplicate": "{subject}: {count} relevant documents stand in the corpus a second time, unjudged; finding "
+    "the other one counts as wrong",
+    "few queries": "{subject}: {count} queries are few; below 30, intervals say little",
+    "equal embeddings": "{subject}: all {count} texts have the same embedding; the model tells nothing apart",
+    "prompt left out": "{subject}: it declares a prompt for {what}, and an empty one was chosen instead",
+    "unknown tokens": "{subject}: {count} of {of} tokens are unknown to the tokenizer; is it of another language?",
+    "no better than chance": "{subject}: the interval of the accuracy reaches down to the share of the largest class "
+    "({what}); likely label errors mean nothing then",
+}
+"""What a reader should know of data and models, by kind: the sentence that a command says and a report shows."""
+_noted: ContextVar[list[dict[str, Any]] | None] = ContextVar("noted", default=None)
+
+
+def begin_findings() -> None:
+    """Begin a step: what is found from now on stands in the run.json that the step ends with."""
+    _noted.set([])
+
+
+def note_finding(kind: str, subject: str, count: int = 0, of: int = 0, what: str = "") -> None:
+    """Say what a reader should know, once in a step, and keep it for the step's run.json.
+
+    Args:
+        kind: Of `FINDINGS`.
+        subject: The task, model or data that it is about.
+        count: How many.
+        of: How many there are in all.
+        what: What else the sentence names.
+    """
+    numbers = {"count": f"{count:,}", "of": f"{of:,}", "what": what}
+    finding = {"kind": kind, "subject": subject, "said": FINDINGS[kind].format(subject=subject, **numbers)}
+    noted = _noted.get()
+    if noted is None:
+        noted = []
+        _noted.set(noted)
+    if finding not in noted:
+        noted.append(finding)
+        log.warning("%s", finding["said"])
+
+
 # the words that the command line was started with
 _started_as: ContextVar[tuple[str, ...]] = ContextVar("started_as", default=())
 
@@ -153,6 +200,7 @@ def describe_run(
         "options": dict(options),
         "inputs": dict(inputs),
         **more,
+        **({"findings": list(_noted.get() or ())} if _noted.get() else {}),
         **({"started_as": shlex.join(_started_as.get())} if _started_as.get() else {}),
         "versions": versions(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -196,6 +196,7 @@ def _task(task: str) -> dict[str, str]:
 
 POSITIVE_LABELS = ("entailment",)
 NEGATIVE_LABELS = ("contradiction",)
+NEITHER = "neither a positive nor a negative, by label or score"
 JOINED = "joined into the record of the same text"
 """Counted like what is dropped, so that what came in is what went and what came out; nothing of it is lost."""
 
@@ -268,7 +269,7 @@ def records_from_pairs(
     records = []
     for pairs in groups.values():
         roles = [_role(pair, positive_from, negative_below) for pair in pairs]
-        dropped["neither a positive nor a negative, by label or score"] += roles.count("")
+        dropped[NEITHER] += roles.count("")
         positives = {normalise(pair.second): pair for pair, role in zip(pairs, roles, strict=True) if role == "pos"}
         negatives = {normalise(pair.second): pair for pair, role in zip(pairs, roles, strict=True) if role == "neg"}
         if both := positives.keys() & negatives.keys():

@@ -14,7 +14,7 @@ from bge_cocktail.core.errors import UsageError
 from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
 from bge_cocktail.core.pictures import draw_indexes
 from bge_cocktail.core.registry import refuse_unknown_options
-from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path
+from bge_cocktail.core.runs import RUN_FILE, begin_findings, describe_run, hash_path
 from bge_cocktail.data.retrieval import read_retrieval
 from bge_cocktail.evaluating.measures import measure_run, parse_measure
 from bge_cocktail.evaluating.scores import ModelScores, Role, Score
@@ -208,6 +208,7 @@ def run_evaluate(
     """
     from bge_cocktail.evaluating.store import check_ids, write_evaluation
 
+    begin_findings()
     options, encoding = options or EvaluateOptions(), encoding or EncodeOptions()
     named = dict(models) if isinstance(models, Mapping) else named_models(models)
     folders = [task.path if isinstance(task, Task) else task_path(task)[1] for task in (*target, *general)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -268,6 +269,8 @@ def copy_results(names: Sequence[tuple[str, CachedEncoder]], output: Path, cache
 
 def _score(result: Any, task: Any, role: Role) -> Score:
     value = float(result.get_score())
+    if math.isnan(value):
+        raise DataError(f"mteb gives no number for {result.task_name}: does the model give all pairs one similarity?")
     count = sum(len(subsets) for subsets in result.scores.values())
     return Score(
         task=f"mteb/{result.task_name}",

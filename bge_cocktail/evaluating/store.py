@@ -313,10 +313,11 @@ def open_evaluation(folder: Path) -> Evaluation:
     Raises:
         DataError: The folder holds none.
     """
+    models = read_evaluation(folder)
     described = read_object(folder / RUN_FILE)
     if wrong := [name for name in ("inputs", "options", "models") if not isinstance(described.get(name, {}), dict)]:
         raise DataError(f"{folder / RUN_FILE}: '{wrong[0]}' is no object; was the file changed or damaged?")
-    return Evaluation(folder, read_evaluation(folder), described)
+    return Evaluation(folder, models, described)
 
 
 def join_scores(evaluations: Sequence[Evaluation]) -> list[ModelScores]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from bge_cocktail.core.outputs import read_object
 from bge_cocktail.core.runs import hash_file, hash_value
 from bge_cocktail.merging.checkpoints import Checkpoint
 from bge_cocktail.merging.plan import is_excluded, tensor_of
-from bge_cocktail.merging.tensors import FLOATS, count_of
+from bge_cocktail.merging.tensors import FLOATS, Key, count_of
 from bge_cocktail.models.layout import declared_length, modules_of, portable_pooling, transformer_folder
 from bge_cocktail.models.prompts import declared_prompts
 from bge_cocktail.options import MergeOptions
@@ -97,6 +99,37 @@ def check_numbers(options: MergeOptions, models: int) -> None:
         number = getattr(options, name)
         if number is not None and number > models:
             raise UsageError(f"`{name}={number}`: there are {models} models")
+
+
+_PREFIX = re.compile(r"[a-z_]+\.")
+
+
+def under_names_of(first: Checkpoint, other: Checkpoint) -> Checkpoint:
+    """Return a model with its tensors named as the first one's, where only a prefix tells them apart (``bert.``).
+
+    transformers writes such a prefix where a model was saved with a head on top, and reads either.
+    """
+    mine = {key for key, tensor in first.tensors.items() if tensor.dtype in FLOATS and key[0] == 0}
+    theirs = {key for key, tensor in other.tensors.items() if tensor.dtype in FLOATS and key[0] == 0}
+    if mine & theirs or not mine or not theirs:
+        return other
+    for longer, shorter, strip in ((theirs, mine, True), (mine, theirs, False)):
+        for prefix in sorted({match[0] for _, name in longer if (match := _PREFIX.match(name))}):
+            bare = {(number, name.removeprefix(prefix)) for number, name in longer if name.startswith(prefix)}
+            if len(bare & shorter) > len(shorter) / 2:
+
+                def renamed(key: Key, prefix: str = prefix, strip: bool = strip) -> Key:
+                    if key[0] != 0:
+                        return key
+                    return key[0], key[1].removeprefix(prefix) if strip else prefix + key[1]
+
+                return replace(
+                    other,
+                    files={file: tuple(map(renamed, keys)) for file, keys in other.files.items()},
+                    tensors={renamed(key): tensor for key, tensor in other.tensors.items()},
+                    aliases={renamed(one): renamed(two) for one, two in other.aliases.items()},
+                )
+    return other
 
 
 def prompts_of(model: Checkpoint) -> dict[str, str]:

@@ -16,7 +16,7 @@ from bge_cocktail.core.outputs import read_object
 from bge_cocktail.core.registry import keyword_names, refuse_unknown_options
 from bge_cocktail.data.record import Record
 from bge_cocktail.merging.checkpoints import Checkpoint, base_of, fold_adapter, is_adapter, read_checkpoint
-from bge_cocktail.merging.compatible import check_numbers, warn_of_other_bases
+from bge_cocktail.merging.compatible import check_numbers, under_names_of, warn_of_other_bases
 from bge_cocktail.merging.heads import fit_heads
 from bge_cocktail.merging.mergekit import bridged_method, is_bridged, merge_by_mergekit, mergekit_command
 from bge_cocktail.merging.methods import merge_methods
@@ -166,6 +166,9 @@ def resolve(
     rest = zip(recipe.models[1:], inner[1:], strict=True)
     checkpoints = (first, *(open_next(model, recorded=known) for model, known in rest))
     base = open_next(options.base) if options.base is not None else None
+    if not headed:
+        checkpoints = (first, *(under_names_of(first, other) for other in checkpoints[1:]))
+        base = under_names_of(first, base) if base is not None else None
     fitted, base, options = fit_heads(checkpoints, base, options)
     if is_bridged(options.method) and fitted != checkpoints:
         raise UsageError(f"{options.method} merges only models with heads of one form")

@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from bge_cocktail.core.devices import choose_device, resolve_precision
 from bge_cocktail.core.errors import CocktailError, DataError, explain_os_error
 from bge_cocktail.core.progress import progress
-from bge_cocktail.core.runs import hash_path
+from bge_cocktail.core.runs import hash_path, note_finding
 from bge_cocktail.data.record import Record
 from bge_cocktail.models.cache import EmbeddingCache, Embeddings, default_cache_dir
-from bge_cocktail.models.embed import compute_in_bf16, embed
+from bge_cocktail.models.embed import compute_in_bf16, embed, shortened
 from bge_cocktail.models.folder import model_folder, sentence_transformers_folder
 from bge_cocktail.models.layout import check_length, modules_of, positions_of, transformer_folder
 from bge_cocktail.models.prompts import Prompts, Role, model_prompts
@@ -104,6 +104,9 @@ def _lacking(folder: Path, model: Any) -> list[str]:
 
 log = logging.getLogger(__name__)
 BLOCK = 20_000
+# of unit embeddings, what rounding leaves between equal ones
+SAME = 1e-6
+UNKNOWN_SAMPLE = 200
 PLURAL: dict[Role, str] = {"query": "queries", "document": "documents", "text": "texts"}
 
 
@@ -236,7 +239,12 @@ class CachedEncoder:
     @cached_property
     def prompts(self) -> Prompts:
         """What is put before every text."""
-        return model_prompts(self.folder, query=self.options.query_prompt, document=self.options.document_prompt)
+        options = self.options
+        declared = model_prompts(self.folder)
+        for role, chosen in (("query", options.query_prompt), ("document", options.document_prompt)):
+            if chosen == "" and getattr(declared, role):
+                note_finding("prompt left out", self.name, what="queries" if role == "query" else "documents")
+        return model_prompts(self.folder, query=options.query_prompt, document=options.document_prompt)
 
     def encode_query(self, texts: Sequence[str], prompt: str | None = None) -> Embeddings:
         """Embed queries; see `Encoder`."""
@@ -292,8 +300,24 @@ class CachedEncoder:
             say("%s: %s are longer than %d tokens and were cut there", self.name, what, cut[1])
         if embeddings is None:
             raise CocktailError("no texts to embed")
+        if missing:
+            self._look_at(missing, embeddings)
         row = {text: index for index, text in enumerate(distinct)}
         return embeddings[[row[text] for text in texts]]
+
+    def _look_at(self, texts: Sequence[str], embeddings: Embeddings) -> None:
+        """Note texts that all have one embedding, or are mostly unknown to the tokenizer."""
+        if len(embeddings) > 1 and not np.ptp(embeddings, axis=0).max() > SAME:
+            note_finding("equal embeddings", self.name, len(embeddings))
+        tokenizer = getattr(self.model, "tokenizer", None)
+        unknown = getattr(tokenizer, "unk_token_id", None)
+        if unknown is None:
+            return
+        rows = np.linspace(0, len(texts) - 1, min(len(texts), UNKNOWN_SAMPLE)).astype(int)
+        sample = [shortened(texts[row], 512) for row in rows]
+        ids = [number for own in tokenizer(sample, add_special_tokens=False)["input_ids"] for number in own]  # type: ignore[misc]
+        if ids and ids.count(unknown) > len(ids) / 2:
+            note_finding("unknown tokens", self.name, ids.count(unknown), len(ids))
 
     def _cache(self, prompt: str) -> EmbeddingCache:
         folder = self.options.cache_dir or default_cache_dir()

@@ -11,6 +11,7 @@ from typing import Any
 from bge_cocktail.core.errors import DataError
 from bge_cocktail.data.beir import CORPUS_FILE, read_documents
 from bge_cocktail.data.examples import (
+    NEITHER,
     Example,
     LabelledText,
     RecordExample,
@@ -90,7 +91,13 @@ def write_splits(
             (folder / f"{name}.jsonl").unlink()
     if "train" not in summaries:
         why = "; ".join(f"{count} {reason}" for reason, count in staged.dropped.most_common())
-        raise DataError(f"nothing is left to train on ({why or 'train is empty'})")
+        cure = ""
+        if staged.dropped[NEITHER]:
+            cure = (
+                "; where the labels are grades (0 and 1), read them as such: "
+                "`columns=first=sentence1,second=sentence2,score=label`, with the names of your columns"
+            )
+        raise DataError(f"nothing is left to train on ({why or 'train is empty'}){cure}")
     report["negatives_that_went"] = {reason: count for reason, count in gone.items() if count}
     return summaries
 

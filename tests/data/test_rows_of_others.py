@@ -217,3 +217,21 @@ def test_official_splits_of_a_beir_folder_are_kept(cli: Cli, beir: Path, tmp_pat
         assert {record.query for record in read_records(tmp_path / f"out/{split}.jsonl")} <= official
     cli("prepare", folder, "--ratio", "1:0:0", "-o", tmp_path / "anew")
     assert not (tmp_path / "anew/test.jsonl").exists()
+
+
+def test_pairs_with_0_and_1_as_labels_name_their_cure(cli: Cli, tmp_path: Path) -> None:
+    rows = [{"sentence1": f"how {number}", "sentence2": f"so {number}", "label": number % 2} for number in range(20)]
+    path = write_lines(tmp_path / "pairs.jsonl", rows)
+    said = cli("prepare", path, "-o", tmp_path / "out", code=1).stderr
+    assert "read them as such: --columns first=sentence1,second=sentence2,score=label" in said
+    cli(
+        "prepare", path, "--columns", "first=sentence1,second=sentence2,score=label", *ALL_TRAIN, "-o", tmp_path / "out"
+    )
+    assert len(read_records(tmp_path / "out")) == 10
+
+
+def test_a_plain_folder_is_refused_with_its_cure_by_train_too(cli: Cli, tiny: Path, beir: Path, tmp_path: Path) -> None:
+    plain = shutil.copytree(tiny, tmp_path / "plain", ignore=shutil.ignore_patterns("modules.json", "*_Pooling"))
+    for arguments in (["train", beir, "-m", plain], ["mine", beir, "-m", plain]):
+        said = cli(*arguments, "-o", tmp_path / "out", code=1).stderr
+        assert f"bge-cocktail merge {plain} --pooling cls -o FOLDER" in said

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from merge_helpers import tensors_in
+from safetensors.numpy import load_file, save_file
 
 from bge_cocktail.core.errors import DataError, UsageError
 from bge_cocktail.core.outputs import read_json
@@ -19,6 +20,7 @@ from bge_cocktail.merging.compatible import _probes, config_differences, tokeniz
 from bge_cocktail.merging.merge import merge
 from bge_cocktail.merging.mergekit import from_mergekit
 from bge_cocktail.merging.recipe import read_recipe
+from bge_cocktail.models.encoder import load_encoder
 
 QWEN = {
     "model_type": "qwen3",
@@ -170,3 +172,69 @@ def test_filters_and_gradients_of_mergekit(tiny: Path, nudged: list[Path], tmp_p
 
 def _complement(value: Any) -> Any:
     return [1 - part for part in value] if isinstance(value, list) else 1 - value
+
+
+def renamed(model: Path, folder: Path, name: Any) -> Path:
+    shutil.copytree(model, folder)
+    tensors = {name(old): value for old, value in load_file(model / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("first_has_it", [True, False])
+def test_a_prefix_of_all_names(tiny: Path, nudged: list[Path], tmp_path: Path, first_has_it: bool) -> None:
+    """Saved with a head on top, all names begin with ``bert.``; what is merged is the same."""
+    models = [tiny, nudged[0]]
+    prefixed = renamed(models[not first_has_it], tmp_path / "prefixed", lambda name: f"bert.{name}")
+    merge([prefixed, nudged[0]] if first_has_it else [tiny, prefixed], tmp_path / "out")
+    merge(models, tmp_path / "plain")
+    out = {name.removeprefix("bert."): value for name, value in tensors_in(tmp_path / "out").items()}
+    for name, value in tensors_in(tmp_path / "plain").items():
+        assert np.array_equal(out[name], value), name
+    load_encoder(tmp_path / "out")
+
+
+def test_float64_weights_are_converted(tiny: Path, nudged: list[Path], tmp_path: Path) -> None:
+    import torch
+
+    double = shutil.copytree(tiny, tmp_path / "double")
+    tensors = {name: value.astype(np.float64) for name, value in load_file(tiny / "model.safetensors").items()}
+    save_file(tensors, double / "model.safetensors", metadata={"format": "pt"})
+    pickled = shutil.copytree(tiny, tmp_path / "pickled")
+    (pickled / "model.safetensors").unlink()
+    torch.save({name: torch.from_numpy(value) for name, value in tensors.items()}, pickled / "pytorch_model.bin")
+    merge([tiny, nudged[0]], tmp_path / "plain")
+    for number, model in enumerate((double, pickled)):
+        merge([model, nudged[0]], tmp_path / f"out{number}")
+        for name, value in tensors_in(tmp_path / "plain").items():
+            assert np.array_equal(tensors_in(tmp_path / f"out{number}")[name], value), name
+
+
+def test_missing_tensors_name_the_way_out(tiny: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(tiny, tmp_path / "other")
+    tensors = load_file(tiny / "model.safetensors")
+    gone = next(name for name in tensors if "layer.1" in name)
+    save_file({name: value for name, value in tensors.items() if name != gone}, other / "model.safetensors")
+    with pytest.raises(DataError, match="is missing in .*; to take such tensors from the first model: `exclude`"):
+        merge([tiny, other], tmp_path / "out")
+
+
+def test_an_adapter_with_added_tokens_is_refused(tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    described = {"peft_type": "LORA", "base_model_name_or_path": str(tiny), "r": 2, "lora_alpha": 2}
+    (folder / "adapter_config.json").write_text(json.dumps({**described, "modules_to_save": ["word_embeddings"]}))
+    tensors = load_file(tiny / "model.safetensors")
+    name = "embeddings.word_embeddings.weight"
+    query = "encoder.layer.0.attention.self.query"
+    rows, columns = tensors[name].shape
+    adapter = {
+        f"base_model.model.{name}": np.zeros((rows + 2, columns), np.float32),
+        f"base_model.model.{query}.lora_A.weight": np.zeros((2, columns), np.float32),
+        f"base_model.model.{query}.lora_B.weight": np.zeros((columns, 2), np.float32),
+    }
+    save_file(adapter, folder / "adapter_model.safetensors")
+    with pytest.raises(
+        DataError, match=rf"'{name}' has shape \[{rows + 2}, .* where tokens were added, merge the adapter"
+    ):
+        merge([tiny, folder], tmp_path / "out")

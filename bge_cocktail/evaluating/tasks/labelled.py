@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_cocktail.core.errors import DataError, UsageError
+from bge_cocktail.core.runs import note_finding
 from bge_cocktail.data.labelled import DataFolder, LabelledTexts, read_labelled
-from bge_cocktail.data.record import Text
+from bge_cocktail.data.record import Text, pair_key
 from bge_cocktail.evaluating.measures import macro_f1
 from bge_cocktail.evaluating.scores import Score
 from bge_cocktail.evaluating.tasks.task import MapText, Task, TaskKind, interval_of, rows_of_texts, tasks
@@ -163,6 +164,10 @@ class Classification(TaskKind):
         """See `TaskKind.judge`."""
         data: ClassificationData = task.data(options.split)
         names = data.train.names
+        if data.test is not data.train:
+            known = {pair_key(text) for text in data.train.texts}
+            if count := sum(pair_key(text) in known for text in data.test.texts):
+                note_finding("test repeats train", task.name, count, len(data.test))
         train, queries = _labelled_embeddings(encoder, data.train), features(encoder, data.test.texts)
         dev = None if data.dev is None else _labelled_embeddings(encoder, data.dev)
         if options.probe == "few":

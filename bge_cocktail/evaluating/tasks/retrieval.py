@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bge_cocktail.core.errors import DataError
+from bge_cocktail.core.runs import note_finding
 from bge_cocktail.data.beir import RetrievalData, is_beir
 from bge_cocktail.data.labelled import CANDIDATE_COLUMNS, DataFolder
 from bge_cocktail.data.record import normalise
@@ -320,6 +320,30 @@ def _tell(judged: RetrievalData, name: str) -> None:
     without = sum(not any(grade > 0 for grade in grades.values()) for grades in judged.qrels.values())
     if without:
         log.warning("%s: %d queries have no relevant document and are left out, as in trec_eval", name, without)
-    twice = sum(count - 1 for count in Counter(judged.corpus.values()).values())
+    names_of: dict[str, list[str]] = {}
+    for document, text in judged.corpus.items():
+        names_of.setdefault(normalise(text), []).append(document)
+    twice = len(judged.corpus) - len(set(judged.corpus.values()))
     if twice:
         log.info("%s: %d documents repeat the text of another; such ties are ordered by id", name, twice)
+    if len(judged.qrels) - without < FEW_QUERIES:
+        note_finding("few queries", name, len(judged.qrels) - without)
+    standing = 0
+    repeated: set[str] = set()
+    for query, text in judged.queries.items():
+        grades = judged.qrels[query]
+        # one under the query's own id is left out of what is found
+        own = [document for document in names_of.get(normalise(text), ()) if document != query]
+        standing += any(grades.get(document, 0) <= 0 for document in own)
+        for document, grade in grades.items():
+            if grade > 0 and document in judged.corpus:
+                twins = names_of[normalise(judged.corpus[document])]
+                if any(twin not in grades for twin in twins):
+                    repeated.add(document)
+    if standing:
+        note_finding("query is a document", name, standing, len(judged.queries))
+    if repeated:
+        note_finding("unjudged duplicate", name, len(repeated))
+
+
+FEW_QUERIES = 30

@@ -55,6 +55,18 @@ def scores(collected: ReportInput) -> Section | None:
     return Section("Scores", blocks) if blocks else None
 
 
+@report_sections("findings", order=5)
+def findings(collected: ReportInput) -> Section | None:
+    """What a reader of the numbers should know of data and models, as the commands said it."""
+    said = {
+        str(finding["said"]): None
+        for step in collected.steps
+        for finding in step.described.get("findings") or ()
+        if isinstance(finding, dict) and "said" in finding
+    }
+    return Section("To know first", [Words(plain(sentence), warns=True) for sentence in said]) if said else None
+
+
 @report_sections("target and general", order=20)
 def target_and_general(collected: ReportInput) -> Section | None:
     """What each model gains on the target and loses on the general tasks; the front that none beats."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bge_cocktail.core.errors import UsageError
 from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
-from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path
+from bge_cocktail.core.runs import RUN_FILE, begin_findings, describe_run, hash_path, note_finding
 from bge_cocktail.data.labelled import LabelledTexts, number_labels
 from bge_cocktail.data.record import Text
 from bge_cocktail.data.sources import Source
@@ -332,6 +332,7 @@ def run_classifier_evaluate(
         UsageError: An encoder with nothing to learn from, or an output that exists.
         DataError: Labels or a form of texts that the classifier doesn't know.
     """
+    begin_findings()
     options = options or PredictOptions()
     refuse_to_replace(output, overwrite, [source.name, model])
     if encoder is not None and (source.path.is_file() or source.split in ("train", "dev")):
@@ -345,6 +346,9 @@ def run_classifier_evaluate(
     data = number_labels(read_split(source, config.clean), config.labels, config.multi_label, where)
     check_form(data.texts, config.pairs, where)
     judged = judge_classifier(classifier, data, options)
+    largest = max(row["count"] for row in judged["classes"]) / max(1, judged["count"])
+    if not config.multi_label and judged["scores"][0]["interval"][0] <= largest:
+        note_finding("no better than chance", where, what=f"{largest:.3f}")
     if encoder is not None:
         chosen = ClassifyOptions(clean=config.clean, multi_label=config.multi_label)
         known = read_class_data(replace(source, split="train"), chosen, config.labels)

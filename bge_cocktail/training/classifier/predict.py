@@ -19,7 +19,7 @@ from bge_cocktail.core.progress import progress
 from bge_cocktail.data.columns import parse_columns, text_of_row
 from bge_cocktail.data.readers import BadRows
 from bge_cocktail.data.record import Text
-from bge_cocktail.models.embed import batches_by_tokens, tokens_at_once
+from bge_cocktail.models.embed import NO_LIMIT, batches_by_tokens, shortened, tokens_at_once
 from bge_cocktail.options import PredictOptions, PrepareOptions
 from bge_cocktail.preparing.clean import Cleaner
 from bge_cocktail.training.classifier.data import check_form
@@ -46,6 +46,14 @@ class Tokens:
     def __init__(self, model: CrossEncoder, texts: Sequence[Text], truncation: str = "head") -> None:
         self._tokenizer = model.tokenizer
         longest = model.max_seq_length
+        if truncation != "head+tail":  # which needs the end
+            limit = longest or NO_LIMIT
+            texts = [
+                shortened(text, limit)
+                if isinstance(text, str)
+                else (shortened(text[0], limit), shortened(text[1], limit))
+                for text in texts
+            ]
         if truncation == "head+tail":
             texts = keep_ends(model, texts)
         columns = [list(column) for column in zip(*(_both(text) for text in texts), strict=True)]

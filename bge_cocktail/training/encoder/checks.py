@@ -13,6 +13,9 @@ import numpy as np
 
 from bge_cocktail.core.errors import DataError, UsageError, nearest
 from bge_cocktail.core.outputs import read_object
+from bge_cocktail.core.runs import note_finding
+from bge_cocktail.data.beir import RetrievalData
+from bge_cocktail.data.record import Record, text_key
 from bge_cocktail.evaluating.evaluate import TaskPath
 from bge_cocktail.losses.total import losses
 from bge_cocktail.models.layout import check_length, modules_of, refuse_unportable
@@ -109,6 +112,29 @@ def check_pairs(rows: TrainingPairs, options: TrainOptions, processes: int = 1) 
             options.batch_size,
             options.accumulate * options.batch_size,
         )
+
+
+def note_repeats(records: Sequence[Record], dev: RetrievalData | None, first: bool) -> None:
+    """Note queries that equal a positive of theirs, and dev queries that stand in train.
+
+    Args:
+        records: Train.
+        dev: What judges the training.
+        first: Whether this process speaks for all.
+    """
+    if not first:
+        return
+    asked = {text_key(text) for text in dev.queries.values()} if dev is not None else set()
+    met, same = set(), 0
+    for record in records:
+        key = text_key(record.query)
+        same += any(text_key(text) == key for text in record.pos)
+        if key in asked:
+            met.add(key)
+    if met:
+        note_finding("dev repeats train", "dev", len(met), len(asked))
+    if same:
+        note_finding("query is its positive", "train", same, len(records))
 
 
 _LACKS = {

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 from bge_cocktail.core.devices import choose_device, resolve_precision
 from bge_cocktail.core.errors import CocktailError, UsageError
 from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
-from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path, step_key
+from bge_cocktail.core.runs import RUN_FILE, begin_findings, describe_run, hash_path, step_key
 from bge_cocktail.data.beir import RetrievalData
 from bge_cocktail.data.record import Record
 from bge_cocktail.data.record_files import write_records
 from bge_cocktail.evaluating.evaluate import TaskPath
 from bge_cocktail.models.encoder import load_encoder
-from bge_cocktail.models.folder import model_folder
+from bge_cocktail.models.folder import model_folder, sentence_transformers_folder
 from bge_cocktail.models.layout import make_portable
 from bge_cocktail.models.prompts import Prompts, declared_prompts, model_prompts, set_prompts
 from bge_cocktail.options import TrainOptions
-from bge_cocktail.training.encoder.checks import check_pairs, check_training
+from bge_cocktail.training.encoder.checks import check_pairs, check_training, note_repeats
 from bge_cocktail.training.encoder.training_pairs import TrainingPairs, hash_records, hash_retrieval
 from bge_cocktail.training.encoder.validation import open_watched
 from bge_cocktail.training.engine.processes import Processes, join_processes
@@ -73,14 +73,16 @@ def train(
         CocktailError: An unfinished run of other inputs is in the way, or the loss is no longer finite.
         Interrupted: SIGTERM or Ctrl-C; a checkpoint was saved.
     """
+    begin_findings()
     options = options or TrainOptions()
     refuse_to_replace(output, overwrite, [base])
-    folder = model_folder(base)
+    folder = sentence_transformers_folder(base)
     watched = open_watched(general)  # read once, by the checks and by all that is watched
     check_training(folder, options, watched)
     rows = TrainingPairs(records, options)
     processes = join_processes(options.device)
     check_pairs(rows, options, processes.count)
+    note_repeats(records, dev, processes.is_first)
     inputs = {str(base): hash_path(folder), "records": rows.hash, "dev": hash_retrieval(dev)}
 
     def write(prepared: _Prepared, model: SentenceTransformer, seen: dict[str, Any], described: dict[str, Any]) -> None:
