@@ -51,7 +51,7 @@ def header(tensors: object) -> bytes:
         + b"123456",
         b'\x0e\x00\x00\x00\x00\x00\x00\x00{"a":1,"a":1}  ',
         header({"../a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}) + b"1234",
-        header({"a": {"dtype": "F64", "shape": [1], "data_offsets": [0, 8]}}) + b"12345678",
+        header({"a": {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}}) + b"12345678",
         header({"a": {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}}) + b"1234",
         header({"a": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 2**66]}}) + b"1234",
         b"\x30\x00\x00\x00\x00\x00\x00\x00" + b"[" * 48,

@@ -92,7 +92,7 @@ def test_what_the_report_says_is_what_was_found(run: Path) -> None:
     collected = collect([run])
     (group,) = collected.evaluated
     report = build_report(collected, "all")
-    main = report.sections[0].blocks[0]
+    main = next(section for section in report.sections if section.title == "Scores").blocks[0]
     assert isinstance(main, Table)
     shown = {row[0].text: [cell.text for cell in row[1:]] for row in main.cells()}
     for place, model in enumerate(group.models):

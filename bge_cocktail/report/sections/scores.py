@@ -55,7 +55,7 @@ def scores(collected: ReportInput) -> Section | None:
     return Section("Scores", blocks) if blocks else None
 
 
-@report_sections("findings", order=5)
+@report_sections("findings", order=3)
 def findings(collected: ReportInput) -> Section | None:
     """What a reader of the numbers should know of data and models, as the commands said it."""
     said = {
