@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_cocktail.core.errors import DataError, UsageError, nearest
+from bge_cocktail.core.outputs import as_written
 from bge_cocktail.evaluating.query_changes import QueryChange, query_changes
 from bge_cocktail.evaluating.scores import ModelScores, Role, Score, bootstrap_interval
 from bge_cocktail.evaluating.store import Evaluation, EvaluationDetails, join_details, join_scores, open_evaluation
@@ -141,6 +142,7 @@ class Comparison:
         }
 
 
+@as_written("an evaluation that is compared")
 def compare(
     evaluations: Sequence[str | Path | Evaluation],
     *,

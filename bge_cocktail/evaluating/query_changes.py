@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 import numpy as np
 import regex
 
+from bge_cocktail.core.outputs import as_written
 from bge_cocktail.evaluating.scores import Score, bootstrap_interval
 from bge_cocktail.evaluating.store import EvaluationDetails
 
@@ -70,6 +71,7 @@ class QueryChange:
         return {{"relevant": "wanted", "answers": "said"}.get(name, name): value[name] for name in value}
 
 
+@as_written("what an evaluation kept of texts and answers")
 def query_changes(before: tuple[str, Score], after: tuple[str, Score], details: EvaluationDetails) -> list[QueryChange]:
     """What changed on one task, the largest gains first, the largest losses last; what didn't change is left out.
 

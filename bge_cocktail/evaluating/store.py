@@ -127,6 +127,8 @@ def read_evaluation(folder: Path) -> list[ModelScores]:
         values: dict[tuple[str, str, str], dict[str, float]] = {}
         with (folder / PER_QUERY_FILE).open(encoding="utf-8") as file:
             for line in map(json.loads, file):
+                if not all(map(_is_number, line["per_query"].values())):
+                    raise TypeError(f"a value of {line['task']} that is no number")
                 values[line["model"], line["task"], line["metric"]] = line["per_query"]
         return [
             ModelScores(
@@ -148,15 +150,20 @@ def read_evaluation(folder: Path) -> list[ModelScores]:
 
 def _check_scores(content: Any) -> None:
     """Raise TypeError where names are no texts or values no numbers, which would go wrong far from here."""
+    if not content["models"]:
+        raise ValueError("no model")
     for model in content["models"]:
         texts = [model["model"], model["path"]]
         for score in model["scores"]:
             texts += [score["task"], score["metric"], score["kind"], score["role"]]
-            numbers = [score["value"], *(score["interval"] or ())]
-            if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
+            if not all(map(_is_number, [score["value"], *(score["interval"] or ())])):
                 raise TypeError(f"a score that is no number: {score['value']!r:.60}")
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("a name that is no text")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 ANSWERS_FILE, TEXTS_FILE, MAP_FILE = "answers.jsonl", "texts.jsonl", "embeddings.parquet"

@@ -220,7 +220,7 @@ def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     )
 
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))
     if kind not in CONFIG_MAPPING:  # a model with code of its own: what the file says is all there is
         return config
     try:

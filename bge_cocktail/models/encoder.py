@@ -11,6 +11,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from bge_cocktail.core.devices import choose_device, resolve_precision
@@ -21,14 +22,17 @@ from bge_cocktail.data.record import Record
 from bge_cocktail.models.cache import EmbeddingCache, Embeddings, default_cache_dir
 from bge_cocktail.models.embed import compute_in_bf16, embed, shortened
 from bge_cocktail.models.folder import model_folder, sentence_transformers_folder
-from bge_cocktail.models.layout import check_length, modules_of, positions_of, transformer_folder
+from bge_cocktail.models.layout import check_length, declared_length, modules_of, positions_of, transformer_folder
 from bge_cocktail.models.prompts import Prompts, Role, model_prompts
 from bge_cocktail.options import EncodeOptions
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-CANT_LOAD = (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError, UnpicklingError)
+CANT_LOAD = (
+    *(OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError, AssertionError),
+    *(SafetensorError, StrictDataclassError, UnpicklingError),
+)
 """What libraries raise for a folder that is no model, or a broken one."""
 # what encoders come with or without, and embeddings don't use
 _OPTIONAL = ("pooler.",)
@@ -144,6 +148,7 @@ def load_encoder(name: str | Path, *, device: str = "auto", max_length: int | No
     if any(kind == "Router" for kind, _ in modules_of(folder)):
         raise DataError(f"{name} has separate routes for queries and documents (a Router module): not supported")
     check_length(folder, max_length)
+    declared_length(folder)  # a length that is none would be met in the middle of the work
     with progress(f"loading {Path(name).name}", 1):  # the libraries alone take seconds to import
         model = _load(name, folder, device)
     if model.similarity_fn_name not in (None, "cosine"):

@@ -186,7 +186,7 @@ def positions_of(config: dict[str, Any]) -> int | None:
     positions = config.get("max_position_embeddings")
     if not isinstance(positions, int) or isinstance(positions, bool) or positions < 1:
         return None
-    if config.get("model_type") not in _POSITIONS_BEHIND_PADDING:
+    if str(config.get("model_type")) not in _POSITIONS_BEHIND_PADDING:
         return positions
     padding = config.get("pad_token_id", 1)
     return positions - (padding if isinstance(padding, int) else 1) - 1

@@ -55,6 +55,8 @@ def model_prompts(folder: Path, *, query: str | None = None, document: str | Non
     declared = declared_prompts(folder)
     path = folder / SETTINGS_FILE
     default = read_object(path).get("default_prompt_name") if path.is_file() else None
+    if not isinstance(default, str | None):
+        raise DataError(f"{path}: 'default_prompt_name' must be a text, found {default!r:.60}")
     names = ("document", "passage", "corpus")
     return Prompts(
         query=declared.get("query", "") if query is None else query,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bge_cocktail.core.errors import DataError, UsageError, nearest
+from bge_cocktail.core.outputs import as_written
 from bge_cocktail.core.runs import RUN_FILE
 from bge_cocktail.evaluating.compare import Comparison, compare
 from bge_cocktail.evaluating.store import Evaluation, join_scores, open_evaluation
@@ -91,6 +92,7 @@ class ReportInput:
         }
 
 
+@as_written("a folder of the report")
 def collect(
     folders: Sequence[Path],
     *,

@@ -291,6 +291,27 @@ def _damage(value: Any, draw: random.Random) -> Any:
     return draw.choice([None, 3, "x", [], {}, True, [[1]], {"a": 1}])
 
 
+def test_damaged_models(cli: Cli, tiny: Path, nudged: list[Path], beir: Path, tmp_path: Path) -> None:
+    """A model's JSON files with a part changed: refused in one line, or of no consequence."""
+    draw = random.Random(11)
+    files = sorted(tiny.rglob("*.json"))
+    for number in range(25):
+        model = shutil.copytree(tiny, tmp_path / f"model{number}")
+        file = model / draw.choice(files).relative_to(tiny)
+        content = _damage(json.loads(file.read_text()), draw)
+        file.write_text(json.dumps(content))
+        output = tmp_path / f"out{number}"
+        for arguments in (
+            ["inspect", model, tiny],
+            ["merge", model, nudged[0], "-o", output / "merged"],
+            ["evaluate", model, "--target", beir, "-o", output / "judged"],
+        ):
+            result = cli(*arguments, code=None)
+            told = (arguments[0], file.name, str(content)[:300], result.output)
+            assert result.exit_code in (0, 1, 2), told
+            assert UNFORESEEN not in result.output, told
+
+
 def test_damaged_outputs_of_ours(cli: Cli, tiny: Path, nudged: list[Path], beir: Path, tmp_path: Path) -> None:
     """Our own files with a part changed: a report, a comparison, in one line or by leaving it out, never a fault."""
     whole = tmp_path / "whole"
