@@ -110,6 +110,7 @@ FINDINGS = {
     "the other one counts as wrong",
     "few queries": "{subject}: {count} queries are few; below 30, intervals say little",
     "equal embeddings": "{subject}: all {count} texts have the same embedding; the model tells nothing apart",
+    "texts cut": "{subject}: {count} of {of} {what}",
     "prompt left out": "{subject}: it declares a prompt for {what}, and an empty one was chosen instead",
     "unknown tokens": "{subject}: {count} of {of} tokens are unknown to the tokenizer; is it of another language?",
     "no better than chance": "{subject}: the interval of the accuracy reaches down to the share of the largest class "

@@ -300,9 +300,11 @@ class CachedEncoder:
                 embeddings = np.zeros((len(distinct), fresh.shape[1]), np.float32)
             embeddings[np.flatnonzero(~known)[start : start + BLOCK]] = fresh
         if cut[0]:
-            say = log.warning if cut[0] > len(missing) / 2 else log.info
-            what = f"{cut[0]:,} of {len(missing):,} {PLURAL[role]}"
-            say("%s: %s are longer than %d tokens and were cut there", self.name, what, cut[1])
+            what = f"{PLURAL[role]} are longer than {cut[1]} tokens and were cut there"
+            if cut[0] > len(missing) / 2:
+                note_finding("texts cut", self.name, cut[0], len(missing), what)
+            else:
+                log.info("%s: %s of %s %s", self.name, f"{cut[0]:,}", f"{len(missing):,}", what)
         if embeddings is None:
             raise CocktailError("no texts to embed")
         if missing:

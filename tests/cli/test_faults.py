@@ -263,7 +263,7 @@ def test_calls_at_random(cli: Cli, tiny: Path, nudged: list[Path], beir: Path, l
         (["list"], ["merge-methods"]),
     ]
     runner = CliRunner(env={"HF_HUB_OFFLINE": "1"})
-    for number in range(130):
+    for number in range(300):
         words, given = base[number % len(base)]
         arguments, flags = list(given), _flags(_command(words))
         for _ in range(draw.choice([1, 1, 2])):

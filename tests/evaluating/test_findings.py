@@ -123,6 +123,20 @@ def test_dev_that_repeats_train_and_queries_that_are_their_positives(cli: Cli, t
     assert lines["query is its positive"].startswith("train: 1 of 40 queries equal a positive of theirs")
 
 
+def test_texts_that_are_cut(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    """Most documents are longer than what is read of them: known after `evaluate` and after `train`."""
+    long = "a blue car and the red fox " * 20
+    rows: list[dict[str, Any]] = [{"query": f"the fox {n}", "pos": [f"{long} {n}"]} for n in range(40)]
+    (tmp_path / "task").mkdir()
+    write_lines(tmp_path / "task/test.jsonl", rows)
+    cli("evaluate", tiny, "--target", tmp_path / "task", "-o", tmp_path / "out")
+    assert "40 of 40 documents are longer than 48 tokens and were cut there" in said(tmp_path / "out")["texts cut"]
+    quick = ("--epochs", 0.2, "--batch-size", 8, "--negatives", 0)
+    cli("train", tmp_path / "task/test.jsonl", "-m", tiny, *quick, "-o", tmp_path / "tuned")
+    line = said(tmp_path / "tuned")["texts cut"]
+    assert line == "train: 40 of 40 documents (a sample) are longer than 48 tokens and are cut there"
+
+
 def test_a_classifier_no_better_than_chance(cli: Cli, tiny: Path, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     rows = [{"text": f"the red fox {n}", "label": str(generator.choice(["a", "b"]))} for n in range(120)]

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from bge_cocktail.core.errors import UsageError
+from bge_cocktail.core.runs import note_finding
 from bge_cocktail.data.record import Record
 from bge_cocktail.losses.total import batch_targets
 from bge_cocktail.models.embed import NO_LIMIT, batches_by_tokens, check_room, shortened, token_counts, tokens_at_once
@@ -134,6 +135,10 @@ class Batches:
         return batches
 
 
+# rows whose texts are counted before the training
+SAMPLE = 200
+
+
 class Collator:
     """Makes batches; each text of a batch is in it once, and each process gets its share of them by length.
 
@@ -166,6 +171,22 @@ class Collator:
             query, document, longest, longest_query = self._reading(own)
             check_room(model, query, longest_query)
             check_room(model, document, longest)
+
+    def note_cut(self) -> None:
+        """Note it where most texts are longer than what is read of them, by a sample of the rows."""
+        query, document, longest, longest_query = self._reading(self._options)
+        rows = [
+            self._rows[row] for row in np.linspace(0, len(self._rows) - 1, min(len(self._rows), SAMPLE)).astype(int)
+        ]
+        for texts, prompt, limit, what in (
+            ([row.query for row in rows], query, longest_query, "queries"),
+            ([row.pos[0] for row in rows], document, longest, "documents"),
+        ):
+            counts = token_counts(self._model, [shortened(text, limit) for text in texts], prompt)
+            cut = sum(count > limit for count in counts)
+            if cut > len(texts) / 2:
+                what = f"{what} (a sample) are longer than {limit} tokens and are cut there"
+                note_finding("texts cut", "train", cut, len(texts), what)
 
     def _reading(self, options: TrainOptions) -> tuple[str, str, int, int]:
         """Return the prompts of queries and documents, and the longest document and query."""

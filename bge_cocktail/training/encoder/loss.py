@@ -202,6 +202,9 @@ def make_trainer(
     if options.shard:
         shard(model, list(loss.heads), setting.processes)
     anchor = [AnchorCallback(options.anchor, model)] if options.anchor and options.anchor_by == "weights" else []
+    collator = Collator(model, rows, options, prompts, (setting.process, setting.processes), setting.precision)
+    if not setting.process:
+        collator.note_cut()
     return assemble(
         model,
         options,
@@ -210,7 +213,7 @@ def make_trainer(
         batches=Batches(rows, options, setting.processes),
         rows=len(rows),
         loss=loss,
-        collator=Collator(model, rows, options, prompts, (setting.process, setting.processes), setting.precision),
+        collator=collator,
         rates=learning_rates(model, options),
         metrics=metrics,
         primary=primary,
