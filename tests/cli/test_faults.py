@@ -223,8 +223,18 @@ def _command(words: list[str]) -> click.Command:
     return command
 
 
-def test_calls_at_random(cli: Cli, tiny: Path, nudged: list[Path], beir: Path, labelled: Path, tmp_path: Path) -> None:
+def test_calls_at_random(
+    cli: Cli,
+    tiny: Path,
+    nudged: list[Path],
+    beir: Path,
+    labelled: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A few hundred calls with one or two parts of them changed: exit codes as documented, and nothing unforeseen."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # odd names may be taken for folders to write
     draw = random.Random(20)
     (tmp_path / "odd.jsonl").write_text('[1]\n{"query": 3}\n{"a": {"b": [[]]}}\nnull\n"x"\n')
     (tmp_path / "deep.jsonl").write_text("[" * 100_000 + "\n")
