@@ -107,9 +107,9 @@ def test_laws(
         for row in found:
             assert all(home.get(normalise(text), split) == split for text in row["neg"])
             assert not own(row) & {"\u200b"}
-    # no exact repeat
+    # no exact repeat: queries in whatever case, documents to the letter
     seen = Counter(
-        (split, normalise(row["query"]), *(frozenset(map(normalise, row[role])) for role in ("pos", "neg")))
+        (split, normalise(row["query"]), *(frozenset(row[role]) for role in ("pos", "neg")))
         for split, found in out.items()
         for row in found
     )
