@@ -80,7 +80,9 @@ def normalise(text: str) -> str:
     """
     if text.isascii() and text.isprintable() and "  " not in text:  # most texts; all that is left to do to them
         return text.strip(" ").lower()
-    return " ".join(unicodedata.normalize("NFKC", text).split()).casefold()
+    # composed again after folding: "ß" with an accent becomes "s" and "s" with an accent
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
 def is_broken(text: str) -> bool:

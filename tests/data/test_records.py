@@ -181,4 +181,11 @@ def test_bad_labels(tmp_path: Path, label: object) -> None:
 
 @given(st.text(st.sampled_from("aB \t\n\x1c\x85éÉ  İß"), max_size=12) | st.text(max_size=8))
 def test_normalise_is_the_plain_formula(text: str) -> None:
-    assert normalise(text) == " ".join(unicodedata.normalize("NFKC", text).split()).casefold()
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    assert normalise(text) == " ".join(unicodedata.normalize("NFKC", folded).split())
+
+
+def test_normalise_is_idempotent_where_letters_fold_to_several() -> None:
+    for text in ("ß\u0301", "\u03aa\u0301", "\u1f82\u0301", "\ufb03", "\u0130"):
+        assert normalise(normalise(text)) == normalise(text)
+    assert normalise("Ｆｕｌｌ　ＷＩＤＴＨ") == "full width"
