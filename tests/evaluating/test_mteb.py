@@ -230,3 +230,11 @@ def test_a_kind_that_names_a_type_and_gives_no_data(labelled: Path, monkeypatch:
     monkeypatch.setattr(tasks, "_entries", {**tasks._all(), "half": Half()})
     with pytest.raises(UsageError, match="'half' names mteb's Retrieval ndcg_at_10, and lacks a to_mteb"):
         as_mteb_task(open_task(f"half:{labelled}", "general"))
+
+
+def test_a_label_that_train_lacks_is_one_line(cli: Cli, tiny: Path, labelled: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(labelled, tmp_path / "kinds")
+    with (folder / "test.jsonl").open("a") as file:
+        file.write('{"text": "the red fox", "label": "zebra"}\n')
+    said = cli("evaluate", tiny, "--mteb", folder, "-o", tmp_path / "out", code=1).stderr
+    assert "unknown label 'zebra' of 'the red fox'" in said
