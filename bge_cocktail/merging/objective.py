@@ -22,7 +22,7 @@ from bge_cocktail.merging.methods import TILE
 from bge_cocktail.merging.plan import GroupWeights, Plan, source_of, with_weights
 from bge_cocktail.merging.tensors import FLOATS, Floats, Key, Tensor, count_of
 from bge_cocktail.merging.weights import WeightsResult
-from bge_cocktail.models.embed import NO_LIMIT, TOKENS_OF_MERGING, batches_by_tokens, embed, shortened, token_counts
+from bge_cocktail.models.embed import NO_LIMIT, TOKENS_OF_MERGING, batches_by_tokens, embed, token_counts, truncated
 from bge_cocktail.models.encoder import CachedEncoder, Encoder, LoadedEncoder, encode_queries_of, load_encoder
 from bge_cocktail.models.layout import declared_length
 from bge_cocktail.models.prompts import Prompts, model_prompts
@@ -259,7 +259,7 @@ def batch_loss(
     texts = queries + [prompts.document + text for text in documents]
     # chunks of nearly equal length, so that little is computed for padding
     limit = model.max_seq_length or NO_LIMIT
-    texts = [shortened(text, limit) for text in texts]
+    texts = [truncated(text, limit) for text in texts]
     lengths = [min(count, limit) for count in token_counts(model, texts)]
     chunks = batches_by_tokens(lengths, chunk_tokens or TOKENS_OF_MERGING)
     parts = []

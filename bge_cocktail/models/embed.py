@@ -58,7 +58,7 @@ def embed(
     budget = batch_tokens or tokens_at_once(model.device.type, "bf16" if in_bf16 else "fp32")
     check_room(model, prompt)
     limit = model.max_seq_length or NO_LIMIT
-    texts = [shortened(text, limit) for text in texts]
+    texts = [truncated(text, limit) for text in texts]
     whole = token_counts(model, texts, prompt)
     if on_cut is not None and (cut := sum(length > limit for length in whole)):
         on_cut(cut, limit)
@@ -132,7 +132,7 @@ NO_LIMIT = 10**9
 _CHARACTERS_OF_TOKEN, _CHARACTERS = 64, 1 << 17
 
 
-def shortened(text: str, limit: int) -> str:
+def truncated(text: str, limit: int) -> str:
     """Return a text without what a model can't read for its length, so that megabytes are not tokenised in vain."""
     return text[: max(_CHARACTERS, _CHARACTERS_OF_TOKEN * limit)] if limit < NO_LIMIT else text
 

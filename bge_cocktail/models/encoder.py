@@ -20,7 +20,7 @@ from bge_cocktail.core.progress import progress
 from bge_cocktail.core.runs import hash_path, note_finding
 from bge_cocktail.data.record import Record
 from bge_cocktail.models.cache import EmbeddingCache, Embeddings, default_cache_dir
-from bge_cocktail.models.embed import compute_in_bf16, embed, shortened
+from bge_cocktail.models.embed import compute_in_bf16, embed, truncated
 from bge_cocktail.models.folder import model_folder, sentence_transformers_folder
 from bge_cocktail.models.layout import check_length, declared_length, modules_of, positions_of, transformer_folder
 from bge_cocktail.models.prompts import Prompts, Role, model_prompts
@@ -70,7 +70,10 @@ def check_loaded(name: str | Path, base: Path, model: Any, tokenizer: Any) -> No
     folder = transformer_folder(base)
     if tokenizer is not None and len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise DataError(f"{name}: its tokenizer knows no word; {folder} lacks its files (tokenizer.json or vocab.txt)")
-    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    try:
+        rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    except (AttributeError, NotImplementedError):  # transformers' way to say that it has none
+        rows = None
     if tokenizer is not None and rows is not None and len(tokenizer) > rows:
         raise DataError(
             f"{name}: the tokenizer knows {len(tokenizer)} tokens, the model has embeddings for {rows}; were tokens "
@@ -321,7 +324,7 @@ class CachedEncoder:
         if unknown is None:
             return
         rows = np.linspace(0, len(texts) - 1, min(len(texts), UNKNOWN_SAMPLE)).astype(int)
-        sample = [shortened(texts[row], 512) for row in rows]
+        sample = [truncated(texts[row], 512) for row in rows]
         ids = [number for own in tokenizer(sample, add_special_tokens=False)["input_ids"] for number in own]  # type: ignore[misc]
         if ids and ids.count(unknown) > len(ids) / 2:
             note_finding("unknown tokens", self.name, ids.count(unknown), len(ids))

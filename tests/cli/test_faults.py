@@ -179,9 +179,10 @@ def test_relative_weights_shrink_where_differences_are_noise() -> None:
     """At chance level, 0.0001 of difference is nothing; a clear lead of one model is all of the weight."""
     generator = np.random.default_rng(0)
     chance = np.full(50, 2.0)
-    common = 2.0 + 0.3 * generator.standard_normal(50)
+    common = 0.3 * generator.standard_normal(50)
+    common += 2.0 - common.mean()
     noise = np.stack([common - step for step in (0.0003, 0.0002, 0.0001)])
-    assert relative_weights(noise.mean(axis=1), 2.0, 0.1) is not None
+    assert relative_weights(noise.mean(axis=1), 2.0)[0] > 0.9  # what the means alone would say
     assert np.abs(np.array(bagged_relative_weights(noise, chance)) - 1 / 3).max() < 0.02
     clear = np.stack([common - 1.5, common - 0.1, common])
     assert bagged_relative_weights(clear, chance)[0] > 0.99

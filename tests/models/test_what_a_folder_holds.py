@@ -17,7 +17,7 @@ from bge_cocktail.core.errors import DataError, UsageError
 from bge_cocktail.core.outputs import read_json
 from bge_cocktail.core.runs import files_under, hash_path
 from bge_cocktail.merging.merge import merge
-from bge_cocktail.models.embed import embed, shortened
+from bge_cocktail.models.embed import embed, truncated
 from bge_cocktail.models.encoder import CachedEncoder, load_encoder
 from bge_cocktail.models.layout import declared_length, positions_of
 from bge_cocktail.options import EncodeOptions, MergeOptions
@@ -244,8 +244,8 @@ def test_texts_that_are_cut_are_counted(tiny: Path, caplog: pytest.LogCaptureFix
 
 
 def test_long_texts_are_cut_before_they_are_tokenised(tiny: Path) -> None:
-    assert len(shortened("x " * 10**7, 512)) == 1 << 17
-    assert shortened("a b", 512) == "a b"
+    assert len(truncated("x " * 10**7, 512)) == 1 << 17
+    assert truncated("a b", 512) == "a b"
     model = load_encoder(tiny)
     long = "the red fox " * 200_000
     assert np.array_equal(embed(model, [long]), embed(model, ["the red fox " * 1000]))

@@ -19,7 +19,7 @@ from bge_cocktail.core.progress import progress
 from bge_cocktail.data.columns import parse_columns, text_of_row
 from bge_cocktail.data.readers import BadRows
 from bge_cocktail.data.record import Text
-from bge_cocktail.models.embed import NO_LIMIT, batches_by_tokens, shortened, tokens_at_once
+from bge_cocktail.models.embed import NO_LIMIT, batches_by_tokens, tokens_at_once, truncated
 from bge_cocktail.options import PredictOptions, PrepareOptions
 from bge_cocktail.preparing.clean import Cleaner
 from bge_cocktail.training.classifier.data import check_form
@@ -49,9 +49,9 @@ class Tokens:
         if truncation != "head+tail":  # which needs the end
             limit = longest or NO_LIMIT
             texts = [
-                shortened(text, limit)
+                truncated(text, limit)
                 if isinstance(text, str)
-                else (shortened(text[0], limit), shortened(text[1], limit))
+                else (truncated(text[0], limit), truncated(text[1], limit))
                 for text in texts
             ]
         if truncation == "head+tail":

@@ -15,7 +15,7 @@ from bge_cocktail.core.errors import UsageError
 from bge_cocktail.core.runs import note_finding
 from bge_cocktail.data.record import Record
 from bge_cocktail.losses.total import batch_targets
-from bge_cocktail.models.embed import NO_LIMIT, batches_by_tokens, check_room, shortened, token_counts, tokens_at_once
+from bge_cocktail.models.embed import NO_LIMIT, batches_by_tokens, check_room, token_counts, tokens_at_once, truncated
 from bge_cocktail.models.prompts import Prompts
 from bge_cocktail.options import TrainOptions
 from bge_cocktail.training.encoder.training_pairs import TrainingPairs
@@ -182,7 +182,7 @@ class Collator:
             ([row.query for row in rows], query, longest_query, "queries"),
             ([row.pos[0] for row in rows], document, longest, "documents"),
         ):
-            counts = token_counts(self._model, [shortened(text, limit) for text in texts], prompt)
+            counts = token_counts(self._model, [truncated(text, limit) for text in texts], prompt)
             cut = sum(count > limit for count in counts)
             if cut > len(texts) / 2:
                 what = f"{what} (a sample) are longer than {limit} tokens and are cut there"
@@ -259,7 +259,7 @@ class Collator:
         for prompt, longest in dict.fromkeys(texts[index][1:] for index in share):
             alike = [index for index in share if texts[index][1:] == (prompt, longest)]
             self._model.max_seq_length = longest
-            short = {index: shortened(texts[index][0], longest) for index in alike}
+            short = {index: truncated(texts[index][0], longest) for index in alike}
             counts = token_counts(self._model, list(short.values()), prompt)
             lengths = [min(count, longest) for count in counts]
             for chunk in batches_by_tokens(lengths, self._budget):
