@@ -105,6 +105,7 @@ class RecordStore(Sequence[Record]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._noted: set[str] = set()
         with path.open("rb") as file:
             self._content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         starts, position, number = [], 0, 0
@@ -140,7 +141,14 @@ class RecordStore(Sequence[Record]):
         end = self._content.find(b"\n", start) + 1 or len(self._content)
         where = f"{self.path}:{self._lines[index]}"
         line = self._content[start:end]
-        return parse_record(load_json(line.removeprefix(b"\xef\xbb\xbf") if start == 0 else line, where), where)
+        value = load_json(line.removeprefix(b"\xef\xbb\xbf") if start == 0 else line, where)
+        return parse_record(value, where, self._note)
+
+    def _note(self, what: str) -> None:
+        """Say once that something is left out; how often is known only when all has been read."""
+        if what not in self._noted:
+            self._noted.add(what)
+            log.warning("%s: negatives are left out: %s", self.path, what)
 
     def __iter__(self) -> Iterator[Record]:
         return (self[index] for index in range(len(self)))

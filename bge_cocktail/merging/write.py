@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -269,6 +269,9 @@ def _copy_other_files(first: Checkpoint, new: Path) -> None:
     places = dict.fromkeys([first.folder, *(path for _, path in modules)])
     for place in places:
         (new / place.relative_to(first.folder)).mkdir(parents=True, exist_ok=True)
+    own = {folder.resolve() for folder in (first.folder, *first.origins)}
+    # the snapshots of the hub's cache are links to its blobs
+    own |= {folder.parent.parent / "blobs" for folder in own if folder.parent.name == "snapshots"}
     left_out = []
     for path in files_under(first.folder):
         relative = path.relative_to(first.folder)
@@ -278,7 +281,7 @@ def _copy_other_files(first: Checkpoint, new: Path) -> None:
             if path.suffix in (".pt", ".pth") and path.parent in places:
                 left_out.append(relative.as_posix())
         elif path.parent in places and any(fnmatchcase(path.name, pattern) for pattern in NEEDED):
-            _refuse_private(path, first.folder)
+            _refuse_private(path, own)
             _copy_setting(path, new / relative)
         else:
             left_out.append(relative.as_posix())
@@ -287,10 +290,10 @@ def _copy_other_files(first: Checkpoint, new: Path) -> None:
         log.warning("not part of the merge, and not copied from %s: %s", first.name, shown)
 
 
-def _refuse_private(path: Path, folder: Path) -> None:
+def _refuse_private(path: Path, own: Set[Path]) -> None:
     """A copy would have the mode of other files, so that a model from elsewhere could publish what it links to."""
     target = path.resolve()
-    if folder.resolve() not in target.parents and not target.stat().st_mode & stat.S_IROTH:
+    if own.isdisjoint(target.parents) and not target.stat().st_mode & stat.S_IROTH:
         raise DataError(f"{path} links to {target}, which not everybody may read; put a copy of it in its place")
 
 

@@ -15,7 +15,7 @@ from conftest import write_lines
 from bge_cocktail.core.errors import DataError
 from bge_cocktail.data.beir import read_beir
 from bge_cocktail.data.readers import read_lines
-from bge_cocktail.data.record_files import read_records
+from bge_cocktail.data.record_files import open_records, read_records
 from bge_cocktail.data.retrieval import retrieval_from_records
 
 Cli = Callable[..., Result]
@@ -235,3 +235,10 @@ def test_a_plain_folder_is_refused_with_its_cure_by_train_too(cli: Cli, tiny: Pa
     for arguments in (["train", beir, "-m", plain], ["mine", beir, "-m", plain]):
         said = cli(*arguments, "-o", tmp_path / "out", code=1).stderr
         assert f"bge-cocktail merge {plain} --pooling cls -o FOLDER" in said
+
+
+def test_blank_negatives_of_large_files_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"query": "how", "pos": ["so"], "neg": ["", "not so"]}] * 3
+    records = open_records(write_lines(tmp_path / "d.jsonl", rows), large=0)
+    assert [record.neg for record in records] == [("not so",)] * 3
+    assert caplog.text.count("d.jsonl: negatives are left out: blank") == 1

@@ -260,9 +260,20 @@ def test_a_merge_of_a_linked_hub_cache(tiny: Path, tmp_path: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         blob = blobs / f"blob{len(list(blobs.iterdir()))}"
         shutil.copy(file, blob)
+        blob.chmod(0o600)  # as with a umask of 077
         place.symlink_to(os.path.relpath(blob, place.parent))
     assert hash_path(snapshot) == hash_path(tiny)
     merge([snapshot, build_model(tmp_path / "again")], tmp_path / "out", MergeOptions(weights=[1, 0]))
     assert np.array_equal(
         embed(load_encoder(tmp_path / "out"), ["the red fox"]), embed(load_encoder(tiny), ["the red fox"])
     )
+
+
+def test_a_plain_folder_of_a_careful_user_merges(tiny: Path, tmp_path: Path) -> None:
+    """It is merged through links to its own files, which only their owner may read."""
+    plain = tmp_path / "plain"
+    shutil.copytree(tiny, plain, ignore=shutil.ignore_patterns("modules.json", "*_Pooling", "*_Normalize"))
+    for file in files_under(plain):
+        file.chmod(0o600)
+    merge([plain], tmp_path / "out", MergeOptions(pooling="mean"))
+    assert (tmp_path / "out/tokenizer.json").is_file()
