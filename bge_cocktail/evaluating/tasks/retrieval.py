@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -114,7 +115,7 @@ class Retrieval(TaskKind):
     def judge(self, encoder: Encoder, task: Task, options: EvaluateOptions) -> list[Score]:
         """See `TaskKind.judge`."""
         judged: RetrievalData = task.data(options.split)
-        _tell(judged, task.name)
+        _tell(task.counted(options.split, _count), len(judged.qrels), task.name)
         efficiency: dict[str, float] = {}
         run = staged_run(encoder, judged, options, efficiency)
         measured = judge_run(run, judged, options.metrics)
@@ -315,19 +316,22 @@ def _answers(run: Run, judged: RetrievalData) -> dict[str, dict[str, dict[str, f
     return answers
 
 
-def _tell(judged: RetrievalData, name: str) -> None:
-    """Say what the reader of a score should know of the data."""
-    without = sum(not any(grade > 0 for grade in grades.values()) for grades in judged.qrels.values())
-    if without:
-        log.warning("%s: %d queries have no relevant document and are left out, as in trec_eval", name, without)
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """What a reader of scores should know: queries without a relevant document, documents of one text, queries that are
+    documents, relevant documents with an unjudged twin.
+    """
+
+    without: int
+    twice: int
+    standing: int
+    repeated: int
+
+
+def _count(judged: RetrievalData) -> _Counts:
     names_of: dict[str, list[str]] = {}
     for document, text in judged.corpus.items():
         names_of.setdefault(normalise(text), []).append(document)
-    twice = len(judged.corpus) - len(set(judged.corpus.values()))
-    if twice:
-        log.info("%s: %d documents repeat the text of another; such ties are ordered by id", name, twice)
-    if len(judged.qrels) - without < FEW_QUERIES:
-        note_finding("few queries", name, len(judged.qrels) - without)
     standing = 0
     repeated: set[str] = set()
     for query, text in judged.queries.items():
@@ -340,10 +344,22 @@ def _tell(judged: RetrievalData, name: str) -> None:
                 twins = names_of[normalise(judged.corpus[document])]
                 if any(twin not in grades for twin in twins):
                     repeated.add(document)
-    if standing:
-        note_finding("query is a document", name, standing, len(judged.queries))
-    if repeated:
-        note_finding("unjudged duplicate", name, len(repeated))
+    without = sum(not any(grade > 0 for grade in grades.values()) for grades in judged.qrels.values())
+    twice = len(judged.corpus) - len(set(judged.corpus.values()))
+    return _Counts(without, twice, standing, len(repeated))
+
+
+def _tell(counts: _Counts, queries: int, name: str) -> None:
+    if counts.without:
+        log.warning("%s: %d queries have no relevant document and are left out, as in trec_eval", name, counts.without)
+    if counts.twice:
+        log.info("%s: %d documents repeat the text of another; such ties are ordered by id", name, counts.twice)
+    if queries - counts.without < FEW_QUERIES:
+        note_finding("few queries", name, queries - counts.without)
+    if counts.standing:
+        note_finding("query is a document", name, counts.standing, queries)
+    if counts.repeated:
+        note_finding("unjudged duplicate", name, counts.repeated)
 
 
 FEW_QUERIES = 30

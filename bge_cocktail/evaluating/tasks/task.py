@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
@@ -107,6 +107,9 @@ tasks = Registry[TaskKind](
 )
 
 
+Counted = TypeVar("Counted")
+
+
 @dataclass(frozen=True)
 class Task:
     """Data of a folder that models are judged on; each split is read once, however often it is judged.
@@ -124,6 +127,7 @@ class Task:
     path: Path
     _folder: DataFolder | None = field(default=None, repr=False, compare=False)
     _data: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    _counted: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def hash(self) -> str:
@@ -142,6 +146,13 @@ class Task:
             self._data[split] = tasks[self.kind].read(folder, split)
             folder.forget()
         return self._data[split]
+
+    def counted(self, split: str, count: Callable[[Any], Counted]) -> Counted:
+        """Return what was counted in a split's data, once for all that are judged by it."""
+        if split not in self._counted:
+            self._counted[split] = count(self.data(split))
+        counted: Counted = self._counted[split]
+        return counted
 
     def judge(self, encoder: Encoder, options: EvaluateOptions) -> list[Score]:
         """Return an encoder's scores, the main one first."""
