@@ -1,4 +1,4 @@
-"""What ``bge-cocktail merge`` does with classifiers."""
+"""``bge-cocktail merge``: which models, of encoders or of classifiers, by what weights."""
 
 from __future__ import annotations
 
@@ -104,6 +104,14 @@ def merge_with_heads(
     help="Other weights for tensors of such names: 'encoder.layer.[0-5].*' 0.3,0.7. May be given again.",
 )
 @click.option(
+    "--density-for",
+    "density_for",
+    nargs=2,
+    multiple=True,
+    metavar="PATTERN DENSITIES",
+    help="Other densities for tensors of such names, one for each model: '*' 0.5,0.2. May be given again.",
+)
+@click.option(
     "--examples",
     type=PATH,
     help="Records with negatives, for weights and methods that look at data; for classifiers, labelled texts.",
@@ -128,6 +136,7 @@ def command(
     output: Path,
     recipe_file: Path | None,
     weights_for: tuple[tuple[str, str], ...],
+    density_for: tuple[tuple[str, str], ...],
     examples: Path | None,
     target: tuple[Path, ...],
     general: tuple[Path, ...],
@@ -151,12 +160,14 @@ def command(
     from bge_cocktail.report.text import text_table
 
     if verify:
-        if models or recipe_file or given_flags(MergeOptions, flags) or weights_for or target or general or dry_run:
+        patterns = weights_for or density_for
+        if models or recipe_file or given_flags(MergeOptions, flags) or patterns or target or general or dry_run:
             raise UsageError("--verify takes the recipe from the output folder; give only -o FOLDER (and --examples)")
         _verify(output, examples, options_from(EncodeOptions, flags), output_format)
         return
-    if weights_for:
-        flags["weights_for"] = {pattern: weights.split(",") for pattern, weights in weights_for}
+    for name, pairs in (("weights_for", weights_for), ("density_for", density_for)):
+        if pairs:
+            flags[name] = {pattern: numbers.split(",") for pattern, numbers in pairs}
     if (recipe_file is None) == (not models):
         raise UsageError("give either MODELS or a recipe with -r FILE")
     options = options_from(MergeOptions, flags)

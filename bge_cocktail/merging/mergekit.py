@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import glob
 import json
 import os
 import shutil
@@ -15,9 +17,10 @@ from typing import Any
 
 from bge_cocktail.core.errors import CocktailError, DataError, MissingExtra, UsageError, nearest
 from bge_cocktail.core.outputs import read_object
-from bge_cocktail.merging.checkpoints import Checkpoint, read_checkpoint
+from bge_cocktail.merging.checkpoints import Checkpoint, close, read_checkpoint
 from bge_cocktail.merging.tensors import FLOATS, AsType
 from bge_cocktail.models.folder import model_folder
+from bge_cocktail.models.layers import LAYER
 from bge_cocktail.models.layout import transformer_folder
 from bge_cocktail.options import MergeOptions
 
@@ -117,15 +120,14 @@ def _translate(content: dict[str, Any], where: str) -> dict[str, Any]:
         densities = [density for row, density in enumerate(densities) if row not in listed]
     if base is not None:
         values["base"] = base
-    _put_densities(values, densities, method, where)
+    _put_densities(values, densities, models, method, where)
     shared = values.pop("weight", None)
     if method != "model_stock":
         given = [weight if weight is not None else shared if shared is not None else 1.0 for weight in weights]
-        if any(_has_filters(weight) for weight in given):
-            given, values["weights_for"] = _by_filter(given, models, where)
-        lists = [weight for weight in given if isinstance(weight, list)]
-        if len(lists) == len(given) and method == "linear":
-            values["layer_weights"] = [list(column) for column in zip(*_same_length(lists), strict=True)]
+        if _are_anchors(given):
+            values["layer_weights"] = [list(column) for column in zip(*given, strict=True)]
+        elif any(isinstance(weight, list) for weight in given):
+            values["weights"], values["weights_for"] = _by_filter(given, models, where)
         else:
             values["weights"] = [_number(weight, "weight", where) for weight in given]
     values["models"] = [{"model": model} for model in models]
@@ -220,19 +222,28 @@ def _has_filters(value: Any) -> bool:
     return isinstance(value, list) and any(isinstance(entry, dict) for entry in value)
 
 
+def _are_anchors(given: list[Any]) -> bool:
+    """Return whether all values are lists of one length: those at the first layer, the last, and perhaps between."""
+    lengths = {len(value) if isinstance(value, list) and not _has_filters(value) else 0 for value in given}
+    return len(lengths) == 1 and min(lengths) >= 2
+
+
 def _by_filter(given: list[Any], models: list[str], where: str) -> tuple[list[float], dict[str, list[float]]]:
-    """Return weights, and those of tensors by pattern, from lists of ``{filter, value}``.
+    """Return a number of each model, and those of tensors by pattern, from lists of numbers or ``{filter, value}``.
 
     A filter is a part of a tensor's name; the first that fits counts, an entry without one fits all. A value that is a
     list goes in a straight line from the first layer to the last; what stands before the layers has the first value,
     what stands behind them the last.
     """
-    lists = [weight if _has_filters(weight) else [{"value": weight}] for weight in given]
+    lists = [value if _has_filters(value) else [{"value": value}] for value in given]
     for entries in lists:
         for entry in entries:
             if not isinstance(entry, dict) or "value" not in entry:
                 raise UsageError(f"{where}: each entry of such a list has a 'value' and perhaps a 'filter': {entry!r}")
             _refuse_unknown(entry, ("filter", "value"), "of a value", where)
+            if entry["value"] == []:
+                raise UsageError(f"{where}: an empty list of values has no counterpart here")
+            _at(entry["value"], 0, 1, where)  # numbers, before a model is opened
     filters = list(dict.fromkeys(entry.get("filter") for entries in lists for entry in entries))
     filters = [name for name in filters if name not in (None, "*")]
 
@@ -245,20 +256,38 @@ def _by_filter(given: list[Any], models: list[str], where: str) -> tuple[list[fl
 
     by_pattern: dict[str, list[float]] = {}
     with_layers = any(isinstance(entry["value"], list) for entries in lists for entry in entries)
-    layers = (_layers(models[0], where) or 0) if with_layers else 0
+    names = _tensor_names(models[0]) if with_layers else []
+    layers = _layer_prefixes(names)
+    if with_layers and not layers:
+        raise UsageError(f"{where}: a list of values goes over the layers, and {models[0]} has no numbered ones")
     # of several patterns that match, the last counts
     for name in [None, *reversed(filters)]:
         values = [value_of(entries, name) for entries in lists]
+        part = f"*{glob.escape(name)}*" if name else "*"
         if name:
-            by_pattern[f"*{name}*"] = [_at(value, 1, 1, where) for value in values]
+            by_pattern[part] = [_at(value, 1, 1, where) for value in values]
         if any(isinstance(value, list) for value in values):
             if not name:
-                by_pattern["*embeddings*"] = [_at(value, 0, layers, where) for value in values]
-            for layer in range(layers):
-                pattern = f"*layer*.{layer}.*{name}*" if name else f"*layer*.{layer}.*"
-                by_pattern[pattern] = [_at(value, layer, layers, where) for value in values]
+                by_pattern["*embed*"] = [_at(value, 0, len(layers), where) for value in values]
+            for layer, prefix in enumerate(layers):
+                pattern = f"{glob.escape(prefix)}{part}"
+                if fnmatch.filter(names, pattern):
+                    by_pattern[pattern] = [_at(value, layer, len(layers), where) for value in values]
     # what no pattern takes stands behind the layers
     return [_at(value_of(entries, None), 1, 1, where) for entries in lists], by_pattern
+
+
+def _tensor_names(model: str) -> list[str]:
+    checkpoint = read_checkpoint(model, model_folder(model))
+    close(checkpoint)
+    return [name for _, name in checkpoint.tensors]
+
+
+def _layer_prefixes(names: Sequence[str]) -> list[str]:
+    """Return how the names of each layer's tensors begin, from the first layer to the last."""
+    matches = [match for name in names if (match := LAYER.search(name))]
+    prefixes = {int(match[1]): match.string[: match.end()] for match in matches}
+    return [prefixes[layer] for layer in sorted(prefixes)]
 
 
 def _at(value: Any, layer: int, layers: int, where: str) -> float:
@@ -272,22 +301,22 @@ def _at(value: Any, layer: int, layers: int, where: str) -> float:
     return numbers[low] + (place - low) * (numbers[high] - numbers[low])
 
 
-def _put_densities(values: dict[str, Any], densities: list[Any], method: str, where: str) -> None:
+def _put_densities(values: dict[str, Any], densities: list[Any], models: list[str], method: str, where: str) -> None:
+    shared = values.pop("density", None)
     if method not in ("ties", "dare_linear", "dare_ties"):
         return
     # mergekit keeps everything of a model for which no density is said
-    shared = values.pop("density", 1.0)
-    distinct = {_number(shared if density is None else density, "density", where) for density in densities}
-    if len(distinct) > 1:
-        raise UsageError(f"{where}: densities that differ between models have no counterpart here: {sorted(distinct)}")
-    values["density"] = distinct.pop() if distinct else shared
-
-
-def _same_length(lists: list[list[Any]]) -> list[list[Any]]:
-    longest = max(len(values) for values in lists)
-    if longest < 2 or any(len(values) != longest for values in lists):
-        raise UsageError("lists of weights of different length have no counterpart here")
-    return lists
+    shared = 1.0 if shared is None else shared
+    given = [shared if density is None else density for density in densities]
+    if any(isinstance(density, list) for density in given):
+        others, by_pattern = _by_filter(given, models, where)
+        values["density_for"] = {"*": others, **by_pattern}
+        return
+    numbers = [_number(density, "density", where) for density in given]
+    if len(set(numbers)) > 1:
+        values["density_for"] = {"*": numbers}
+    else:
+        values["density"] = numbers[0] if numbers else _number(shared, "density", where)
 
 
 def _tokenizer(content: Mapping[str, Any], where: str) -> None:

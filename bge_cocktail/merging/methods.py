@@ -30,6 +30,7 @@ class Stack:
         seeds: A number for each model that doesn't depend on their order.
         base: The base's tensor, for methods that need it.
         statistics: The data-driven numbers of the tensor for each model, for methods that need them.
+        densities: The part of each task vector that is kept, where it isn't the method's `density` for all of them.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Stack:
     seeds: Sequence[int]
     base: Tensor | None = None
     statistics: Sequence[Tensor] = ()
+    densities: Sequence[float] = ()
     buffers: dict[int, Floats] = field(default_factory=dict, repr=False)
 
     @property
@@ -325,46 +327,56 @@ def _added(base: Doubles, change: Doubles) -> Floats:
 
 def _random_trim(stack: Stack, density: float, seed: int) -> Trim:
     # numbers are drawn as 16 bits, so the density is kept to 1/65536 and the mean is kept exactly
-    limit = max(1, round(density * HALF))
+    limits = [max(1, round(part * HALF)) if part else 0 for part in _densities(stack, density)]
 
     def trim(number: int, vectors: Doubles) -> None:
-        if limit >= HALF:
-            return
-        for model, vector in enumerate(vectors):
+        for model, (vector, limit) in enumerate(zip(vectors, limits, strict=True)):
+            if limit >= HALF:
+                continue
             generator = stack.random(model, seed, number)
             drawn = np.frombuffer(generator.bytes(2 * len(vector)), "<u2")
             vector *= drawn < limit
-        vectors *= HALF / limit
+            vector *= HALF / limit if limit else 0  # rescaled so that the mean is kept (DARE, arXiv:2311.03099)
 
     return trim
 
 
+def _densities(stack: Stack, density: float) -> Sequence[float]:
+    return stack.densities or [density] * len(stack.models)
+
+
 def _magnitudes(stack: Stack, density: float) -> list[np.float32]:
-    """Return the magnitude of each task vector that `density` of its numbers reach; exact, without sorting.
+    """Return the magnitude of each task vector that its density of its numbers reach; exact, without sorting.
 
     Large tensors are never held: the bits of the magnitude are found 16 at a time from two histograms.
     """
     # a tensor of few numbers keeps one, so that tuning isn't undone there
-    keep = max(1, int(density * stack.count))
-    models = len(stack.models)
-    if keep >= stack.count:
-        return [np.float32(0)] * models
+    keep = [max(1, int(part * stack.count)) if part else 0 for part in _densities(stack, density)]
+    models = range(len(stack.models))
+    limits = np.array([0 if count else np.inf for count in keep], np.float32)
+    partial = [model for model in models if 0 < keep[model] < stack.count]
+    if not partial:
+        return list(limits)
     if stack.count <= TILE:
         tile = next(stack.tiles(base=True))
         vectors = np.abs(tile[:-1] - tile[-1])
-        return list(np.partition(vectors, stack.count - keep, axis=1)[:, stack.count - keep])
-    upper = np.zeros((models, HALF), np.int64)
+        for model in partial:
+            place = stack.count - keep[model]
+            limits[model] = np.partition(vectors[model], place)[place]
+        return list(limits)
+    upper = np.zeros((len(models), HALF), np.int64)
     for bits in _bits(stack):
-        for model, row in enumerate(bits):
-            upper[model] += np.bincount(row >> 16, minlength=HALF)
-    bins, left = zip(*(_nth_from_above(counts, keep) for counts in upper), strict=True)
-    lower = np.zeros((models, HALF), np.int64)
+        for model in partial:
+            upper[model] += np.bincount(bits[model] >> 16, minlength=HALF)
+    bins = {model: _nth_from_above(upper[model], keep[model]) for model in partial}
+    lower = np.zeros((len(models), HALF), np.int64)
     for bits in _bits(stack):
-        for model, row in enumerate(bits):
-            inside = row[(row >> 16) == bins[model]]
+        for model in partial:
+            inside = bits[model][(bits[model] >> 16) == bins[model][0]]
             lower[model] += np.bincount(inside & (HALF - 1), minlength=HALF)
-    thresholds = [(bins[model] << 16) | _nth_from_above(lower[model], left[model])[0] for model in range(models)]
-    return list(np.asarray(thresholds, np.uint32).view(np.float32))
+    for model, (first, left) in bins.items():
+        limits.view(np.uint32)[model] = (first << 16) | _nth_from_above(lower[model], left)[0]
+    return list(limits)
 
 
 def _bits(stack: Stack) -> Iterator[np.ndarray]:

@@ -173,8 +173,14 @@ class Plan:
             statistics=[self.statistics[row].tensors[key] for row in rows if key in self.statistics[row].tensors]
             if self.statistics
             else [],
+            densities=[] if self.is_excluded(key) else self._densities(name, rows),
             buffers=self.buffers,
         )
+
+    def _densities(self, name: str, rows: Sequence[int]) -> list[float]:
+        """Return the densities of the models of these rows in a tensor, if patterns say them; the last match counts."""
+        matching = [densities for pattern, densities in self.options.density_for.items() if fnmatchcase(name, pattern)]
+        return [matching[-1][row] for row in rows] if matching else []
 
     def _refuse_not_finite(self, key: Key) -> NoReturn:
         every = (*self.checkpoints, *([self.base] if self.base else []))

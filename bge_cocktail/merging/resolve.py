@@ -129,6 +129,9 @@ def _check_recipe(recipe: Recipe) -> None:
     else:
         check_method(options, recipe.models)
     check_numbers(options, len(recipe.models))
+    for pattern, densities in options.density_for.items():
+        if len(densities) != len(recipe.models):
+            raise UsageError(f"`density_for` '{pattern}': {len(densities)} densities for {len(recipe.models)} models")
     _refuse_too_few(recipe)
 
 
@@ -181,9 +184,10 @@ def resolve(
         return _bridged(checkpoints, base, options, context, check, find)
     plan = Plan(checkpoints, base, options, _user_weights(checkpoints[0], options, len(checkpoints)))
     check(plan)
-    for pattern in options.exclude:
-        if not any(fnmatchcase(name, pattern) for checkpoint in checkpoints for _, name in checkpoint.tensors):
-            raise UsageError(f"`exclude` '{pattern}': no tensor has such a name")
+    for option, patterns in (("exclude", options.exclude), ("density_for", options.density_for)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for checkpoint in checkpoints for _, name in checkpoint.tensors):
+                raise UsageError(f"`{option}` '{pattern}': no tensor has such a name")
     if find:
         plan = _measured(plan, context)
     if recorded is not None:
@@ -213,7 +217,7 @@ def _bridged(
     """Return a merge that mergekit does: the first model with mergekit's weights, to be written as it is."""
     if isinstance(options.weights, str) and options.weights != "uniform":
         raise UsageError(f"weights '{options.weights}' are not found for {options.method}; give numbers")
-    for name in ("share", "weights_for", "layer_weights", "exclude"):
+    for name in ("share", "weights_for", "layer_weights", "density_for", "exclude"):
         if name in options.model_fields_set:
             raise UsageError(f"--{name.replace('_', '-')} doesn't go with {options.method}")
     count = len(checkpoints)
@@ -370,6 +374,8 @@ def _check_options(options: MergeOptions) -> None:
         parameters(function, options)  # a value of the wrong type is said before anything is read
     if is_bridged(options.method):
         chosen |= {"scale", "density"}
+    if options.density_for and "density" not in chosen:
+        raise UsageError(f"`density_for` does nothing here; it goes with {', '.join(users['density'])}")
     looks = set(data_of(options))
     for name in ("negatives", "loss_temperature", "like_lm_cocktail"):
         if name in options.model_fields_set and "examples" not in looks:

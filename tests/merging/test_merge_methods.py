@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from click.testing import Result
 from conftest import ROOT
 from merge_helpers import raw_model, tensors_in
 
 from bge_cocktail.merging.merge import merge
 from bge_cocktail.merging.recipe import read_recipe
+from bge_cocktail.models.layers import layer_of
 from bge_cocktail.options import MergeOptions
 
 sys.path.insert(0, str(ROOT / "scripts"))
 from compare_mergekit import GOLDENS, RECIPES, TOLERANCE, TOLERANCES, make_models, recipe_for
 
 Doubles = np.ndarray
+Cli = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +92,11 @@ def slow_model_stock(base: Doubles, tuned: list[Doubles], weights: list[float]) 
     return t * np.mean(tuned, axis=0) + (1 - t) * base
 
 
-def slow_ties(base: Doubles, tuned: list[Doubles], weights: list[float], density: float = 0.3) -> Doubles:
+def slow_ties(base: Doubles, tuned: list[Doubles], weights: list[float], densities: Any = (0.3, 0.3, 0.3)) -> Doubles:
     vectors = []
-    for x in tuned:
+    for x, density in zip(tuned, densities, strict=True):
         vector = (x - base).ravel()
-        keep = max(1, int(density * vector.size))
+        keep = max(1, int(density * vector.size)) if density else 0
         kept = np.zeros_like(vector)
         largest = np.argsort(-np.abs(vector), kind="stable")[:keep]
         kept[largest] = vector[largest]
@@ -129,6 +134,56 @@ def test_against_a_slow_reference(models: list[Path], tmp_path: Path, method: st
     for name, found in tensors_in(tmp_path / "out").items():
         expected = slow(exact([base], name)[0], exact(tuned, name), weights)
         assert np.abs(found - expected).max() < 3e-6, name
+
+
+def test_densities_by_pattern_model_and_layer(cli: Cli, models: list[Path], tmp_path: Path) -> None:
+    """mergekit's gradients of density and weight: each tensor as the slow reference has it with its own numbers."""
+    base, tuned = models[0], models[1:]
+    layers = 1 + max(int(name.split("layer.")[1].split(".")[0]) for name in tensors_in(base) if "layer." in name)
+    rows = [
+        {"density": [1, 0.5, 0.1], "weight": 1.0},
+        {"density": 0.5, "weight": [0.2, 0.8]},
+        {"density": [{"filter": "attention", "value": 0}, {"value": 0.33}], "weight": 0.5},
+    ]
+    recipe = {
+        "merge_method": "ties",
+        "base_model": str(base),
+        "models": [{"model": str(model), "parameters": row} for model, row in zip(tuned, rows, strict=True)],
+        "parameters": {"normalize": True},
+    }
+    (tmp_path / "r.yml").write_text(yaml.safe_dump(recipe))
+    cli("merge", "-r", tmp_path / "r.yml", "-o", tmp_path / "out")
+    for name, found in tensors_in(tmp_path / "out").items():
+        number = layer_of(name)
+        at = 0.0 if "embed" in name else 1.0 if number is None else number / (layers - 1)
+        densities = (float(np.interp(at, [0, 0.5, 1], [1, 0.5, 0.1])), 0.5, 0 if "attention" in name else 0.33)
+        weights = np.array([1.0, 0.2 + 0.6 * at, 0.5])
+        expected = slow_ties(exact([base], name)[0], exact(tuned, name), list(weights / weights.sum()), densities)
+        assert np.abs(found - expected).max() < 3e-6, name
+    # the recipe that is written gives the same bytes
+    assert cli("merge", "--verify", "-o", tmp_path / "out").exit_code == 0
+    flags = ["--method", "dare-linear", "--base", base, "--density", 1, "--density-for", "*attention*", "0,1,1"]
+    cli("merge", *tuned, *flags, "-o", tmp_path / "dare")
+    for name, found in tensors_in(tmp_path / "dare").items():
+        start, (one, two, three) = exact([base], name)[0], exact(tuned, name)
+        expected = two + three - start + (0 if "attention" in name else one - start)
+        assert np.abs(found - expected).max() < 3e-6, name
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--density-for", "*", "0.5,0.5"], "'*': 2 densities for 3 models"),
+        (["--density-for", "*nowhere*", "0.5,0.5,1"], "'*nowhere*': no tensor has such a name"),
+        (["--density-for", "*", "0.5,0.5,1.5"], "density_for"),
+        (["--density-for", "*", "0.5,0.5,1", "--method", "task-arithmetic"], "it goes with dare-linear"),
+    ],
+)
+def test_densities_that_can_not_be(
+    cli: Cli, models: list[Path], tmp_path: Path, flags: list[str], message: str
+) -> None:
+    result = cli("merge", *models[1:], "--method", "ties", "--base", models[0], *flags, "-o", tmp_path / "x", code=2)
+    assert message in result.stderr
 
 
 def test_dare_keeps_the_mean_and_the_density(models: list[Path], tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
         ({"tokenizer_source": "union"}, "tokenizer_source 'union'"),
         ({"parameters": {"weihgt": 1}}, "Did you mean 'weight'?"),
         ({"chat_template": "auto"}, "'chat_template' has no counterpart here"),
-        ({"models": [{"model": "a", "parameters": {"weight": [0, 1], "density": [1, 0]}}]}, "plain numbers"),
+        ({"models": [{"model": "a", "parameters": {"density": {"of": 1}}}]}, "plain numbers"),
         ({"models": None, "slices": [{}, {}]}, "several slices"),
         ({"merge_method": "slerp"}, "slerp needs 'base_model' and the parameter 't'"),
     ],

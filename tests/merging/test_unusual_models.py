@@ -490,7 +490,7 @@ def test_slices_are_taken_whole_or_not(tmp_path: Path) -> None:
 
 def test_densities_as_mergekit_takes_them() -> None:
     text = "merge_method: ties\nbase_model: b\nmodels: [{model: a, parameters: {density: 0.3}}, {model: c}]"
-    with pytest.raises(UsageError, match="densities that differ"):
-        from_mergekit(text, "x")
+    # what mergekit doesn't say of a model it keeps whole
+    assert from_mergekit(text, "x")["density_for"] == {"*": [0.3, 1.0]}
     assert from_mergekit(text.replace(", {model: c}", ""), "x")["density"] == 0.3
     assert from_mergekit("merge_method: ties\nbase_model: b\nmodels: [{model: a}]", "x")["density"] == 1.0
