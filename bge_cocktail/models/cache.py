@@ -1,7 +1,7 @@
 """Embeddings kept on disk, so that no text is embedded twice by the same model.
 
 One folder for each (model hash, prompt, precision, length); in it, one NumPy file a batch of new texts: rows of
-(text hash, embedding), written whole or not at all, so processes can share a cache without locks.
+(text hash, numbers of tokens, embedding), written whole or not at all, so processes can share a cache without locks.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from bge_cocktail.data.record import exact_key
 
 log = logging.getLogger(__name__)
 Embeddings = NDArray[np.float32]
+TokenNumbers = NDArray[np.uint32]
+"""Of each text: its tokens, how many of them are unknown, how many are the prompt's and special ones, and how many
+the model takes; shape (texts, 4)."""
 # so many small files are joined into one; large ones stay as they are, so that joining costs little memory
 MERGE_FILES_ABOVE = 32
 
@@ -44,43 +47,48 @@ class EmbeddingCache:
     """
 
     def __init__(self, folder: Path, what: dict[str, object]) -> None:
-        self.folder = folder / "embeddings" / hash_value(what)
-        self._what = what
+        # files of another form lie in another folder
+        self._what = {**what, "rows": "key, tokens, embedding"}
+        self.folder = folder / "embeddings" / hash_value(self._what)
         self._known = np.empty(0, "S16")
         self._rows: list[NDArray[np.void]] = []
         self._place = np.empty((0, 2), np.int64)
         self._seen: set[str] = set()
 
-    def get(self, texts: Sequence[str]) -> tuple[Embeddings | None, NDArray[np.bool_]]:
+    def get(self, texts: Sequence[str]) -> tuple[Embeddings | None, TokenNumbers, NDArray[np.bool_]]:
         """Look texts up.
 
         Returns:
             The embeddings, shape (texts, dimensions), rows of unknown texts being zeros (None when no text is
-            known), and which texts are known, shape (texts,).
+            known); their numbers of tokens; and which texts are known, shape (texts,).
         """
         self._load_new_files()
         keys = _keys(texts)
+        tokens = np.zeros((len(keys), 4), np.uint32)
         if not len(self._known) or not len(keys):
-            return None, np.zeros(len(keys), bool)
+            return None, tokens, np.zeros(len(keys), bool)
         at = np.minimum(np.searchsorted(self._known, keys), len(self._known) - 1)
         known = self._known[at] == keys
         if not known.any():
-            return None, known
+            return None, tokens, known
         embeddings = np.zeros((len(keys), self._rows[0]["embedding"].shape[1]), np.float32)
         for number in np.unique(self._place[at[known], 0]):
             here = known & (self._place[at, 0] == number)
-            embeddings[here] = self._rows[number]["embedding"][self._place[at[here], 1]]
+            rows = self._rows[number][self._place[at[here], 1]]
+            embeddings[here], tokens[here] = rows["embedding"], rows["tokens"]
         whole = np.isfinite(embeddings).all(axis=1)
         if not whole.all():
             log.warning("%d embeddings in %s are damaged and are made anew; remove it", (~whole).sum(), self.folder)
             known &= whole
             embeddings[~whole] = 0
-        return embeddings, known
+        return embeddings, tokens, known
 
-    def put(self, texts: Sequence[str], embeddings: Embeddings) -> None:
-        """Keep the embeddings of texts, shape (texts, dimensions)."""
-        rows = np.empty(len(texts), [("key", "S16"), ("embedding", np.float32, (embeddings.shape[1],))])
+    def put(self, texts: Sequence[str], embeddings: Embeddings, tokens: TokenNumbers) -> None:
+        """Keep the embeddings of texts, shape (texts, dimensions), and their numbers of tokens."""
+        of_text = [("key", "S16"), ("tokens", np.uint32, (4,)), ("embedding", np.float32, (embeddings.shape[1],))]
+        rows = np.empty(len(texts), of_text)
         rows["key"] = _keys(texts)
+        rows["tokens"] = tokens
         rows["embedding"] = embeddings
         if not (self.folder / "what.json").exists():
             write_json(self.folder / "what.json", self._what)
@@ -117,7 +125,7 @@ def _load(file: Path) -> NDArray[np.void] | None:
     """Return the rows of a file; None if another process has just joined it into a larger one, or if it is damaged."""
     try:
         rows: NDArray[np.void] = np.load(file, mmap_mode="r")
-        if rows.dtype.names != ("key", "embedding"):
+        if rows.dtype.names != ("key", "tokens", "embedding"):
             raise ValueError("it holds no embeddings")
     except FileNotFoundError:
         return None

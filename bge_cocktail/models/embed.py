@@ -12,7 +12,7 @@ import numpy as np
 from bge_cocktail.core.devices import enough_memory
 from bge_cocktail.core.errors import CocktailError, UsageError
 from bge_cocktail.core.progress import progress
-from bge_cocktail.models.cache import Embeddings
+from bge_cocktail.models.cache import Embeddings, TokenNumbers
 from bge_cocktail.models.layout import declared_length
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def embed(
     precision: Literal["fp32", "bf16"] = "fp32",
     batch_tokens: int = 0,
     label: str = "texts",
-    on_cut: Callable[[int, int], None] | None = None,
+    on_tokens: Callable[[TokenNumbers], None] | None = None,
 ) -> Embeddings:
     """Embed texts in batches of nearly equal length.
 
@@ -41,7 +41,7 @@ def embed(
         precision: ``bf16`` computes in bfloat16 where the device can; the model's weights stay as they are.
         batch_tokens: Tokens in a batch, padding too; 0 chooses for the device.
         label: Names the work in the progress bar.
-        on_cut: Told how many texts were cut, if any, and at how many tokens.
+        on_tokens: Told what the tokenizer made of the texts.
 
     Returns:
         Unit-norm embeddings, shape (texts, dimensions).
@@ -56,12 +56,12 @@ def embed(
         return np.empty((0, model.get_embedding_dimension()), np.float32)
     in_bf16 = precision == "bf16" or next(model[0].parameters(), torch.empty(0)).dtype == torch.bfloat16
     budget = batch_tokens or tokens_at_once(model.device.type, "bf16" if in_bf16 else "fp32")
-    check_room(model, prompt)
+    overhead = check_room(model, prompt)
     limit = model.max_seq_length or NO_LIMIT
     texts = [truncated(text, limit) for text in texts]
-    whole = token_counts(model, texts, prompt)
-    if on_cut is not None and (cut := sum(length > limit for length in whole)):
-        on_cut(cut, limit)
+    whole, unknown = _count_tokens(model, texts, prompt)
+    if on_tokens is not None:
+        on_tokens(np.array([[count, of, overhead, limit] for count, of in zip(whole, unknown, strict=True)], np.uint32))
     lengths = [min(length, limit) for length in whole]
     batches = batches_by_tokens(lengths, budget)
     rows: list[Embeddings] = []
@@ -120,11 +120,17 @@ def _is_bf16(value: object) -> bool:
 
 def token_counts(model: SentenceTransformer, texts: Sequence[str], prompt: str = "") -> list[int]:
     """Tokens of each text with its prompt, all of them; characters / 4 without a tokenizer."""
+    return _count_tokens(model, texts, prompt)[0]
+
+
+def _count_tokens(model: SentenceTransformer, texts: Sequence[str], prompt: str) -> tuple[list[int], list[int]]:
+    """Return the tokens of each text with its prompt, and how many of them are the one for unknown words."""
     try:
         tokens = model.tokenizer([prompt + text for text in texts], add_special_tokens=True)["input_ids"]
     except (AttributeError, TypeError, KeyError):
-        return [2 + len(prompt + text) // 4 for text in texts]
-    return [len(ids) for ids in tokens]
+        return [2 + len(prompt + text) // 4 for text in texts], [0] * len(texts)
+    unknown = getattr(model.tokenizer, "unk_token_id", None)
+    return [len(ids) for ids in tokens], [0 if unknown is None else ids.count(unknown) for ids in tokens]
 
 
 NO_LIMIT = 10**9
@@ -137,8 +143,8 @@ def truncated(text: str, limit: int) -> str:
     return text[: max(_CHARACTERS, _CHARACTERS_OF_TOKEN * limit)] if limit < NO_LIMIT else text
 
 
-def check_room(model: SentenceTransformer, prompt: str, length: int | None = None) -> None:
-    """Raise if every text would be embedded alike, because prompt and special tokens fill the longest text.
+def check_room(model: SentenceTransformer, prompt: str, length: int | None = None) -> int:
+    """Return how many tokens prompt and special tokens take.
 
     Args:
         model: Its tokenizer counts.
@@ -146,7 +152,7 @@ def check_room(model: SentenceTransformer, prompt: str, length: int | None = Non
         length: The longest text, if it isn't the model's.
 
     Raises:
-        UsageError: There is no room.
+        UsageError: They leave no room, so that every text would be embedded alike.
     """
     limit = length or model.max_seq_length or NO_LIMIT
     taken = token_counts(model, [""], prompt)[0]
@@ -156,6 +162,7 @@ def check_room(model: SentenceTransformer, prompt: str, length: int | None = Non
             f"{what} {taken} of at most {limit} tokens, so that no room is left for any text; raise `max_length`"
             + (" or shorten the prompt" if prompt else "")
         )
+    return taken
 
 
 # measured on two cores with MiniLM: larger batches lose more to padding and caches than they gain, in bf16 later

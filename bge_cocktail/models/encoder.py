@@ -19,8 +19,8 @@ from bge_cocktail.core.errors import CocktailError, DataError, explain_os_error
 from bge_cocktail.core.progress import progress
 from bge_cocktail.core.runs import hash_path, note_finding
 from bge_cocktail.data.record import Record
-from bge_cocktail.models.cache import EmbeddingCache, Embeddings, default_cache_dir
-from bge_cocktail.models.embed import compute_in_bf16, embed, truncated
+from bge_cocktail.models.cache import EmbeddingCache, Embeddings, TokenNumbers, default_cache_dir
+from bge_cocktail.models.embed import compute_in_bf16, embed
 from bge_cocktail.models.folder import model_folder, sentence_transformers_folder
 from bge_cocktail.models.layout import check_length, declared_length, modules_of, positions_of, transformer_folder
 from bge_cocktail.models.prompts import Prompts, Role, model_prompts
@@ -113,7 +113,6 @@ log = logging.getLogger(__name__)
 BLOCK = 20_000
 # of unit embeddings, what rounding leaves between equal ones
 SAME = 1e-6
-UNKNOWN_SAMPLE = 200
 PLURAL: dict[Role, str] = {"query": "queries", "document": "documents", "text": "texts"}
 
 
@@ -213,6 +212,7 @@ class CachedEncoder:
             choose_device(self.options.device)  # before the work, part of which may come out of the cache
         self.load = load
         self._turned = False
+        self._said: set[str] = set()
         self.embedded = 0
         """Texts embedded so far, those from the cache not counted."""
         self.seconds = 0.0
@@ -270,16 +270,14 @@ class CachedEncoder:
         prompt = self.prompts.of(role) if prompt is None else prompt
         distinct = list(dict.fromkeys(texts))
         cache = self._cache(prompt) if self.options.cache else None
-        embeddings, known = cache.get(distinct) if cache else (None, np.zeros(len(distinct), bool))
+        embeddings: Embeddings | None = None
+        tokens, known = np.zeros((len(distinct), 4), np.uint32), np.zeros(len(distinct), bool)
+        if cache:
+            embeddings, tokens, known = cache.get(distinct)
         missing = [text for text, here in zip(distinct, known, strict=True) if not here]
-        cut = [0, 0]
-
-        def count_cut(texts: int, limit: int) -> None:
-            cut[:] = cut[0] + texts, limit
-
         # in blocks, so that hours of embedding that are cut off are not lost
         for start in range(0, len(missing), BLOCK):
-            block = missing[start : start + BLOCK]
+            block, rows = missing[start : start + BLOCK], np.flatnonzero(~known)[start : start + BLOCK]
             model = self.model  # loading it tells whether it could be turned to bf16
             started = time.perf_counter()
             fresh = embed(
@@ -289,45 +287,41 @@ class CachedEncoder:
                 precision="fp32" if self._turned else self.precision,
                 batch_tokens=self.options.batch_tokens,
                 label=f"{self.name.rstrip('/').rsplit('/', 1)[-1]}: {PLURAL[role]}",
-                on_cut=count_cut,
+                on_tokens=lambda numbers, rows=rows: tokens.__setitem__(rows, numbers),  # type: ignore[misc]
             )
             self.embedded += len(block)
             self.seconds += time.perf_counter() - started
             if cache:
                 try:
-                    cache.put(block, fresh)
+                    cache.put(block, fresh, tokens[rows])
                 except OSError as error:
                     log.warning("embeddings are not kept: %s", explain_os_error(error))
                     cache = None
             if embeddings is None:
                 embeddings = np.zeros((len(distinct), fresh.shape[1]), np.float32)
-            embeddings[np.flatnonzero(~known)[start : start + BLOCK]] = fresh
-        if cut[0]:
-            what = f"{PLURAL[role]} are longer than {cut[1]} tokens and were cut there"
-            if cut[0] > len(missing) / 2:
-                note_finding("texts cut", self.name, cut[0], len(missing), what)
-            else:
-                log.info("%s: %s of %s %s", self.name, f"{cut[0]:,}", f"{len(missing):,}", what)
+            embeddings[rows] = fresh
         if embeddings is None:
             raise CocktailError("no texts to embed")
-        if missing:
-            self._look_at(missing, embeddings)
+        self._look_at(role, tokens, embeddings)
         row = {text: index for index, text in enumerate(distinct)}
         return embeddings[[row[text] for text in texts]]
 
-    def _look_at(self, texts: Sequence[str], embeddings: Embeddings) -> None:
-        """Note texts that all have one embedding, or are mostly unknown to the tokenizer."""
-        if len(embeddings) > 1 and not np.ptp(embeddings, axis=0).max() > SAME:
+    def _look_at(self, role: Role, tokens: TokenNumbers, embeddings: Embeddings) -> None:
+        """Say, of texts that may come out of the cache, what a reader should know: cut, unknown, all embedded alike."""
+        # the first two tell most models apart without a look at all
+        if len(embeddings) > 1 and all(np.ptp(part, axis=0).max() <= SAME for part in (embeddings[:2], embeddings)):
             note_finding("equal embeddings", self.name, len(embeddings))
-        tokenizer = getattr(self.model, "tokenizer", None)
-        unknown = getattr(tokenizer, "unk_token_id", None)
-        if unknown is None:
+        every, unknown, overhead, limit = tokens.astype(np.int64).T
+        if 2 * unknown.sum() > (every - overhead).sum():
+            note_finding("unknown tokens", self.name, int(unknown.sum()), int((every - overhead).sum()))
+        if not (cut := int((every > limit).sum())):
             return
-        rows = np.linspace(0, len(texts) - 1, min(len(texts), UNKNOWN_SAMPLE)).astype(int)
-        sample = [truncated(texts[row], 512) for row in rows]
-        ids = [number for own in tokenizer(sample, add_special_tokens=False)["input_ids"] for number in own]  # type: ignore[misc]
-        if ids and ids.count(unknown) > len(ids) / 2:
-            note_finding("unknown tokens", self.name, ids.count(unknown), len(ids))
+        what = f"{PLURAL[role]} are longer than {limit.max()} tokens and were cut there"
+        if cut > len(tokens) / 2:
+            note_finding("texts cut", self.name, cut, len(tokens), what)
+        elif (line := f"{self.name}: {cut:,} of {len(tokens):,} {what}") not in self._said:
+            self._said.add(line)
+            log.info(line)
 
     def _cache(self, prompt: str) -> EmbeddingCache:
         folder = self.options.cache_dir or default_cache_dir()

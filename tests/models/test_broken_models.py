@@ -168,9 +168,9 @@ def test_a_damaged_cache_is_passed_over(
 
 
 def test_embeddings_of_another_size_are_passed_over(tmp_path: Path) -> None:
-    EmbeddingCache(tmp_path, {"model": "m"}).put(["a"], np.ones((1, 4), np.float32))
-    EmbeddingCache(tmp_path, {"model": "m"}).put(["b"], np.ones((1, 5), np.float32))
-    found, known = EmbeddingCache(tmp_path, {"model": "m"}).get(["a", "b"])
+    EmbeddingCache(tmp_path, {"model": "m"}).put(["a"], np.ones((1, 4), np.float32), np.ones((1, 4), np.uint32))
+    EmbeddingCache(tmp_path, {"model": "m"}).put(["b"], np.ones((1, 5), np.float32), np.ones((1, 4), np.uint32))
+    found, _, known = EmbeddingCache(tmp_path, {"model": "m"}).get(["a", "b"])
     assert found is not None
     assert known.sum() == 1
 

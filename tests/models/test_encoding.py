@@ -195,12 +195,13 @@ def test_a_cache_of_many_files_is_joined(tmp_path: Path) -> None:
     names = [f"text {number}" for number in range(len(rows))]
     reader = EmbeddingCache(tmp_path, {"model": "m"})
     for name, row in zip(names, rows, strict=True):
-        EmbeddingCache(tmp_path, {"model": "m"}).put([name], row[None])
-        found, known = reader.get([name])
+        EmbeddingCache(tmp_path, {"model": "m"}).put([name], row[None], np.array([[9, 1, 2, 512]], np.uint32))
+        found, tokens, known = reader.get([name])
+        assert tokens.tolist() == [[9, 1, 2, 512]]
         assert known.all()
         assert np.array_equal(found[0], row)
     assert len(list(reader.folder.glob("*.npy"))) <= MERGE_FILES_ABOVE
-    found, known = EmbeddingCache(tmp_path, {"model": "m"}).get([*names, "unknown"])
+    found, _, known = EmbeddingCache(tmp_path, {"model": "m"}).get([*names, "unknown"])
     assert known.tolist() == [True] * len(names) + [False]
     assert np.array_equal(found[:-1], rows)
 
