@@ -40,6 +40,9 @@ SUMMARIES = {
     "report": "Show runs on one page: scores, what changed and where, curves, merges, data, and what made each number.",
     "leaderboard": "Put mteb's results of several models into one table, with the averages of its leaderboard.",
     "indexes": "Judge indexes for a RAG: what each finds of the exact search's documents, its size and its speed.",
+    "doctor": "Look a model over: its faults, and what each reader will make of it.",
+    "plug": "Print the lines by which a framework uses a model with its prompts, length and dimensions.",
+    "push": "Upload a model folder to the hub as owner/name; what goes is shown first.",
     "classify": "Train classifiers on an encoder, judge them, predict with them.",
     "list": "List what can be chosen by name.",
 }

@@ -26,6 +26,9 @@ from bge_cocktail.options import EncodeOptions, EvaluateOptions
     metavar="NAME",
     help="A task or benchmark of mteb, or a folder judged by mteb's own code and protocol. Repeatable.",
 )
+@click.option(
+    "--card", is_flag=True, help="Put the scores into the model cards of MODELS that are folders, beside the first's."
+)
 @output_flag
 @overwrite_flag
 @format_flag
@@ -36,6 +39,7 @@ def command(
     target: tuple[str, ...],
     general: tuple[str, ...],
     mteb: tuple[str, ...],
+    card: bool,
     output: Path,
     overwrite: bool,
     output_format: str,
@@ -56,6 +60,7 @@ def command(
         target=target,
         general=general,
         mteb=mteb,
+        card=card,
         overwrite=overwrite,
     )
     show({"models": [result.to_json() for result in results]}, score_table(results), output_format)

@@ -125,6 +125,11 @@ def begin_findings() -> None:
     _noted.set([])
 
 
+def noted_findings() -> list[dict[str, Any]]:
+    """Return what was found in this step."""
+    return list(_noted.get() or ())
+
+
 def note_finding(kind: str, subject: str, count: int = 0, of: int = 0, what: str = "") -> None:
     """Say what a reader should know, once in a step, and keep it for the step's run.json.
 
@@ -201,7 +206,7 @@ def describe_run(
         "options": dict(options),
         "inputs": dict(inputs),
         **more,
-        **({"findings": list(_noted.get() or ())} if _noted.get() else {}),
+        **({"findings": noted_findings()} if noted_findings() else {}),
         **({"started_as": shlex.join(_started_as.get())} if _started_as.get() else {}),
         "versions": versions(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

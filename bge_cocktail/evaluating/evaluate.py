@@ -19,6 +19,7 @@ from bge_cocktail.data.retrieval import read_retrieval
 from bge_cocktail.evaluating.measures import measure_run, parse_measure
 from bge_cocktail.evaluating.scores import ModelScores, Role, Score
 from bge_cocktail.evaluating.tasks.task import Task, embed_sample, open_task, task_path, tasks
+from bge_cocktail.models.card import CardScore, add_scores
 from bge_cocktail.models.encoder import CachedEncoder, Encoder
 from bge_cocktail.options import EncodeOptions, EvaluateOptions
 from bge_cocktail.search.exact import unit_rows
@@ -188,6 +189,7 @@ def run_evaluate(
     target: Sequence[TaskPath] = (),
     general: Sequence[TaskPath] = (),
     mteb: Sequence[str] = (),
+    card: bool = False,
     overwrite: bool = False,
 ) -> list[ModelScores]:
     """Judge models on tasks, and keep scores, answers and what made them in a folder.
@@ -200,6 +202,7 @@ def run_evaluate(
         target: Folders of tasks that are tuned for.
         general: Folders of tasks that must not get worse.
         mteb: Tasks and benchmarks of mteb, or folders that are judged by mteb's own code.
+        card: Put the scores into the model cards of those that are folders here, beside the first one's.
         overwrite: Replace an older output of this tool.
 
     Raises:
@@ -228,7 +231,7 @@ def run_evaluate(
         return scores if theirs is None else theirs.added(scores)
 
     used: dict[str, Any] = {"evaluate": options.model_dump(mode="json"), "encode": encoding.model_dump(mode="json")}
-    return write_evaluation(
+    results = write_evaluation(
         output,
         judge,
         {**used, **({"mteb": list(mteb)} if mteb else {})},
@@ -237,6 +240,37 @@ def run_evaluate(
         theirs.copy_results if theirs else lambda _: None,
         overwrite=overwrite,
     )
+    if card:
+        put_into_cards(results)
+    return results
+
+
+def put_into_cards(results: Sequence[ModelScores], under: Path | None = None) -> None:
+    """Put the main scores of models into their cards, those of the first model beside those of the others.
+
+    Args:
+        results: The models; those that are no folders here are passed over.
+        under: Only those in this folder get them.
+    """
+    base = {(score.task, score.metric): score.value for score in results[0].main()}
+    for result in results:
+        folder = Path(result.path)
+        if not folder.is_dir() or (under is not None and under.resolve() not in folder.resolve().parents):
+            continue
+        scores = [
+            CardScore(
+                task=score.task,
+                kind=score.kind,
+                role=score.role,
+                metric=score.metric,
+                value=score.value,
+                interval=score.interval,
+                count=score.count,
+                base=None if result is results[0] else base.get((score.task, score.metric)),
+            )
+            for score in result.main()
+        ]
+        add_scores(folder, folder.resolve().name, scores)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
 from bge_cocktail.core.runs import RUN_FILE, describe_run, finished_key, hash_path, hash_value, step_key
 from bge_cocktail.data.record import Record
 from bge_cocktail.data.record_files import read_records
-from bge_cocktail.evaluating.evaluate import evaluate_models, evaluation_inputs, open_tasks
+from bge_cocktail.evaluating.evaluate import evaluate_models, evaluation_inputs, open_tasks, put_into_cards
 from bge_cocktail.evaluating.scores import ModelScores
 from bge_cocktail.evaluating.store import read_evaluation, write_evaluation
 from bge_cocktail.evaluating.tasks.task import task_path
@@ -137,6 +137,7 @@ class Flow:
                 log.info("no dev records to find weights on: the models of the %s weigh the same", name)
             models[name] = self.blend(f"cocktail-{2 + len(others)}", [tuned, self.base, *others], weights)
         results = self.judge("evaluation", models)
+        put_into_cards(results, under=self.folder)
         tradeoff, picture = self.tradeoff(tuned)
         write_json(
             self.folder / RUN_FILE,

@@ -24,7 +24,8 @@ from bge_cocktail.merging.recipe import Recipe, expand, read_recipe, to_toml
 from bge_cocktail.merging.resolve import MergeContext, resolve
 from bge_cocktail.merging.tensors import ITEM_BYTES, WeightsFile, count_of
 from bge_cocktail.merging.weights import Objective, WeightsResult
-from bge_cocktail.merging.write import contents, model_card, output_bytes, write_model, write_settings
+from bge_cocktail.merging.write import contents, describe_merge, output_bytes, write_model, write_settings
+from bge_cocktail.models.card import Parent, write_card
 from bge_cocktail.options import EncodeOptions, MergeOptions
 
 
@@ -94,7 +95,9 @@ def merge(
                 draw(result, new)
             (new / RECIPE_FILE).write_text(to_toml(recipe), encoding="utf-8")
             description = _describe(recipe, plan, result, more_inputs or {}, time.monotonic() - started)
-            (new / "README.md").write_text(model_card(output.name, recipe, plan, result, new), encoding="utf-8")
+            folders = {checkpoint.name: checkpoint.folder for checkpoint in _every(plan)}
+            parents = [Parent(name, folders[name]) for name in recipe.all_names() if name in folders]
+            write_card(new, output.name, describe_merge(recipe, result), parents=parents, relation="merge")
             write_json(new / RUN_FILE, description)
     return Merged(output, recipe.names(), tuple(result.weights), tuple(result.losses), result)
 

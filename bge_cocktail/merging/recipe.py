@@ -35,6 +35,13 @@ class Recipe:
         """Return what tables call the models."""
         return tuple(model if isinstance(model, str) else model.name for model in self.models)
 
+    def all_names(self) -> list[str]:
+        """Return the names of all models that are read, the base first, those of inner recipes too."""
+        names = [self.options.base] if self.options.base is not None else []
+        for model in self.models:
+            names += [model] if isinstance(model, str) else model.all_names()
+        return names
+
 
 def read_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
     """Read a recipe from TOML, or from the YAML of mergekit.

@@ -7,13 +7,11 @@ import json
 import logging
 import mmap
 import os
-import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Set
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,7 +24,8 @@ from bge_cocktail.merging.plan import Plan
 from bge_cocktail.merging.recipe import Recipe, to_toml
 from bge_cocktail.merging.tensors import FLOATS, ITEM_BYTES, Key, Tensor, count_of, header_bytes, to_bytes
 from bge_cocktail.merging.weights import WeightsResult
-from bge_cocktail.models.folder import declared_labels, is_classifier
+from bge_cocktail.models.card import shown_name
+from bge_cocktail.models.folder import is_classifier
 from bge_cocktail.models.layout import (
     CLASSIFIER_FILE,
     TOKENIZER_FILES,
@@ -36,7 +35,6 @@ from bge_cocktail.models.layout import (
     tokenizer_length,
     transformer_folder,
 )
-from bge_cocktail.models.prompts import declared_prompts
 from bge_cocktail.options import MergeOptions
 
 BLOCK = 4 << 20
@@ -342,62 +340,30 @@ def _settle(plan: Plan, new: Path) -> None:
         write_json(path, {**config, "torch_dtype" if "torch_dtype" in config else "dtype": options.dtype})
 
 
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
-
-
-def model_card(name: str, recipe: Recipe, plan: Plan, result: WeightsResult, folder: Path) -> str:
-    """README.md of a merged model: what it was made of and how it is used.
+def describe_merge(recipe: Recipe, result: WeightsResult) -> list[str]:
+    """Return what a model card says of how a merge was made, as lines of Markdown.
 
     Args:
-        name: Of the model.
         recipe: How it was merged.
-        plan: The merge.
-        found: The weights, and the losses that led to them.
-        folder: The merged model, for what it declares.
+        result: The weights, and the losses that led to them.
     """
-    embeds = (folder / "modules.json").is_file() and not is_classifier(folder)
-    lines = ["---", *_front_matter(recipe, plan, embeds), "---", "", f"# {name}", ""]
     count = len(recipe.models)
     made = f"A merge of {count} models" if count > 1 else "A model"
-    lines += [
+    lines = [
         f"{made}, made with bge-cocktail {__version__} by the method `{recipe.options.method}`.",
         "",
         *_table(recipe, result),
     ]
     if recipe.options.base is not None:
-        lines += ["", f"Task vectors are differences to `{_shown(recipe.options.base)}`."]
+        lines += ["", f"Task vectors are differences to `{shown_name(recipe.options.base)}`."]
     if result.scale is not None:
         lines += ["", f"The merged task vector is multiplied by {result.scale:.4f}."]
     if result.note:
         lines += ["", f"Weights: {result.note}."]
-    if embeds:
-        lines += ["", "## Use", "", *_usage(name, folder)]
-    if is_classifier(folder):
-        lines += ["", f"Predicts: {', '.join(declared_labels(folder))}."]
     shown = to_toml(recipe)
-    for model in _models(recipe):
-        shown = shown.replace(json.dumps(model, ensure_ascii=False), json.dumps(_shown(model), ensure_ascii=False))
-    lines += ["", "## Recipe", "", "```toml", shown.rstrip(), "```"]
-    return "\n".join(lines) + "\n"
-
-
-def _front_matter(recipe: Recipe, plan: Plan, embeds: bool) -> list[str]:
-    named = [model for model in _models(recipe) if HUB_NAME.fullmatch(model) and not Path(model).exists()]
-    lines = []
-    if named:
-        lines += ["base_model:", *(f"- {model}" for model in dict.fromkeys(named)), "base_model_relation: merge"]
-    licences = {_front_of(checkpoint.folder).get("license") for checkpoint in plan.checkpoints}
-    if len(licences) == 1 and (licence := licences.pop()):
-        lines.append(f"license: {licence}")
-    lines.append(f"library_name: {'sentence-transformers' if embeds else 'transformers'}")
-    classifies = is_classifier(plan.checkpoints[0].folder)
-    if embeds or classifies:
-        lines.append(f"pipeline_tag: {'text-classification' if classifies else 'sentence-similarity'}")
-    tags = ["merge", "bge-cocktail"]
-    if embeds:
-        tags = ["sentence-transformers", "feature-extraction", "sentence-similarity", *tags]
-    return [*lines, "tags:", *(f"- {tag}" for tag in tags)]
+    for model in recipe.all_names():
+        shown = shown.replace(json.dumps(model, ensure_ascii=False), json.dumps(shown_name(model), ensure_ascii=False))
+    return [*lines, "", "## Recipe", "", "```toml", shown.rstrip(), "```"]
 
 
 def _table(recipe: Recipe, result: WeightsResult) -> list[str]:
@@ -407,47 +373,6 @@ def _table(recipe: Recipe, result: WeightsResult) -> list[str]:
     lines.append("|---|---|" + ("---|" if with_losses else ""))
     for name, weight, loss in zip(recipe.names(), result.weights, losses, strict=True):
         more = f" {'' if loss is None else f'{loss:.4f}'} |" if with_losses else ""
-        escaped = _shown(name).replace("|", "\\|")
+        escaped = shown_name(name).replace("|", "\\|")
         lines.append(f"| {escaped} | {weight:.4f} |{more}")
     return lines
-
-
-def _usage(name: str, folder: Path) -> list[str]:
-    prompts = {role: text for role, text in declared_prompts(folder).items() if text}
-    lines = [
-        "```python",
-        "from sentence_transformers import SentenceTransformer",
-        "",
-        f'model = SentenceTransformer("{name}")',
-        'queries = model.encode_query(["how is a cocktail made?"])',
-        'documents = model.encode_document(["Shake the parts with ice and strain."])',
-        "print(model.similarity(queries, documents))",
-        "```",
-        "",
-        f"Texts of up to {declared_length(folder)} tokens. "
-        + ("Prompts, which `encode_query` and `encode_document` add:" if prompts else "No prompts."),
-    ]
-    if prompts:
-        lines += ["", "```json", json.dumps(prompts, indent=2, ensure_ascii=False), "```"]
-    return lines
-
-
-def _models(recipe: Recipe) -> list[str]:
-    """Return all models by name, those of inner recipes too."""
-    names = [recipe.options.base] if recipe.options.base is not None else []
-    for model in recipe.models:
-        names += [model] if isinstance(model, str) else _models(model)
-    return names
-
-
-def _shown(model: str) -> str:
-    """Return a hub name as it is; of a folder only its own name, because where it lay means nothing elsewhere."""
-    return Path(model).resolve().name if Path(model).exists() else model
-
-
-def _front_of(folder: Path) -> dict[str, Any]:
-    """Return the plain entries of a model card's YAML."""
-    path = folder / "README.md"
-    match = FRONT.match(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else None
-    pairs = [line.partition(":") for line in match[1].splitlines() if ":" in line] if match else []
-    return {key.strip(): value.strip() for key, _, value in pairs if value.strip() and not key.startswith((" ", "-"))}

@@ -16,7 +16,7 @@ from bge_cocktail.core.errors import DataError, UsageError
 from bge_cocktail.core.outputs import read_json, read_object
 
 CLASSIFIER_FILE = "classifier.json"
-_POOLING_MODES = {
+POOLING_KEYS = {
     "cls": "pooling_mode_cls_token",
     "mean": "pooling_mode_mean_tokens",
     "max": "pooling_mode_max_tokens",
@@ -220,12 +220,12 @@ def portable_pooling(config: dict[str, Any], where: str) -> dict[str, Any]:
     size = config.get("word_embedding_dimension") or config.get("embedding_dimension")
     if not isinstance(modes, list) or not isinstance(size, int):
         raise DataError(f"{where}: expected 'pooling_mode' and 'embedding_dimension', found {config}")
-    unknown = [mode for mode in modes if mode not in _POOLING_MODES]
+    unknown = [mode for mode in modes if mode not in POOLING_KEYS]
     if unknown:
-        raise DataError(f"{where}: unknown pooling {unknown}; known: {', '.join(_POOLING_MODES)}")
+        raise DataError(f"{where}: unknown pooling {unknown}; known: {', '.join(POOLING_KEYS)}")
     return {
         "word_embedding_dimension": size,
-        **{key: mode in modes for mode, key in _POOLING_MODES.items()},
+        **{key: mode in modes for mode, key in POOLING_KEYS.items()},
         "include_prompt": config.get("include_prompt", True),
     }
 

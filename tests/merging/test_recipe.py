@@ -171,8 +171,9 @@ def test_the_model_card_renders(nudged: list[Path], tmp_path: Path, monkeypatch:
     assert card.data.pipeline_tag == "sentence-similarity"
     assert {"merge", "sentence-transformers", "bge-cocktail"} <= set(card.data.tags)
     assert "| one | 0.3000 |" in text
-    assert '"query": "what: "' in text
-    assert "Texts of up to 48 tokens" in text
+    assert "Prompt of queries: `what: `; of documents: none." in text
+    assert "32 dimensions, texts of up to 48 tokens, pooling mean." in text
+    assert 'query_instruction="what: "' in text
     assert str(tmp_path) not in text
     recipe = tomllib.loads(re.search(r"```toml\n(.*?)```", text, re.DOTALL)[1])
     assert recipe["models"][0]["model"] == "one"

@@ -21,6 +21,7 @@ from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path, step_key
 from bge_cocktail.data.examples import LabelledText, records_from_labels
 from bge_cocktail.data.labelled import LabelledTexts
 from bge_cocktail.data.record import Record
+from bge_cocktail.models.card import Parent, write_card
 from bge_cocktail.models.encoder import LoadedEncoder, load_encoder
 from bge_cocktail.models.folder import model_folder
 from bge_cocktail.options import ClassifyOptions, CommonTrainOptions, PredictOptions, TrainOptions
@@ -31,7 +32,7 @@ from bge_cocktail.training.classifier.predict import logits_of
 from bge_cocktail.training.encoder.train import train
 from bge_cocktail.training.engine.parameters import common_problems
 from bge_cocktail.training.engine.processes import Processes, join_processes
-from bge_cocktail.training.engine.run import CURVES_FILE, Training, run_training, write_curves
+from bge_cocktail.training.engine.run import CURVES_FILE, Training, describe_training, run_training, write_curves
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
@@ -301,7 +302,11 @@ def write_classifier(
         save_classifier(model, settings, new, like=like)
         write_curves(result["curves"], new)
         described |= {name: value for name, value in result.items() if name not in ("curves", "general")}
-        write_json(new / RUN_FILE, describe_run("classify train", options=options.model_dump(mode="json"), **described))
+        run = describe_run("classify train", options=options.model_dump(mode="json"), **described)
+        parent = Parent(next(iter(described["inputs"])), like)
+        made = describe_training(parent.name, run, ClassifyOptions())
+        write_card(new, output.name, made, parents=[parent], relation="finetune")
+        write_json(new / RUN_FILE, run)
 
 
 def _few_shot(

@@ -16,6 +16,7 @@ from bge_cocktail.data.beir import RetrievalData
 from bge_cocktail.data.record import Record
 from bge_cocktail.data.record_files import write_records
 from bge_cocktail.evaluating.evaluate import TaskPath
+from bge_cocktail.models.card import Parent, write_card
 from bge_cocktail.models.encoder import load_encoder
 from bge_cocktail.models.folder import model_folder, sentence_transformers_folder
 from bge_cocktail.models.layout import make_portable
@@ -25,7 +26,7 @@ from bge_cocktail.training.encoder.checks import check_pairs, check_training, no
 from bge_cocktail.training.encoder.training_pairs import TrainingPairs, hash_records, hash_retrieval
 from bge_cocktail.training.encoder.validation import open_watched
 from bge_cocktail.training.engine.processes import Processes, join_processes
-from bge_cocktail.training.engine.run import Training, run_training, write_curves
+from bge_cocktail.training.engine.run import Training, describe_training, run_training, write_curves
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -248,4 +249,7 @@ def _write(
         write_curves(seen["curves"], new)
         more = {name: value for name, value in seen.items() if name != "curves"}
         run = describe_run("train", options=_what_counts(options), **described, shard=options.shard, **more)
+        parent = Parent(next(iter(described["inputs"])), prepared.folder)
+        made = describe_training(parent.name, run, TrainOptions())
+        write_card(new, output.name, made, parents=[parent], relation="finetune")
         write_json(new / RUN_FILE, run)

@@ -16,9 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import tomli_w
+
 from bge_cocktail.core.errors import CocktailError, UsageError
 from bge_cocktail.core.outputs import require_space, write_json
 from bge_cocktail.core.runs import BAD_BATCH_FILE, RUN_FILE, finished_key
+from bge_cocktail.core.version import __version__
+from bge_cocktail.models.card import shown_name
 from bge_cocktail.options import CommonTrainOptions
 from bge_cocktail.training.engine.processes import Processes
 
@@ -229,6 +233,46 @@ def _draw(curves: Sequence[Mapping[str, Any]], path: Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
     axes[-1].set_xlabel("step")
     figure.savefig(path)
+
+
+def describe_training(base: str, run: Mapping[str, Any], defaults: CommonTrainOptions) -> list[str]:
+    """Return what a model card says of how a model was tuned, as lines of Markdown.
+
+    Args:
+        base: What it was tuned from.
+        run: What its run.json says.
+        defaults: The options as they are by default; those that differ are shown.
+    """
+    count = f"{run['records']:,} records" if "records" in run else f"{run['texts']['train']:,} texts"
+    lines = [
+        f"Tuned from `{shown_name(base)}` on {count}, made with bge-cocktail {__version__}: "
+        f"{run['steps']:,} steps, of which the best was {run['best_step']:,}."
+    ]
+    usual = defaults.model_dump(mode="json")
+    metric = run["options"].get("metric") or DEV_METRIC
+    measured = {
+        f"dev {metric} before": run.get("dev_before"),
+        f"dev {metric}": run.get("dev_best"),
+        **{f"test {name}": value for name, value in (run.get("test") or {}).items() if isinstance(value, int | float)},
+        "final loss": run.get("final_loss"),
+    }
+    rows = [(name, f"{value:.4f}") for name, value in measured.items() if value is not None]
+    lines += ["", "| measured | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+    changed = {name: value for name, value in run["options"].items() if value != usual.get(name)}
+    if changed:
+        # what lies on this machine is named without its place
+        shown = {
+            name: shown_name(value) if isinstance(value, str) and value else value for name, value in changed.items()
+        }
+        lines += ["", "## Options", "", "```toml", *tomli_w.dumps(_without_none(shown)).splitlines(), "```"]
+    return lines
+
+
+def _without_none(value: Any) -> Any:
+    """Return a value without what TOML has no word for."""
+    if isinstance(value, Mapping):
+        return {name: _without_none(one) for name, one in value.items() if one is not None}
+    return [_without_none(one) for one in value if one is not None] if isinstance(value, list) else value
 
 
 def _is_watched(name: str) -> bool:
