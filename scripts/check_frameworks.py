@@ -2,7 +2,8 @@
 """Run the lines that `bge-cocktail plug` prints in the frameworks themselves, and compare embeddings and search.
 
 Each framework has an environment of its own, made once. For a model with prompts: the least cosine to what
-`encode_query` and `encode_document` give, and how many of the first ten documents are the same. Servers (TEI, vLLM, Ollama) are not run here.
+`encode_query` and `encode_document` give, and how many of the first ten documents are the same. 
+Servers (TEI, vLLM, Ollama) are not run here.
 
     scripts/check_frameworks.py [--model FOLDER] [--only langchain chroma]
 """
@@ -81,7 +82,7 @@ def main() -> None:
         encoder = CachedEncoder(model, EncodeOptions(cache=False, precision="fp32"))
         expected = encoder.encode_query(queries), encoder.encode_document(documents)
         best = np.argsort(-expected[0] @ expected[1].T, axis=1)[:, :10]
-        results = {}
+        results: dict[str, dict[str, float] | None] = {}
         for name in arguments.only:
             packages = PACKAGES.get(name) or plugs.trait(name, "package")
             environment = peer_environment(name, [*packages.split(), "sentence-transformers"])

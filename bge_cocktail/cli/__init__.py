@@ -42,6 +42,8 @@ SUMMARIES = {
     "indexes": "Judge indexes for a RAG: what each finds of the exact search's documents, its size and its speed.",
     "doctor": "Look a model over: its faults, and what each reader will make of it.",
     "plug": "Print the lines by which a framework uses a model with its prompts, length and dimensions.",
+    "serve": "Serve models over HTTP: OpenAI's embeddings, reranking, classification.",
+    "export": "Write a model in the form of another program: ONNX, OpenVINO, GGUF, int8, and judge it first.",
     "push": "Upload a model folder to the hub as owner/name; what goes is shown first.",
     "classify": "Train classifiers on an encoder, judge them, predict with them.",
     "list": "List what can be chosen by name.",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
+from click.exceptions import Exit
 
 from bge_cocktail.cli.flags import PATH, flags_from, format_flag, options_from, overwrite_flag, show
 from bge_cocktail.options import EncodeOptions
@@ -22,9 +23,7 @@ if TYPE_CHECKING:
 @overwrite_flag
 @format_flag
 @flags_from(EncodeOptions)
-@click.pass_context
 def command(
-    context: click.Context,
     model: str,
     data: Path | None,
     files_only: bool,
@@ -55,7 +54,7 @@ def command(
         show({"before": examination.to_json(), "copy": left.to_json()}, "\n\n".join(tables), output_format)
         examination = left
     if not examination.is_sound:
-        context.exit(3)
+        raise Exit(3)
 
 
 def _tables(examination: Examination) -> list[str]:

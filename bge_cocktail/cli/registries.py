@@ -25,6 +25,7 @@ KINDS = {
     "negative-filters": ("mining.filters", "negative_filters"),
     "choices": ("mining.filters", "choices"),
     "record-weightings": ("preparing.record_weights", "record_weightings"),
+    "exports": ("serving.export", "exporters"),
     "plugs": ("models.plug", "plugs"),
     "report-sections": ("report.blocks", "report_sections"),
 }

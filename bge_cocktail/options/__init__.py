@@ -8,6 +8,7 @@ from bge_cocktail.options.classify import ClassifyOptions, PredictOptions
 from bge_cocktail.options.merge import MergeOptions
 from bge_cocktail.options.prepare import AugmentOptions, PrepareOptions
 from bge_cocktail.options.run import CocktailOptions, DataOptions, RunOptions, commented_run_file, read_run_file
+from bge_cocktail.options.serve import ExportOptions, ServeOptions
 from bge_cocktail.options.steps import EncodeOptions, EvaluateOptions, MineOptions
 from bge_cocktail.options.train import CommonTrainOptions, TaskTrainOptions, TrainOptions
 
@@ -20,12 +21,14 @@ __all__ = [
     "DataOptions",
     "EncodeOptions",
     "EvaluateOptions",
+    "ExportOptions",
     "MergeOptions",
     "MineOptions",
     "Options",
     "PredictOptions",
     "PrepareOptions",
     "RunOptions",
+    "ServeOptions",
     "TaskTrainOptions",
     "TrainOptions",
     "checked",

@@ -49,7 +49,8 @@ def plan_push(model: str | Path, name: str) -> Upload:
         raise UsageError(f"'{name}' is not a name on the hub; expected owner/name")
     folder = model_folder(model)
     check_card(folder)
-    files, kept_back = [], []
+    files: list[str] = []
+    kept_back: list[str] = []
     for file in files_under(folder):
         relative = file.relative_to(folder)
         # links that lead elsewhere would publish what nobody looked at
