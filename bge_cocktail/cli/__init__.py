@@ -94,8 +94,11 @@ class Commands(LazyGroup):
             message, code = explain_os_error(error), 1
         except (click.ClickException, click.Abort, Exit):
             raise
-        except Exception as error:
-            if ctx.params.get("debug"):
+        except BaseException as error:
+            # what Rust panics of is no Exception
+            if ctx.params.get("debug") or not (
+                isinstance(error, Exception) or type(error).__name__ == "PanicException"
+            ):
                 raise
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             message, code = f"{UNFORESEEN} ({reason}); for all of it: bge-cocktail --debug {ctx.invoked_subcommand}", 1

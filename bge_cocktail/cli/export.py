@@ -61,7 +61,8 @@ def command(
         said = f"{interval[0]:+.4f} to {interval[1]:+.4f}" if interval is not None else f"{change['difference']:+.4f}"
         name = f"{change['task']}, {change['metric']}"
         rows.append([name, f"{change['before']:.4f}", f"{change['after']:.4f}", said])
-    rows.append(["cosine, mean and least", "", f"{report['cosine']:.5f}", f"{report['least_cosine']:.5f}"])
+    if report["cosine"] is not None:
+        rows.append(["cosine, mean and least", "", f"{report['cosine']:.5f}", f"{report['least_cosine']:.5f}"])
     rows.append(["first ten neighbours kept", "", f"{report['first_ten']:.1%}", ""])
     show(dict(report), text_table(("", "model", report["to"], "change"), rows), output_format)
 

@@ -54,6 +54,8 @@ def command(
         check_output(path)
         if path.exists() and not overwrite:
             raise UsageError(f"{path} exists already; choose another name or add --overwrite")
+        if path.suffix == ".json" and path.exists() and any(run.resolve() in path.resolve().parents for run in runs):
+            raise UsageError(f"{path} belongs to a run that is read; choose another name")
     collected = collect(runs, baseline=baseline, confidence=confidence, resamples=resamples, seed=seed, reduce=reduce)
     report = build_report(collected, title or f"Report: {', '.join(run.resolve().name for run in runs)}")
     for sentence in report.summary:

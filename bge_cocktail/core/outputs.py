@@ -254,6 +254,42 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def refuse_pipe(path: Path) -> None:
+    """Raise where reading would wait for somebody to write.
+
+    Raises:
+        DataError: A named pipe, or what isn't a file of the disk.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DataError(f"{path} is a pipe, which can be read but once; put what comes out of it into a file")
+
+
+def whole_characters(value: Any) -> Any:
+    """Return a JSON value in which halves of characters (lone surrogates), which no file can hold, are replaced."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {whole_characters(name): whole_characters(content) for name, content in value.items()}
+    return [whole_characters(content) for content in value] if isinstance(value, list) else value
+
+
+def json_of(path: Path) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        DataError: It is a pipe.
+        OSError, ValueError, RecursionError: It is missing or broken.
+    """
+    refuse_pipe(path)
+    return json_line(path.read_text(encoding="utf-8"))
+
+
+def json_line(text: str) -> Any:
+    """Return the value of a JSON text, its characters whole."""
+    content = json.loads(text)
+    return whole_characters(content) if "\\ud" in text.lower() else content
+
+
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file of a model folder.
 
@@ -261,7 +297,7 @@ def read_json(path: Path) -> Any:
         DataError: It is missing or broken.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json_of(path)
     except FileNotFoundError:
         raise DataError(f"{path} is missing; is {path.parent} a whole model folder?") from None
     except (ValueError, RecursionError) as error:

@@ -17,6 +17,8 @@ from typing import Any
 
 import xxhash
 
+from bge_cocktail.core.errors import DataError
+
 RUN_FILE = "run.json"
 RECIPE_FILE = "recipe.toml"
 BAD_BATCH_FILE = "bad_batch.jsonl"
@@ -59,17 +61,28 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+# whole data sets are laid out with fewer
+_MOST_LINKS = 1_000
+
+
 def files_under(folder: Path) -> list[Path]:
     """Return all files of a folder and its sub-folders, those behind links too, in the order of their names.
 
     A link that leads back to a folder above it is not followed again.
+
+    Raises:
+        DataError: Links that lead to each other, so that there are thousands of ways to the same files.
     """
     files: list[Path] = []
+    behind_links = 0
     above = {folder: frozenset({folder.resolve()})}
     for where, folders, names in os.walk(folder, followlinks=True):
         place = Path(where)
         here = above.pop(place)
         real = {name: (place / name).resolve() for name in folders}
+        behind_links += sum((place / name).is_symlink() for name in folders)
+        if behind_links > _MOST_LINKS:
+            raise DataError(f"{folder}: more than {_MOST_LINKS:,} linked folders; they lead to each other")
         folders[:] = [name for name in folders if real[name] not in here]
         above |= {place / name: here | {real[name]} for name in folders}
         files += [place / name for name in names if (place / name).is_file()]
@@ -221,6 +234,8 @@ def step_key(command: str, options: Mapping[str, Any], inputs: Mapping[str, str]
 
 def finished_key(folder: Path) -> str | None:
     """Return the key of the step that made a folder; None if none did."""
+    if not (folder / RUN_FILE).is_file():
+        return None
     try:
         key = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("key")
     except (OSError, ValueError, AttributeError, RecursionError):

@@ -35,6 +35,10 @@ class RetrievalData:
     qrels: Mapping[str, Mapping[str, int]]
 
 
+# other names of dev
+DEV_NAMES = ("validation", "valid", "val")
+
+
 def is_beir(path: Path) -> bool:
     """Return whether a folder has the form of a BEIR data set."""
     return (path / CORPUS_FILE).is_file() and (path / "qrels").is_dir()
@@ -142,7 +146,11 @@ def _document(value: Any, where: str) -> str:
 
 
 def _read_qrels(folder: Path, split: str, queries: Mapping[str, str], rejects: BadRows) -> dict[str, dict[str, int]]:
-    path = next((file for kind in QRELS_KINDS if (file := folder / f"{split}{kind}").is_file()), None)
+    names = [split, *(DEV_NAMES if split == "dev" else ())]
+    files = [file for name in names for kind in QRELS_KINDS if (file := folder / f"{name}{kind}").is_file()]
+    if len(files) > 1:
+        raise DataError(f"{files[0]} and {files[1].name} both judge the split '{split}'; keep one of them")
+    path = files[0] if files else None
     if path is None:
         raise DataError(f"{folder / split}.tsv: no such split.{nearest(split, qrels_splits(folder.parent))}")
     qrels: dict[str, dict[str, int]] = {}

@@ -12,7 +12,17 @@ from typing import Any
 
 from bge_cocktail.core.errors import DataError, UsageError, nearest
 from bge_cocktail.data.examples import RESERVED, Example, LabelledText, RecordExample, TextPair
-from bge_cocktail.data.record import BLANK, NEGATIVES, Text, is_blank, is_broken, parse_record, text_list
+from bge_cocktail.data.record import (
+    BLANK,
+    GRADES,
+    NEGATIVES,
+    Text,
+    is_blank,
+    is_broken,
+    parse_record,
+    says_no,
+    text_list,
+)
 
 
 @dataclass(frozen=True)
@@ -152,7 +162,6 @@ class Columns:
 
     def _record(self, row: Mapping[str, Any], where: str, note: Callable[[str], None]) -> dict[str, Any]:
         value: dict[str, Any] = {}
-        of_table = all(isinstance(content, str) for content in row.values())
         for role in ("query", "pos", "neg"):
             for column in self.roles.get(role, ()):
                 # a row may lack negatives, and one of several columns
@@ -160,7 +169,7 @@ class Columns:
                 if role == "query":
                     value[role] = content
                 else:  # an empty cell is none
-                    content = _list_of_cell(content) if of_table else content
+                    content = _list_of_cell(content)
                     texts = [] if is_blank(content) else text_list(content, where, column)
                     kept = [text for text in texts if not is_blank(text)]
                     for _ in range(len(texts) - len(kept)):
@@ -217,11 +226,17 @@ class Columns:
             return SEPARATOR.join(self.labels.get(part.strip(), part.strip()) for part in label)
         if isinstance(label, str):
             label = label.strip()  # a space after it makes no other class
-        if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
+        if isinstance(label, bool):
+            label = str(label).lower()
+        if isinstance(label, float) and label.is_integer():
+            label = int(label)
+        if not isinstance(label, str | int) or label == "":
             raise DataError(f"{where}: '{column}' must be a text or a whole number, got {label!r:.60}")
         if is_broken(str(label)):
             raise DataError(f"{where}: '{column}' holds half of a character (a lone surrogate)")
-        if self.labels and str(label) not in self.labels and str(label) not in self.labels.values():
+        # names may stand beside the numbers that they name, but not beside other names
+        named = str(label) in self.labels.values() and all(key.isdigit() for key in self.labels)
+        if self.labels and str(label) not in self.labels and not named:
             hint = nearest(str(label), {*self.labels, *self.labels.values()})
             raise DataError(f"{where}: unknown label '{label}' in '{column}'.{hint}")
         return self.labels.get(str(label), str(label))
@@ -247,16 +262,32 @@ class Columns:
 
 def _list_of_cell(cell: Any) -> Any:
     """Return the texts of a list that was written into the cell of a table, as JSON or as Python shows it."""
-    if not (isinstance(cell, str) and cell.startswith("[") and cell.endswith("]")):
+    bare = cell.strip() if isinstance(cell, str) else ""
+    if bare[:1] + bare[-1:] not in ("[]", "()"):
         return cell
-    for read in (json.loads, ast.literal_eval):
+    for read in (json.loads, _literal):
         try:
-            texts = read(cell)
+            texts = read(bare)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
-            return texts
+        # what is missing in a list is blank, and counted as such
+        if isinstance(texts, list | tuple) and all(isinstance(text, str) or text is None for text in texts):
+            return [text or "" for text in texts]
     return cell
+
+
+# "nan" as pandas writes what is missing; quotes side by side, as numpy writes lists
+_NAN = re.compile(r"(?<=[\[(,\s])nan(?=[\]),\s])")
+_WORDS = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
+
+
+def _literal(text: str) -> Any:
+    """Return a list as Python, pandas or numpy shows it; no code is run."""
+    value = ast.literal_eval(_NAN.sub("None", text))
+    words = _WORDS.findall(text)
+    if isinstance(value, list) and all(isinstance(one, str) for one in value) and len(words) > len(value):
+        return [ast.literal_eval(word) for word in words]  # Python would join texts that no comma parts
+    return value
 
 
 def parse_columns(text: str) -> dict[str, tuple[str, ...]]:
@@ -331,15 +362,19 @@ def refuse_unread_grades(roles: Mapping[str, tuple[str, ...]], rows: Iterable[Ma
     Raises:
         DataError: With the columns that would read them.
     """
-    if "query" not in roles or "neg" in roles or "rating" in roles:
+    if "query" not in roles or "rating" in roles:
         return
     rows = list(rows)
-    for name in (*_NAMES["label"], *_NAMES["score"]):
-        values = [row[name] for row in rows if row.get(name) is not None]
-        if values and all(map(_is_number, values)):
+    usual = (*_NAMES["label"], *_NAMES["score"])
+    others = [name for name in dict.fromkeys(name for row in rows for name in row) if GRADES.fullmatch(str(name))]
+    for name in dict.fromkeys((*usual, *others)):
+        values = [row[name] for row in rows if row.get(name) is not None and str(row[name]).strip()]
+        # beside negatives, or under another name, only what plainly says no is asked about
+        doubtful = name in usual and "neg" not in roles and values and all(map(_is_number, values))
+        if doubtful or any(map(says_no, values)):
             plain = f"query={roles['query'][0]},pos={roles['pos'][0]}"
             raise DataError(
-                f"{where}: the numbers of '{name}' may say which answers are wrong; say it: "
+                f"{where}: the values of '{name}' may say which answers are wrong; say it: "
                 f"`columns={plain},rating={name}`, or without them: `columns={plain}`"
             )
 

@@ -310,7 +310,7 @@ def _score(value: Any, where: str) -> float:
     try:
         # a table's cells are texts
         number = math.nan if isinstance(score, bool) or score is None else float(score)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise DataError(f"{where}: 'score' must be a number, got {score!r}")

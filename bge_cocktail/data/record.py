@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,11 +20,30 @@ _PLAIN = frozenset({"query", "pos", "neg"})
 NEGATIVES = (
     *("neg", "negative", "negatives", "negs", "hard_neg", "hard_negs", "hard_negative", "hard_negatives"),
     *("negative_passages", "negative_documents", "negative_docs", "negative_contexts", "negative_ctxs"),
-    *("hard_negative_ctxs", "rejected", "rejected_response", "rejected_responses"),
+    *("hard_negative_ctxs", "rejected", "rejected_response", "rejected_responses", "distractors", "incorrect_answers"),
 )
 """The names under which data sets keep negatives, the usual one first."""
 _OTHER_NEGATIVES = frozenset(NEGATIVES[1:])
-_GRADES = ("label", "rating", "relevance", "score", "grade")
+GRADES = re.compile(
+    r"(?:label|rating|grade|score|class|(?:is_?)?(?:relevan\w*|positive|duplicate|match|correct)(?:_?(?:score|label))?)",
+    re.IGNORECASE,
+)
+"""Columns that may say whether an answer is one."""
+_NO = frozenset(("false", "no", "n", "irrelevant", "not relevant", "not_relevant", "non-relevant", "bad", "wrong"))
+_NO |= {"incorrect", "negative", "unrelated", "not_duplicate", "mismatch"}
+
+
+def says_no(value: object) -> bool:
+    """Return whether a grade says that an answer is none: false, a number of at most 0, or such a word."""
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if word in _NO:
+            return True
+        try:
+            value = float(word)
+        except ValueError:
+            return False
+    return isinstance(value, int | float) and value <= 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +160,8 @@ def parse_record(value: object, where: str, note: Callable[[str], None] = lambda
                 raise DataError(f"{where}: a negative equals a positive: {_show(text)}")
     if plain:
         return Record(query, pos, neg)
-    for name in _GRADES:
-        grade = extra.get(name)
-        if isinstance(grade, int | float) and not grade:
+    for name, grade in extra.items():
+        if GRADES.fullmatch(name) and says_no(grade):
             raise DataError(
                 f"{where}: '{name}' is {grade}, which says that 'pos' is no positive; put such texts into 'neg'"
             )

@@ -14,7 +14,7 @@ from typing import Any
 
 from bge_cocktail.core.devices import hub_answers
 from bge_cocktail.core.errors import DataError, UsageError, near_path, nearest
-from bge_cocktail.data.beir import is_beir, qrels_splits, read_beir
+from bge_cocktail.data.beir import DEV_NAMES, is_beir, qrels_splits, read_beir
 from bge_cocktail.data.columns import (
     ABOUT,
     PRESETS,
@@ -220,7 +220,7 @@ def files_of_split(path: Path, split: str) -> list[Path]:
 def split_of(path: Path) -> str:
     """Return the split that a file's name says: ``train`` of train.jsonl.gz and train-00000-of-00002.parquet."""
     name = _PART.sub("", path.name.split(".")[0])
-    return "dev" if name in ("validation", "valid", "val") else name
+    return "dev" if name in DEV_NAMES else name
 
 
 def splits_of(source: str, config: str | None = None) -> list[str]:

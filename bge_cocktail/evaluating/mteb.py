@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from bge_cocktail.core.devices import hub_answers
 from bge_cocktail.core.errors import CocktailError, DataError, UsageError, nearest
+from bge_cocktail.core.outputs import json_of
 from bge_cocktail.core.runs import files_under, hash_value
 from bge_cocktail.evaluating.scores import ModelScores, Role, Score
 from bge_cocktail.evaluating.tasks.task import Task, open_task, tasks
@@ -415,7 +415,7 @@ def read_leaderboard(folders: Sequence[Path], target: Sequence[str] = ()) -> Lea
 
 def _is_result(path: Path) -> bool:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_of(path)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} can't be read: {error}") from None
     return isinstance(content, dict) and {"task_name", "scores"} <= content.keys()
@@ -424,7 +424,7 @@ def _is_result(path: Path) -> bool:
 def _model_of(file: Path) -> tuple[str, str]:
     """Name and revision of the model that a result lies beside."""
     try:
-        meta = json.loads((file.parent / META_FILE).read_text(encoding="utf-8"))
+        meta = json_of(file.parent / META_FILE)
         return str(meta["name"]), str(meta.get("revision"))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return file.parent.parent.name.replace("__", "/"), file.parent.name

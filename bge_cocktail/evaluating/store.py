@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_cocktail.core.errors import DataError, near_path
-from bge_cocktail.core.outputs import new_folder, read_object, write_json
+from bge_cocktail.core.outputs import json_line, json_of, new_folder, read_object, write_json
 from bge_cocktail.core.runs import RUN_FILE, describe_run
 from bge_cocktail.data.beir import RetrievalData
 from bge_cocktail.evaluating.scores import ModelScores, Run, Score
@@ -122,11 +122,11 @@ def read_evaluation(folder: Path) -> list[ModelScores]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder.{near_path(str(folder))}")
     try:
-        content = json.loads((folder / SCORES_FILE).read_text(encoding="utf-8"))
+        content = json_of(folder / SCORES_FILE)
         _check_scores(content)
         values: dict[tuple[str, str, str], dict[str, float]] = {}
         with (folder / PER_QUERY_FILE).open(encoding="utf-8") as file:
-            for line in map(json.loads, file):
+            for line in map(json_line, file):
                 if not all(map(_is_number, line["per_query"].values())):
                     raise TypeError(f"a value of {line['task']} that is no number")
                 values[line["model"], line["task"], line["metric"]] = line["per_query"]
@@ -276,7 +276,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+        return [json_line(line) for line in file]
 
 
 def _write_line(file: Any, value: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
@@ -15,7 +14,7 @@ import numpy as np
 
 from bge_cocktail.core.devices import choose_device
 from bge_cocktail.core.errors import UsageError
-from bge_cocktail.core.outputs import new_folder, read_object, refuse_nested, write_json
+from bge_cocktail.core.outputs import json_of, new_folder, read_object, refuse_nested, write_json
 from bge_cocktail.core.pictures import draw_tradeoff
 from bge_cocktail.core.progress import progress
 from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path, hash_value, step_key
@@ -257,8 +256,7 @@ def measure_tradeoff(
 def read_tradeoff(folder: Path) -> list[Point]:
     """Return the points that `measure_tradeoff` wrote."""
     points: list[Point] = [
-        (share, target, general)
-        for share, target, general in json.loads((folder / TRADEOFF_FILE).read_text())["points"]
+        (share, target, general) for share, target, general in json_of(folder / TRADEOFF_FILE)["points"]
     ]
     return points
 

@@ -361,6 +361,12 @@ def fold_adapter(name: str, folder: Path, base: Checkpoint) -> Checkpoint:
     if config.get("peft_type") != "LORA" or config.get("use_dora"):
         kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
         raise DataError(f"{folder / CONFIG}: adapters of kind {kind} can't be folded in, only LoRA")
+    start = str(config.get("init_lora_weights", "")).lower()
+    if start.startswith(("pissa", "olora", "loftq", "corda", "lora_ga")):
+        raise DataError(
+            f"{folder / CONFIG}: adapters that begin as {start} change the base too; fold it in with peft "
+            "(merge_and_unload), save the model, and merge that folder"
+        )
     if not (folder / WEIGHTS).is_file():
         raise DataError(f"{folder / WEIGHTS} is missing (adapters in .bin files: save them as safetensors)")
     header = read_header(folder / WEIGHTS).tensors

@@ -418,10 +418,20 @@ def _reading_differences(one: Path, other: Path) -> list[str]:
         reader.no_padding()
         reader.no_truncation()
     probes = [text for text in _probes() if text.isprintable() or text.isascii()]
-    for text, first, second in zip(probes, *(reader.encode_batch(probes) for reader in readers), strict=True):
+    read = [_encoded(reader, probes, path) for reader, path in zip(readers, (one, other), strict=True)]
+    for text, first, second in zip(probes, *read, strict=True):
         if first.ids != second.ids:
             return [f"tokenizer: {text!r} becomes {first.tokens} against {second.tokens}"]
     return []
+
+
+def _encoded(reader: Any, probes: list[str], path: Path) -> Any:
+    try:
+        return reader.encode_batch(probes)
+    except BaseException as error:  # what Rust panics of is no Exception
+        if type(error).__name__ != "PanicException":
+            raise
+        raise DataError(f"{path}: not a tokenizer that can be read: {error}") from None
 
 
 def same_json(first: Any, second: Any) -> bool:

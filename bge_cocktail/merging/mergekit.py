@@ -5,12 +5,14 @@ from __future__ import annotations
 import fnmatch
 import glob
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,8 @@ def from_mergekit(text: str, where: str) -> dict[str, Any]:
         content = yaml.load(text, _loader())
     except yaml.YAMLError as error:
         raise UsageError(f"{where}: broken YAML: {error}") from None
+    except RecursionError:
+        raise UsageError(f"{where}: nested too deep") from None
     if not isinstance(content, dict) or "merge_method" not in content:
         raise UsageError(f"{where}: not a recipe of mergekit: it has no 'merge_method'")
     try:
@@ -83,10 +87,11 @@ def _loader() -> Any:
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            names = [self.construct_object(key, deep=True) for key, _ in node.value]
+            own = [pair for pair in node.value if pair[0].tag != "tag:yaml.org,2002:merge"]
+            names = [self.construct_object(key, deep=True) for key, _ in own]
             for place, name in enumerate(names):
                 if name in names[:place]:
-                    raise yaml.YAMLError(f"'{name}' stands twice (line {node.value[place][0].start_mark.line + 1})")
+                    raise yaml.YAMLError(f"'{name}' stands twice (line {own[place][0].start_mark.line + 1})")
             mapping: dict[Any, Any] = super().construct_mapping(node, deep)
             return mapping
 
@@ -161,6 +166,7 @@ def _models(content: Mapping[str, Any], where: str) -> tuple[list[str], list[Any
         if not isinstance(entry, dict) or "model" not in entry:
             raise UsageError(f"{where}: each of 'models' needs a 'model'")
         _refuse_unknown(entry, ("model", "parameters", "layer_range"), "of one of the models", where)
+        _refuse_part(entry, where)
         own = entry.get("parameters") or {}
         for name in dict(own):
             if name not in ("weight", "density"):
@@ -186,11 +192,14 @@ def _whole_slices(slices: Any, where: str) -> list[Any]:
     for source in sources:
         for name in set(source) - {"model", "layer_range", "parameters"}:
             raise UsageError(f"{where}: '{name}' of a slice has no counterpart here")
-        if source.get("layer_range") is not None and source["layer_range"] != [0, _layers(source["model"], where)]:
-            raise UsageError(
-                f"{where}: layer_range {source['layer_range']} is a part of the model; only whole ones merge here"
-            )
+        _refuse_part(source, where)
     return sources
+
+
+def _refuse_part(entry: Mapping[str, Any], where: str) -> None:
+    layers = entry.get("layer_range")
+    if layers is not None and layers != [0, _layers(entry["model"], where)]:
+        raise UsageError(f"{where}: layer_range {layers} is a part of the model; only whole ones merge here")
 
 
 def _layers(model: Any, where: str) -> int | None:
@@ -359,8 +368,13 @@ def _refuse_unknown(entry: Mapping[str, Any], known: Sequence[str], what: str, w
 
 
 def _number(value: Any, name: str, where: str) -> float:
+    if isinstance(value, str):  # YAML takes 5e-1 for a word
+        with suppress(ValueError):
+            value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UsageError(f"{where}: '{name}' is {value!r}; only plain numbers have a counterpart here")
+    if not math.isfinite(value):
+        raise UsageError(f"{where}: '{name}' is {value}; a number is expected")
     return float(value)
 
 

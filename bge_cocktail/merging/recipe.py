@@ -12,6 +12,7 @@ from typing import Any
 import tomli_w
 
 from bge_cocktail.core.errors import DataError, UsageError, nearest
+from bge_cocktail.core.outputs import refuse_pipe
 from bge_cocktail.options import MergeOptions, checked
 
 CHECKPOINT = re.compile(r"checkpoint-\d+")
@@ -54,6 +55,7 @@ def read_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
         DataError: No such file.
         UsageError: Broken TOML, unknown names, wrong values.
     """
+    refuse_pipe(path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -69,7 +71,12 @@ def read_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
             values = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise UsageError(f"{path}: broken TOML: {error}") from None
-    return recipe_from(values, str(path), changes)
+        except RecursionError:
+            raise UsageError(f"{path}: nested too deep") from None
+    try:
+        return recipe_from(values, str(path), changes)
+    except RecursionError:
+        raise UsageError(f"{path}: nested too deep") from None
 
 
 def recipe_from(values: Mapping[str, Any], where: str, changes: Mapping[str, Any] | None = None) -> Recipe:

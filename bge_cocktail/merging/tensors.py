@@ -15,6 +15,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from bge_cocktail.core.errors import DataError
+from bge_cocktail.core.outputs import refuse_pipe
 
 Floats = NDArray[np.float32]
 Key = tuple[int, str]
@@ -70,6 +71,7 @@ class WeightsFile:
     """
 
     def __init__(self, path: Path) -> None:
+        refuse_pipe(path)
         self.path = path
         self._file: io.FileIO | None = None
         self._digest = xxhash.xxh3_128()

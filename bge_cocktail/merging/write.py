@@ -9,7 +9,7 @@ import mmap
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -175,7 +175,7 @@ NEEDED = (
         "modules.json",
         CLASSIFIER_FILE,
         *TOKENIZER_FILES,
-        "*vocab*",
+        *("vocab.*", "vocab-*", "*-vocab.*"),
         "*.model",
         "bpe.codes",
         "dict.txt",
@@ -214,7 +214,7 @@ def write_model(plan: Plan, folder: Path, advance: Callable[[int], None] = lambd
 def write_settings(plan: Plan, folder: Path) -> None:
     """Write all that is no weight: configuration, tokenizer, modules, prompts, the index of shards."""
     first = plan.checkpoints[0]
-    _copy_other_files(first, folder)
+    _copy_other_files(first, plan.checkpoints[1:], folder)
     _settle(plan, folder)
     _write_indexes(plan, folder)
     if is_classifier(folder):
@@ -257,7 +257,11 @@ def written_keys(first: Checkpoint) -> list[Key]:
     return [key for keys in first.files.values() for key in keys]
 
 
-def _copy_other_files(first: Checkpoint, new: Path) -> None:
+# what trainings leave beside a model
+_STATES = frozenset(("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth"))
+
+
+def _copy_other_files(first: Checkpoint, others: Sequence[Checkpoint], new: Path) -> None:
     """Copy what a model folder needs, from its root and its modules' folders; what is left out is said.
 
     Raises:
@@ -283,6 +287,13 @@ def _copy_other_files(first: Checkpoint, new: Path) -> None:
             _copy_setting(path, new / relative)
         else:
             left_out.append(relative.as_posix())
+    for other in others:
+        heads = [
+            path for path in files_under(other.folder) if path.suffix in (".pt", ".pth") and path.name not in _STATES
+        ]
+        if heads:
+            names = ", ".join(path.name for path in heads[:5])
+            log.warning("not part of the merge, and left out of %s: %s", other.name, names)
     if left_out:
         shown = ", ".join(left_out[:5]) + (f" and {len(left_out) - 5} more" if left_out[5:] else "")
         log.warning("not part of the merge, and not copied from %s: %s", first.name, shown)

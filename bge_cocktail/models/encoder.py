@@ -16,12 +16,14 @@ from safetensors import SafetensorError
 
 from bge_cocktail.core.devices import choose_device, resolve_precision
 from bge_cocktail.core.errors import CocktailError, DataError, explain_os_error
+from bge_cocktail.core.outputs import read_object
 from bge_cocktail.core.progress import progress
 from bge_cocktail.core.runs import hash_path, note_finding
 from bge_cocktail.data.record import Record
 from bge_cocktail.models.cache import EmbeddingCache, Embeddings, TokenNumbers, default_cache_dir
 from bge_cocktail.models.embed import compute_in_bf16, embed
 from bge_cocktail.models.folder import model_folder, sentence_transformers_folder
+from bge_cocktail.models.layers import layer_count
 from bge_cocktail.models.layout import check_length, declared_length, modules_of, positions_of, transformer_folder
 from bge_cocktail.models.prompts import Prompts, Role, model_prompts
 from bge_cocktail.options import EncodeOptions
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 CANT_LOAD = (
     *(OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError, AssertionError),
+    ImportError,
     *(SafetensorError, StrictDataclassError, UnpicklingError),
 )
 """What libraries raise for a folder that is no model, or a broken one."""
@@ -101,6 +104,12 @@ def _lacking(folder: Path, model: Any) -> list[str]:
     # a head on top may go through the pooler
     optional = _OPTIONAL if model.base_model is model else ()
     wanted = [name for name in model.state_dict() if not any(part in name for part in optional)]
+    layers = layer_count(model.state_dict())
+    if layer_count(held) > layers > 0:
+        raise DataError(
+            f"{folder}: config.json says {layers} layers, its weights hold {layer_count(held)}; half a model would "
+            "embed; get its config.json again"
+        )
     if all(name.removeprefix(prefix) in bare for name in wanted):
         return []
     # names may differ and still be known to transformers (older ones, tied ones), and pickles were not looked into
@@ -149,6 +158,7 @@ def load_encoder(name: str | Path, *, device: str = "auto", max_length: int | No
     folder = sentence_transformers_folder(name)
     if any(kind == "Router" for kind, _ in modules_of(folder)):
         raise DataError(f"{name} has separate routes for queries and documents (a Router module): not supported")
+    _check_modules(name, folder)
     check_length(folder, max_length)
     declared_length(folder)  # a length that is none would be met in the middle of the work
     with progress(f"loading {Path(name).name}", 1):  # the libraries alone take seconds to import
@@ -164,6 +174,23 @@ def load_encoder(name: str | Path, *, device: str = "auto", max_length: int | No
         if room is not None and (model.max_seq_length is None or model.max_seq_length > room):
             model.max_seq_length = room
     return model
+
+
+# more than any model has; what a file says beyond is not allocated
+_MOST_LAYERS = 1000
+
+
+def _check_modules(name: str | Path, folder: Path) -> None:
+    """Raise where modules don't make one embedding of a text, or the configuration can't be meant."""
+    kinds = [kind for kind, _ in modules_of(folder)]
+    if not kinds or kinds[0] in ("Pooling", "Dense", "Normalize"):
+        raise DataError(f"{name}: modules.json begins with {kinds[0] if kinds else 'nothing'}; what embeds is missing")
+    if "Transformer" in kinds and not {"Pooling", "WordWeights", "CNN", "LSTM"} & set(kinds):
+        raise DataError(f"{name}: modules.json has no Pooling, so that no text gets one embedding")
+    config = transformer_folder(folder) / "config.json"
+    layers = read_object(config).get("num_hidden_layers") if config.is_file() else None
+    if isinstance(layers, int) and layers > _MOST_LAYERS:
+        raise DataError(f"{config}: num_hidden_layers is {layers:.3g}, which can't be meant")
 
 
 def _load(name: str | Path, folder: Path, device: str) -> SentenceTransformer:

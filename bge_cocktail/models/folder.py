@@ -8,7 +8,7 @@ from typing import Any
 
 from bge_cocktail.core.devices import NETWORK_SECONDS, hub_answers
 from bge_cocktail.core.errors import DataError, UsageError, near_path
-from bge_cocktail.core.outputs import read_object
+from bge_cocktail.core.outputs import read_object, refuse_pipe
 from bge_cocktail.core.runs import files_under
 from bge_cocktail.models.layout import CLASSIFIER_FILE
 
@@ -54,6 +54,8 @@ def _refuse_weights_elsewhere(folder: Path) -> None:
 
     Libraries would read the first, and fold in the second, though no hash of the folder sees them.
     """
+    for path in folder.iterdir():
+        refuse_pipe(path)
     for file in files_under(folder):
         if file.name.endswith(".index.json"):
             places = read_object(file).get("weight_map")

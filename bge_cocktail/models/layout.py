@@ -113,6 +113,11 @@ def refuse_unportable(folder: Path) -> None:
     Raises:
         DataError: There are some; dropping them would change what the model does.
     """
+    for module in read_json(folder / "modules.json"):
+        if not str(module["type"]).startswith("sentence_transformers."):
+            raise DataError(
+                f"{folder / 'modules.json'}: {module['type']} is code of the model's own, which is never run"
+            )
     for kind, path in modules_of(folder):
         config_path = path / "sentence_bert_config.json"
         config = read_object(config_path) if kind == "Transformer" and config_path.is_file() else {}

@@ -58,7 +58,7 @@ class ClassifyOptions(CommonTrainOptions, AugmentOptions):
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
     anchor: float = Field(
-        0.0, ge=0, description="how strongly the encoder's weights are held to where they began (L2-SP); 0: off"
+        0.0, ge=0, le=1e6, description="how strongly the encoder's weights are held to where they began (L2-SP); 0: off"
     )
     max_length: int | None = Field(
         None, ge=8, description="longest text (or pair) in tokens, in training and in every prediction"

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from pydantic_core import PydanticUndefined
 
 from bge_cocktail.core.errors import DataError, UsageError, nearest, options_as_settings
+from bge_cocktail.core.outputs import refuse_pipe
 from bge_cocktail.options.base import Options, Shares, checked, field_names, is_table
 from bge_cocktail.options.steps import EncodeOptions, EvaluateOptions, MineOptions
 from bge_cocktail.options.train import TrainOptions
@@ -74,6 +75,7 @@ def read_run_file(path: Path, settings: Sequence[str] = ()) -> RunOptions:
         DataError: No such file.
         UsageError: Broken TOML, unknown names, wrong values; each with its line.
     """
+    refuse_pipe(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -86,6 +88,8 @@ def read_run_file(path: Path, settings: Sequence[str] = ()) -> RunOptions:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: broken TOML: {error}") from None
+    except RecursionError:
+        raise UsageError(f"{path}: nested too deep") from None
     where = {name: f"{path}:{line}" for name, line in _lines_of_names(text).items()}
     for setting in settings:
         name, value = _parse_setting(setting)

@@ -133,7 +133,9 @@ class TrainOptions(CommonTrainOptions):
     matryoshka: Integers = Field(
         default_factory=list, description="first dimensions that must do alone too, with commas between: 256,128,64"
     )
-    anchor: float = Field(0.0, ge=0, description="how strongly the base is held on to, against forgetting; 0: off")
+    anchor: float = Field(
+        0.0, ge=0, le=1e6, description="how strongly the base is held on to, against forgetting; 0: off"
+    )
     anchor_by: Literal["embeddings", "weights"] = Field(
         "embeddings", description="hold on to the base's embeddings of the batch's texts, or to its weights (L2-SP)"
     )

@@ -36,9 +36,11 @@ _NAMES = "|".join(sorted([*_BLOCK.split(), *_INLINE.split()], key=len, reverse=T
 _SET = r"[\w:-]+\s*=\s*(?:\"[^\"]*\"|'[^']*'|[^\s\"'<>=]+)"
 _BARE = "async|autofocus|checked|controls|defer|disabled|hidden|multiple|open|readonly|required|reversed|selected"
 _ATTRIBUTES = rf"(?:\s+(?:{_SET}|(?:{_BARE})\b))*"
-_TAG = re.compile(rf"<(/?)({_NAMES})({_ATTRIBUTES})\s*/?>|<!--.*?-->|<!doctype[^<>]*>", re.IGNORECASE | re.DOTALL)
+_NO_COMMENT = rf"<(/?)({_NAMES})({_ATTRIBUTES})\s*/?>|<!doctype[^<>]*>"
+_TAG = re.compile(rf"{_NO_COMMENT}|<!--.*?-->", re.IGNORECASE | re.DOTALL)
+_BEHIND_COMMENTS = re.compile(_NO_COMMENT, re.IGNORECASE)
 # tags that need no end; any other is one only with its end or with attributes, or else somebody writes about it
-_ENDLESS = "area br col hr img input link meta param source wbr p li dt dd tr td th option"
+_ENDLESS = "br hr img meta wbr p li dt dd tr td th option"
 
 
 _ALONE = frozenset(_ENDLESS.split())
@@ -69,10 +71,10 @@ def repair_unicode(text: str) -> str:
 @cleaning_steps("html")
 def strip_html(text: str) -> str:
     """HTML tags and entities to plain text (selectolax); tags that HTML doesn't know are text."""
-    if "<" in text and _TAG.search(text) and not _quotes_tags(text):
-        ends = {match[2].lower() for match in _TAG.finditer(text) if match[1]}
+    if "<" in text and (tags := _tags(text)) and not _quotes_tags(text):
+        ends = {match[2].lower() for match in tags if match[1]}
         pieces, last = [], 0
-        for match in _TAG.finditer(text):
+        for match in tags:
             name = (match[2] or "").lower()
             if match[2] and not (match[1] or match[3] or name in _ALONE or name in ends):
                 continue  # no tag of the text's own, so it stays
@@ -90,9 +92,18 @@ def strip_html(text: str) -> str:
     return text
 
 
+def _tags(text: str) -> list[re.Match[str]]:
+    # behind the last end of a comment none is sought: each beginning would be sought to the end of the text
+    last = text.rfind("-->") + len("-->") if "-->" in text else 0
+    return [*_TAG.finditer(text, 0, last), *_BEHIND_COMMENTS.finditer(text, last)]
+
+
 # a tag behind a quote, a bar or a backtick, or before signs of a pattern, is spoken of: sed 's|<b>.*</b>||', "<a>"
 _BEHIND, _BEFORE = r"[\"'`|/\\^(\[{=,]\s?", r"(?:[.\\]?[*+?|]|\\|\[\^|`)"
-_QUOTED = re.compile(rf"{_BEHIND}</?(?:{_NAMES})\b|</?(?:{_NAMES})>{_BEFORE}", re.IGNORECASE)
+# as are those that are named: "the <b> tag", "<s> and </s>"
+_NAMED = rf"</?(?:{_NAMES})>\s+(?:tags?|elements?)\b|(?:tags?|elements?)\s+</?(?:{_NAMES})>"
+_NAMED += rf"|<(?:{_NAMES})>\s+(?:and|or)\s+</"
+_QUOTED = re.compile(rf"{_BEHIND}</?(?:{_NAMES})\b|</?(?:{_NAMES})>{_BEFORE}|{_NAMED}|```", re.IGNORECASE)
 
 
 def _quotes_tags(text: str) -> bool:

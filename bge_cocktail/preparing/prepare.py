@@ -187,7 +187,7 @@ def _settle_splits(sources: Sequence[Source], options: PrepareOptions) -> Prepar
     """Return the options with what becomes of splits: official ones are kept, unless others were asked for."""
     if options.keep_splits is not None:
         return options
-    folders = [source for source in sources if source.path.is_dir() and is_beir(source.path)]
+    folders = [source for source in sources if source.path.is_dir()]
     official = {source.name: [name for name in SPLITS if name in splits_of(source.name)] for source in folders}
     own = "ratio" in options.model_fields_set or options.stratify or options.group_by
     kept = (

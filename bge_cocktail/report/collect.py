@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bge_cocktail.core.errors import DataError, UsageError, nearest
-from bge_cocktail.core.outputs import as_written
+from bge_cocktail.core.outputs import as_written, json_of
 from bge_cocktail.core.runs import RUN_FILE
 from bge_cocktail.evaluating.compare import Comparison, compare
 from bge_cocktail.evaluating.store import Evaluation, join_scores, open_evaluation
@@ -182,7 +181,7 @@ def _steps_below(root: Path) -> list[Step]:
             continue
         folder = Path(place)
         try:
-            described = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+            described = json_of(folder / RUN_FILE)
         except (OSError, ValueError, RecursionError) as error:
             log.warning("%s can't be read and is left out: %s", folder / RUN_FILE, error)
             continue

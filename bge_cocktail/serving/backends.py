@@ -143,6 +143,9 @@ class TorchBackend:
         self.hash = hash_path(folder)
         self._model: SentenceTransformer = load_encoder(folder, device=device, max_length=options.max_length)
         self._model.eval()
+        for weights in (*self._model.parameters(), *self._model.buffers()):
+            # a file that is mapped and then replaced under the server would end it (SIGBUS)
+            weights.data = weights.data.clone()
         precision: Literal["fp32", "bf16"] = (
             "bf16" if resolve_precision(options.precision, device) in ("bf16", "fp16") else "fp32"
         )

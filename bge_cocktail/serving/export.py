@@ -7,7 +7,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -28,7 +30,7 @@ from bge_cocktail.models.layout import transformer_folder
 from bge_cocktail.models.profile import ModelProfile, model_profile
 from bge_cocktail.models.prompts import SETTINGS_FILE
 from bge_cocktail.options import EvaluateOptions, ExportOptions, ServeOptions
-from bge_cocktail.serving.backends import Backend, TorchBackend, smaller_dimensions
+from bge_cocktail.serving.backends import Backend, TorchBackend, smaller_dimensions, unit
 from bge_cocktail.serving.runtime import EXPORT_FILE, BackendEncoder, ExportedBackend
 
 log = logging.getLogger(__name__)
@@ -55,11 +57,11 @@ class Change(TypedDict):
 
 
 class ExportReport(TypedDict):
-    """What was measured of an export, beside the model that it was made of."""
+    """What was measured of an export, beside the model that it was made of; no cosines of another space."""
 
     to: str
-    cosine: float
-    least_cosine: float
+    cosine: float | None
+    least_cosine: float | None
     first_ten: float
     megabytes: tuple[float, float]
     texts_per_second: tuple[float, float]
@@ -85,8 +87,9 @@ class Source:
     scratch: Path
 
 
-Exporter = Callable[[Source, Path], Backend]
-"""Writes the files of an export into a folder, and returns what computes with them, to be judged."""
+Opener = Callable[[], Backend]
+Exporter = Callable[[Source, Path], Opener]
+"""Writes the files of an export into a folder, and returns what opens them, to be judged."""
 exporters = Registry[Exporter]("exports", ("bge_cocktail.serving.gguf",))
 
 
@@ -124,7 +127,7 @@ def export(
     exporter = exporters[options.to]
     profile = model_profile(model)
     refuse_to_replace(output, overwrite, [profile.folder])
-    tasks = open_tasks(target, ())
+    tasks = open_tasks(target, ()) if target else []
     _check(options, profile, bool(tasks), len(texts), judge)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="bge-cocktail-") as place, new_folder(output, overwrite=overwrite) as new:
@@ -135,8 +138,8 @@ def export(
 
             folder = prune(profile.folder, options, known, Path(place) / "pruned")
         source = Source(folder, model_profile(folder), known, options, Path(place))
-        backend = exporter(source, new)
-        report = _judge(profile, source, backend, tasks, new) if judge else None
+        opener = exporter(source, new)
+        report = _judge(profile, source, opener(), tasks, new) if judge else None
         if report is not None:
             _refuse(report, options.max_loss)
         write_card(
@@ -191,25 +194,26 @@ def _judge(profile: ModelProfile, source: Source, backend: Backend, tasks: Seque
     speeds = [_texts_per_second(one, halves[0]) for one in (original, backend)]
     return {
         "to": source.options.to,
-        **_compared(embedded[0], embedded[1]),  # type: ignore[typeddict-item]
+        **_compared(embedded[0], embedded[1], bool(exporters.trait(source.options.to, "own_space"))),  # type: ignore[typeddict-item]
         "megabytes": (_megabytes(profile.folder), _megabytes(new)),
         "texts_per_second": (speeds[0], speeds[1]),
         "scores": [_change(before, after, options) for before, after in zip(*scores, strict=True) if before.main],
     }
 
 
-def _compared(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> dict[str, float]:
-    """Return cosines of the same texts, and the share of the first ten of one half that the other half still finds."""
+def _compared(before: Sequence[np.ndarray], after: Sequence[np.ndarray], own_space: bool) -> dict[str, float | None]:
+    """Return cosines of the same texts, and the share of the first ten of one half that the other half still finds.
+
+    Fewer dimensions are compared with the first ones of the model; embeddings in a space of their own with nothing.
+    """
     one, two = np.concatenate(before), np.concatenate(after)
-    if one.shape[1] == two.shape[1]:
-        cosines = (one * two).sum(axis=1)
-    else:  # fewer dimensions: compared with the first ones of the model
-        cut = one[:, : two.shape[1]] / np.maximum(np.linalg.norm(one[:, : two.shape[1]], axis=1, keepdims=True), 1e-12)
-        cosines = (cut * two).sum(axis=1) if cut.shape == two.shape else np.full(len(one), np.nan)
+    cosines = (unit(one[:, : two.shape[1]]) * two).sum(axis=1)
     overlap = 1.0
     if len(before) == 2:
         first = [np.argsort(-halves[0] @ halves[1].T, axis=1)[:, :FIRST] for halves in (before, after)]
         overlap = float(np.mean([len(set(a) & set(b)) / len(a) for a, b in zip(*first, strict=True)]))
+    if own_space:
+        return {"cosine": None, "least_cosine": None, "first_ten": overlap}
     return {"cosine": float(cosines.mean()), "least_cosine": float(cosines.min()), "first_ten": overlap}
 
 
@@ -266,8 +270,10 @@ def _described(report: ExportReport | None, profile: ModelProfile, options: Expo
     for change in report["scores"]:
         name = f"{change['task']}, {change['metric']}".replace("|", "\\|")
         lines.append(f"| {name} | {change['before']:.4f} | {change['after']:.4f} |")
-    said = f"Cosine to the model's embeddings {report['cosine']:.5f} (least {report['least_cosine']:.5f}), "
-    return [*lines, "", f"{said}{report['first_ten']:.1%} of the first {FIRST} neighbours are the same."]
+    kept = f"{report['first_ten']:.1%} of the first {FIRST} neighbours are the same."
+    if report["cosine"] is not None:
+        kept = f"Cosine to the model's embeddings {report['cosine']:.5f} (least {report['least_cosine']:.5f}); {kept}"
+    return [*lines, "", kept]
 
 
 # --- the forms ---------------------------------------------------------------------------------------------------
@@ -304,7 +310,7 @@ def _calibrating(source: Source) -> list[list[int]]:
     return backend.tokenize(list(source.texts[::step])[:CALIBRATING], "document")
 
 
-def _finish(source: Source, new: Path, runtime: str, graph: str, hints: dict[str, str] | None = None) -> Backend:
+def _finish(source: Source, new: Path, runtime: str, graph: str, hints: dict[str, str] | None = None) -> Opener:
     """Put tokenizer and description beside a graph, and open it."""
     tokenizer = transformer_folder(source.folder) / "tokenizer.json"
     original = TorchBackend(source.folder, ServeOptions(device="cpu"))
@@ -334,7 +340,7 @@ def _finish(source: Source, new: Path, runtime: str, graph: str, hints: dict[str
         **({"hints": hints} if hints else {}),
     }
     write_json(new / EXPORT_FILE, described)
-    return ExportedBackend(new, ServeOptions())
+    return lambda: ExportedBackend(new, ServeOptions())
 
 
 def _write_tokenizer(source: Path, path: Path, max_length: int, padding: int) -> None:
@@ -348,14 +354,14 @@ def _write_tokenizer(source: Path, path: Path, max_length: int, padding: int) ->
 
 
 @exporters("onnx")
-def to_onnx(source: Source, new: Path) -> Backend:
+def to_onnx(source: Source, new: Path) -> Opener:
     """One ONNX graph in float32, for onnxruntime and all that read ONNX."""
     shutil.move(_graph(source), new / "model.onnx")
     return _finish(source, new, "onnx", "model.onnx")
 
 
 @exporters("onnx-int8")
-def to_onnx_int8(source: Source, new: Path) -> Backend:
+def to_onnx_int8(source: Source, new: Path) -> Opener:
     """ONNX with int8 weights, one scale a channel, calibrated on the texts; inputs quantised as they come."""
     from bge_cocktail.serving.graph import quantise
 
@@ -365,14 +371,14 @@ def to_onnx_int8(source: Source, new: Path) -> Backend:
 
 
 @exporters("openvino")
-def to_openvino(source: Source, new: Path) -> Backend:
+def to_openvino(source: Source, new: Path) -> Opener:
     """OpenVINO's form with float16 weights, computed in bfloat16 where the processor does."""
     _save_openvino(_graph(source), new)
     return _finish(source, new, "openvino", "model.xml", {"INFERENCE_PRECISION_HINT": "bf16"})
 
 
 @exporters("openvino-int8")
-def to_openvino_int8(source: Source, new: Path) -> Backend:
+def to_openvino_int8(source: Source, new: Path) -> Opener:
     """OpenVINO with int8 weights, one scale a channel, calibrated; inputs quantised token by token."""
     from bge_cocktail.serving.graph import quantise
 
@@ -397,7 +403,7 @@ def _save_openvino(graph: Path, new: Path) -> None:
 
 
 @exporters("torch-bf16")
-def to_torch_bf16(source: Source, new: Path) -> Backend:
+def to_torch_bf16(source: Source, new: Path) -> Opener:
     """A sentence-transformers folder with bfloat16 weights: half the size, loaded by all that load the model."""
     import torch
     from safetensors.torch import load_file, save_file
@@ -418,11 +424,11 @@ def to_torch_bf16(source: Source, new: Path) -> Backend:
     config = transformer_folder(new) / "config.json"
     if config.is_file():
         write_json(config, {**read_object(config), "dtype": "bfloat16"})
-    return TorchBackend(new, ServeOptions(device="cpu", precision="bf16"))
+    return lambda: TorchBackend(new, ServeOptions(device="cpu", precision="bf16"))
 
 
-@exporters("static")
-def to_static(source: Source, new: Path) -> Backend:
+@exporters("static", own_space=True)
+def to_static(source: Source, new: Path) -> Opener:
     """Static embeddings of the model's own tokens (model2vec): hundreds of times quicker, and a loss to be judged."""
     try:
         import model2vec.distill  # noqa: F401
@@ -434,10 +440,11 @@ def to_static(source: Source, new: Path) -> Backend:
     from bge_cocktail.models.layout import make_portable
 
     size = source.options.dimensions or source.profile.dimensions or 256
-    with progress("distilling tokens", 1):
+    # model2vec draws bars of its own, and says which options an older version lacks
+    with progress("distilling tokens", 1), redirect_stderr(StringIO()):
         embedding = StaticEmbedding.from_distillation(str(source.folder), device="cpu", pca_dims=size)
     SentenceTransformer(modules=[embedding, Normalize()], device="cpu").save_pretrained(
         str(new), create_model_card=False
     )
     make_portable(new)
-    return TorchBackend(new, ServeOptions(device="cpu"))
+    return lambda: TorchBackend(new, ServeOptions(device="cpu"))

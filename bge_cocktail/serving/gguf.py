@@ -13,8 +13,8 @@ from bge_cocktail.core.outputs import read_object
 from bge_cocktail.models.cache import Embeddings
 from bge_cocktail.models.layout import transformer_folder
 from bge_cocktail.models.prompts import Role
-from bge_cocktail.serving.backends import Backend, Ids, unit
-from bge_cocktail.serving.export import Source, exporters
+from bge_cocktail.serving.backends import Ids, unit
+from bge_cocktail.serving.export import Opener, Source, exporters
 
 _POOLINGS = {"mean": 1, "cls": 2}
 # the names of a layer's tensors in transformers and in llama.cpp
@@ -38,7 +38,7 @@ _NORMAL, _UNKNOWN, _CONTROL, _UNUSED = 1, 2, 3, 5
 
 
 @exporters("gguf")
-def to_gguf(source: Source, new: Path) -> Backend:
+def to_gguf(source: Source, new: Path) -> Opener:
     """A GGUF file with float16 weights, for llama.cpp and Ollama; of uncased BERT encoders."""
     try:
         import gguf
@@ -50,7 +50,8 @@ def to_gguf(source: Source, new: Path) -> Backend:
     _refuse_others(source, config, tokenizer)
     writer = gguf.GGUFWriter(str(new / "model.gguf"), "bert")
     writer.add_name(profile.folder.name)
-    writer.add_context_length(profile.max_length or config["max_position_embeddings"])
+    length = profile.max_length or config["max_position_embeddings"]
+    writer.add_context_length(length)
     writer.add_embedding_length(config["hidden_size"])
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -60,12 +61,12 @@ def to_gguf(source: Source, new: Path) -> Backend:
     writer.add_pooling_type(gguf.PoolingType(_POOLINGS[profile.poolings[0]]))
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     _add_tokenizer(writer, tokenizer, config)
-    _add_tensors(writer, transformer_folder(source.folder))
+    _add_tensors(writer, transformer_folder(source.folder), length)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return LlamaBackend(new / "model.gguf", source)
+    return lambda: LlamaBackend(new / "model.gguf", source)
 
 
 def _refuse_others(source: Source, config: dict[str, Any], tokenizer: dict[str, Any]) -> None:
@@ -112,7 +113,7 @@ def _add_tokenizer(writer: Any, tokenizer: dict[str, Any], config: dict[str, Any
             add(vocabulary[token])
 
 
-def _add_tensors(writer: Any, folder: Path) -> None:
+def _add_tensors(writer: Any, folder: Path, length: int) -> None:
     from safetensors.torch import load_file
 
     for file in sorted(folder.glob("*.safetensors")):
@@ -121,6 +122,8 @@ def _add_tensors(writer: Any, folder: Path) -> None:
             if known is None:
                 continue
             values = np.ascontiguousarray(tensor.float().numpy())
+            if known.startswith("position_embd"):
+                values = values[:length]  # no more positions than tokens: llama.cpp cuts where the model does
             # norms, biases and what is added to tokens stay in float32, as llama.cpp's own converter has them
             whole = values.ndim == 1 or known.startswith(("position_embd", "token_types"))
             writer.add_tensor(known, values if whole else values.astype(np.float16))

@@ -31,7 +31,7 @@ def test_a_number_beside_an_answer_is_asked_about(cli: Cli, tmp_path: Path, grad
     ]
     path = write_lines(tmp_path / "pairs.jsonl", rows)
     result = cli("prepare", path, *ALL_TRAIN, "-o", tmp_path / "out", code=1)
-    assert f"the numbers of '{name}' may say which answers are wrong" in result.stderr
+    assert f"the values of '{name}' may say which answers are wrong" in result.stderr
     assert f"--columns query=query,pos=response,rating={name}, or without them: --columns query=query" in result.stderr
     cli("prepare", path, *ALL_TRAIN, "--columns", f"query=query,pos=response,rating={name}", "-o", tmp_path / "out")
     (record,) = read_records(tmp_path / "out")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bge_cocktail.core.outputs import json_of
 from bge_cocktail.report.blocks import Block, Code, Section, Table, Words, report_sections
 from bge_cocktail.report.collect import ReportInput, Step
 from bge_cocktail.report.text import shortened, text_table
@@ -91,7 +91,7 @@ def indexes(collected: ReportInput) -> Section | None:
 
 def _read(step: Step, name: str) -> dict[str, Any]:
     try:
-        content = json.loads((step.folder / name).read_text(encoding="utf-8"))
+        content = json_of(step.folder / name)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bge_cocktail.core.outputs import json_of
 from bge_cocktail.report.blocks import (
     MUTED,
     Block,
@@ -115,7 +115,7 @@ def _same(one: Sequence[float], other: Sequence[float]) -> bool:
 
 def _distances(step: Step) -> list[Block]:
     try:
-        inspection = json.loads((step.folder / "inspect.json").read_text(encoding="utf-8"))
+        inspection = json_of(step.folder / "inspect.json")
     except (OSError, ValueError):
         return []
     blocks: list[Block] = []

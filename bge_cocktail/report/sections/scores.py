@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bge_cocktail.core.outputs import json_of
 from bge_cocktail.evaluating.compare import TaskChange
 from bge_cocktail.evaluating.scores import ModelScores, Score
 from bge_cocktail.report.blocks import (
@@ -255,7 +255,7 @@ def _tradeoffs(collected: ReportInput, group: ComparedEvaluations) -> list[list[
     for step in collected.of("tradeoff"):
         if step.folder.parent not in beside:
             continue
-        points = json.loads((step.folder / "tradeoff.json").read_text(encoding="utf-8"))["points"]
+        points = json_of(step.folder / "tradeoff.json")["points"]
         lines.append([(f"share {share:g}", target, general) for share, target, general in points])
     return lines
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from bge_cocktail.core.outputs import json_of
 from bge_cocktail.core.runs import BAD_BATCH_FILE
 from bge_cocktail.report.blocks import (
     Block,
@@ -77,7 +78,7 @@ def curves_of(step: Step) -> list[dict[str, Any]]:
     states = sorted(step.folder.glob("**/checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)
     for state in reversed(states):
         try:
-            history = json.loads(state.read_text(encoding="utf-8"))["log_history"]
+            history = json_of(state)["log_history"]
         except (OSError, ValueError, KeyError):  # it is being written
             continue
         return [{name.removeprefix("eval_"): value for name, value in point.items()} for point in history]

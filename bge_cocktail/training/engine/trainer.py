@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -149,6 +150,11 @@ class Loader(DataLoader[Any]):
         self.batch_sampler.set_epoch(epoch)
 
 
+def _in_worker(_number: int) -> None:
+    """Let tokenizers work on one thread: a process that was forked has none of the others that they would wait for."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
 class Places(Sequence[Any]):
     """A data set whose items are their own places; batches are made of the rows by the collator."""
 
@@ -177,6 +183,7 @@ class Trainer(SentenceTransformerTrainer):
             batch_sampler=self.batches,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
+            worker_init_fn=_in_worker if self.args.dataloader_num_workers else None,
             persistent_workers=False,
             pin_memory=self.args.device.type == "cuda",
         )

@@ -1,0 +1,279 @@
+"""More inputs of the kinds that misled or broke: each is read as what it plainly is, or refused in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+from conftest import write_lines
+from safetensors.numpy import load_file, save_file
+
+from bge_cocktail.core.errors import DataError, UsageError
+from bge_cocktail.core.runs import files_under
+from bge_cocktail.data.record_files import read_records
+from bge_cocktail.merging.mergekit import from_mergekit
+from bge_cocktail.merging.recipe import read_recipe
+from bge_cocktail.models.encoder import load_encoder
+from bge_cocktail.preparing.clean import strip_html
+
+Cli = Callable[..., Result]
+ALL = ("--ratio", "1,0,0")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("label", ["irrelevant", "relevant"]),
+        ("label", ["False", "True"]),
+        ("class", ["bad", "good"]),
+        ("is_relevant", [0, 1]),
+        ("relevance_score", [0, 1]),
+        ("label", ["0", ""]),
+        ("is_duplicate", [False, True]),
+    ],
+)
+def test_what_says_that_an_answer_is_none_is_asked_about(cli: Cli, tmp_path: Path, name: str, values: Any) -> None:
+    rows = [{"query": "how", "answer": f"so {number}", name: value} for number, value in enumerate(values)]
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    result = cli("prepare", path, *ALL, "-o", tmp_path / "out", code=1)
+    assert f"the values of '{name}' may say which answers are wrong; say it: --columns" in result.stderr
+
+
+@pytest.mark.parametrize("grade", ["0", -1, "0.0", False, "irrelevant"])
+def test_records_that_grade_their_positive_as_none(tmp_path: Path, grade: Any) -> None:
+    path = write_lines(tmp_path / "r.jsonl", [{"query": "a", "pos": ["b"], "relevance": grade}])
+    with pytest.raises(DataError, match="says that 'pos' is no positive"):
+        read_records(path)
+    write_lines(path, [{"query": "a", "pos": ["b"], "relevance": "2", "class": "physics", "score": 0.3}])
+    assert read_records(path)[0].pos == ("b",)
+
+
+@pytest.mark.parametrize(
+    ("cell", "texts"),
+    [
+        ("['open the valve' 'drain the pan']", ("open the valve", "drain the pan")),
+        ("['a' \"it's\"]", ("a", "it's")),
+        ("[]", ()),
+        (" ['x'] ", ("x",)),
+        ("('x', 'y')", ("x", "y")),
+        ("['x', None]", ("x",)),
+        ("['x', nan]", ("x",)),
+        ('["x", null]', ("x",)),
+        ("(see the manual)", ("(see the manual)",)),
+        ("[1] Smith", ("[1] Smith",)),
+        ("[1, 2]", ("[1, 2]",)),
+    ],
+)
+def test_lists_in_cells(cli: Cli, tmp_path: Path, cell: str, texts: tuple[str, ...]) -> None:
+    quoted = '"' + cell.replace('"', '""') + '"'
+    (tmp_path / "rows.csv").write_text(f"query,pos,neg\nhow,so,{quoted}\n")
+    cli("prepare", tmp_path / "rows.csv", *ALL, "-o", tmp_path / "out")
+    assert read_records(tmp_path / "out/train.jsonl")[0].neg == texts
+    write_lines(tmp_path / "rows.jsonl", [{"id": 1, "query": "how", "pos": "so", "neg": cell}])
+    cli("prepare", tmp_path / "rows.jsonl", "--columns", "query=query,pos=pos,neg=neg", *ALL, "-o", tmp_path / "two")
+    assert read_records(tmp_path / "two/train.jsonl")[0].neg == texts
+
+
+def test_labels_are_not_melted(cli: Cli, tmp_path: Path) -> None:
+    rows = [{"text": f"text {number}", "label": "abc"[number % 3]} for number in range(30)]
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    result = cli("prepare", path, "--form", "labelled", "--labels", "a=b,c=c", "-o", tmp_path / "out", code=1)
+    assert "unknown label 'b'" in result.stderr
+    numbered = write_lines(
+        tmp_path / "numbered.jsonl", [{"text": f"text {n}", "label": [0.0, True, "yes"][n % 3]} for n in range(30)]
+    )
+    cli("prepare", numbered, "--form", "labelled", "--labels", "0=no,true=yes,yes=maybe", "-o", tmp_path / "two")
+
+
+def test_a_plain_folder_keeps_its_splits(cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "dev", "test"):
+        rows = [{"query": f"{split} query {n}", "pos": [f"{split} answer {n}"]} for n in range(6)]
+        write_lines(folder / f"{split}.jsonl", rows)
+    result = cli("prepare", folder, "-o", tmp_path / "out")
+    assert "its own splits are kept: train, dev, test" in result.stderr
+    for split in ("train", "dev", "test"):
+        assert {record.query.split()[0] for record in read_records(tmp_path / f"out/{split}.jsonl")} == {split}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "usage: cp <source> <dest>",
+        "mount <param> <label>",
+        "Use the <b> tag for bold, and close it with </b>.",
+        "LLaMA uses <s> and </s> as marks",
+        "Write it so: ```html <p>x</p> ```",
+    ],
+)
+def test_prose_and_code_about_tags_stay(text: str) -> None:
+    assert strip_html(text) == text
+
+
+def test_html_is_still_stripped() -> None:
+    assert strip_html("<p>One <b>two</b></p><!-- no --><p>three</p>").split() == ["One", "two", "three"]
+    assert strip_html("first<br>second").split() == ["first", "second"]
+    assert strip_html('<input type="text">a<img src="x.png">b').split() == ["ab"]
+
+
+@pytest.mark.parametrize("text", ["<!--" * 100_000, "<b>x</b> --> " + "<!-- " * 50_000])
+def test_comments_that_never_end_take_no_time(text: str) -> None:
+    started = time.process_time()
+    strip_html(text)
+    assert time.process_time() - started < 2
+
+
+def test_links_that_lead_to_each_other_end(tmp_path: Path) -> None:
+    for number in range(25):
+        (tmp_path / f"d{number}").mkdir()
+        for name in "ab":
+            (tmp_path / f"d{number}" / name).symlink_to(tmp_path / f"d{number + 1}")
+    (tmp_path / "d25").mkdir()
+    with pytest.raises(DataError, match="they lead to each other"):
+        files_under(tmp_path / "d0")
+
+
+@pytest.mark.parametrize("command", ["run", "merge", "inspect", "report", "compare"])
+def test_pipes_are_refused_everywhere(cli: Cli, tiny: Path, tmp_path: Path, command: str) -> None:
+    model = shutil.copytree(tiny, tmp_path / "model")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    pipes = {
+        "run": tmp_path / "f.toml",
+        "merge": model / "model.safetensors",
+        "inspect": model / "config.json",
+        "report": folder / "run.json",
+        "compare": folder / "scores.json",
+    }
+    pipes[command].unlink(missing_ok=True)
+    os.mkfifo(pipes[command])
+    arguments: dict[str, tuple[object, ...]] = {
+        "run": (pipes["run"],),
+        "merge": (tiny, model, "-o", tmp_path / "out"),
+        "inspect": (tiny, model),
+        "report": (folder, "-o", tmp_path / "page.html"),
+        "compare": (folder,),
+    }
+    result = cli(command, *arguments[command], code=None)
+    assert result.exit_code in (1, 2)
+
+
+def test_a_report_does_not_replace_what_it_reads(cli: Cli, tiny: Path, beir: Path, tmp_path: Path) -> None:
+    cli("evaluate", tiny, "--target", beir, "-o", tmp_path / "e")
+    before = (tmp_path / "e/scores.json").read_bytes()
+    result = cli("report", tmp_path / "e", "-o", tmp_path / "e/scores.json", "--overwrite", code=2)
+    assert "belongs to a run that is read" in result.stderr
+    assert (tmp_path / "e/scores.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "line", ['{"query":"q","pos"  :["one"],"pos":["two"]}', '{"query":"q","pos":["a"],"pos"\t :["b"]}']
+)
+def test_a_key_twice(tmp_path: Path, line: str) -> None:
+    (tmp_path / "r.jsonl").write_text(line)
+    with pytest.raises(DataError, match="twice"):
+        read_records(tmp_path / "r.jsonl")
+
+
+def test_nested_recipes_and_odd_yaml(tiny: Path, nudged: list[Path], tmp_path: Path) -> None:
+    for name, text in {
+        "deep.toml": "x=" + "[" * 5000,
+        "deep.yml": "merge_method: linear\nmodels: " + "[" * 5000,
+    }.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UsageError):
+            read_recipe(tmp_path / name)
+    part = f"merge_method: linear\nmodels: [{{model: {tiny}, layer_range: [0, 1]}}, {{model: {nudged[0]}}}]"
+    with pytest.raises(UsageError, match="is a part of the model"):
+        from_mergekit(part, "x.yml")
+    shared = (
+        "merge_method: linear\nx: &p {weight: 5e-1}\n".replace("x: ", "name: ")
+        + "models: [{model: a, parameters: {weight: 5e-1}}, {model: b, parameters: {<<: *p}}]"
+    )
+    assert from_mergekit(shared, "x.yml")["weights"] == [0.5, 0.5]
+    with pytest.raises(UsageError, match="a number is expected"):
+        from_mergekit("merge_method: linear\nmodels: [{model: a, parameters: {weight: .nan}}]", "x.yml")
+
+
+def test_tokenizers_that_can_not_be_read(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(tiny, tmp_path / "other")
+    content = json.loads((other / "tokenizer.json").read_text())
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {},
+    }
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    result = cli("merge", other, shutil.copytree(other, tmp_path / "copy"), "-o", tmp_path / "out", code=1)
+    assert "not a tokenizer that can be read" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("modules.json", lambda modules: modules[:1], "no Pooling"),
+        ("modules.json", lambda modules: modules[1:], "what embeds is missing"),
+        ("config.json", lambda config: {**config, "num_hidden_layers": 10**30}, "can't be meant"),
+        ("config.json", lambda config: {**config, "num_hidden_layers": 1}, "says 1 layers, its weights hold 2"),
+    ],
+)
+def test_models_that_would_embed_by_half(tiny: Path, tmp_path: Path, file: str, change: Any, said: str) -> None:
+    model = shutil.copytree(tiny, tmp_path / "model")
+    (model / file).write_text(json.dumps(change(json.loads((model / file).read_text()))))
+    with pytest.raises(DataError, match=said):
+        load_encoder(model, device="cpu")
+
+
+def test_halves_of_characters_in_our_own_outputs(cli: Cli, tiny: Path, beir: Path, tmp_path: Path) -> None:
+    cli("evaluate", tiny, "--target", beir, "-o", tmp_path / "e")
+    path = tmp_path / "e/run.json"
+    path.write_text(path.read_text().replace('"command": "evaluate"', '"command": "evaluate", "odd": "\\ud800"'))
+    path = tmp_path / "e/scores.json"
+    path.write_text(path.read_text().replace("nDCG@10", "nDCG@10\\ud800"))
+    for command in (("report", tmp_path / "e", "-o", tmp_path / "r.html"), ("compare", tmp_path / "e")):
+        assert "not foreseen" not in cli(*command, code=None).output
+
+
+def test_workers_train(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    """Forked workers tokenise on one thread: they would wait for threads that they don't have."""
+    rows = [{"query": f"the red fox {n}", "pos": [f"a blue car {n}"]} for n in range(16)]
+    path = write_lines(tmp_path / "train.jsonl", rows)
+    quick = ("--epochs", 1, "--batch-size", 8, "--negatives", 0, "--device", "cpu")
+    cli("train", path, "-m", tiny, *quick, "--workers", 1, "-o", tmp_path / "out")
+    cli("train", path, "-m", tiny, *quick, "-o", tmp_path / "plain")
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "plain"))
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
+def test_adapters_that_change_their_base_are_refused(tiny: Path, tmp_path: Path) -> None:
+    from bge_cocktail.merging.checkpoints import fold_adapter, read_checkpoint
+
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    config = {"peft_type": "LORA", "base_model_name_or_path": str(tiny), "init_lora_weights": "pissa", "r": 2}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    save_file({"x": np.zeros((2, 2), np.float32)}, adapter / "adapter_model.safetensors")
+    with pytest.raises(DataError, match="change the base too"):
+        fold_adapter("a", adapter, read_checkpoint("base", tiny))
+
+
+def test_two_judgements_of_one_split(cli: Cli, tiny: Path, beir: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(beir, tmp_path / "beir")
+    text = (folder / "qrels/test.tsv").read_text()
+    (folder / "qrels/test.csv").write_text(text.replace("\t", ","))
+    result = cli("evaluate", tiny, "--target", folder, "-o", tmp_path / "out", code=1)
+    assert "both judge the split 'test'" in result.stderr
+    (folder / "qrels/test.csv").unlink()
+    (folder / "qrels/dev.tsv").unlink(missing_ok=True)
+    (folder / "qrels/test.tsv").rename(folder / "qrels/validation.tsv")
+    cli("evaluate", tiny, "--target", folder, "--split", "dev", "-o", tmp_path / "out")
