@@ -231,9 +231,9 @@ def open_backend(name: str | Path, options: ServeOptions) -> Backend:
     """
     from bge_cocktail.serving.runtime import ExportedBackend, is_exported
 
+    if is_exported(Path(name)):
+        return ExportedBackend(Path(name), options)
     folder = model_folder(name)
-    if is_exported(folder):
-        return ExportedBackend(folder, options)
     if options.backend not in ("auto", "torch"):
         raise UsageError(
             f"{name} is a sentence-transformers folder; write a graph first: "

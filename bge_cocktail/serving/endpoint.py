@@ -32,6 +32,7 @@ from bge_cocktail.options import ServeOptions
 from bge_cocktail.search.exact import top_k
 from bge_cocktail.serving.backends import Backend, open_backend
 from bge_cocktail.serving.batching import Batcher, TooBusyError
+from bge_cocktail.serving.runtime import BackendEncoder, is_exported
 
 try:
     from fastapi import FastAPI, Request
@@ -156,20 +157,15 @@ def open_served(
         torch.set_num_threads(options.threads)
     served = Served(options, corpus=corpus, api_key=api_key)
     for name, path in models.items():
-        folder = model_folder(path)
-        if is_classifier(folder) or not (folder / "modules.json").is_file():
+        folder = Path(path) if is_exported(Path(path)) else model_folder(path)
+        if is_exported(folder) or (not is_classifier(folder) and (folder / "modules.json").is_file()):
+            served.encoders[name] = _open_encoder(served, folder)
+        else:
             _open_headed(served, name, path, folder)
-            continue
-        served.encoders[name] = _open_encoder(served, folder)
     return served
 
 
 def _open_headed(served: Served, name: str, path: str, folder: Path) -> None:
-    from bge_cocktail.serving.runtime import is_exported
-
-    if is_exported(folder):
-        served.encoders[name] = _open_encoder(served, folder)
-        return
     config = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
     labels = config.get("num_labels") or len(config.get("id2label") or {}) or 2
     if is_classifier(folder) and not (labels == 1 and not (folder / "classifier.json").is_file()):
@@ -188,8 +184,6 @@ def _open_headed(served: Served, name: str, path: str, folder: Path) -> None:
 
 
 def _open_encoder(served: Served, folder: Path) -> _Served:
-    from bge_cocktail.serving.runtime import BackendEncoder
-
     backend = open_backend(folder, served.options)
     batcher = Batcher(backend, served.executor, served.options.max_waiting_tokens, served.metrics.on_batch)
     documents = BackendEncoder(backend).encode_document(list(served.corpus)) if served.corpus else None

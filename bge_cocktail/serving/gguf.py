@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bge_cocktail.core.errors import MissingExtra, UsageError
-from bge_cocktail.core.outputs import read_object
+from bge_cocktail.core.outputs import read_object, write_json
 from bge_cocktail.models.cache import Embeddings
 from bge_cocktail.models.layout import transformer_folder
 from bge_cocktail.models.prompts import Role
 from bge_cocktail.serving.backends import Ids, unit
 from bge_cocktail.serving.export import Opener, Source, exporters
+from bge_cocktail.serving.runtime import EXPORT_FILE
 
 _POOLINGS = {"mean": 1, "cls": 2}
 # the names of a layer's tensors in transformers and in llama.cpp
@@ -66,6 +68,14 @@ def to_gguf(source: Source, new: Path) -> Opener:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    described: dict[str, Any] = {
+        "to": "gguf",
+        "runtime": "llama.cpp",
+        "graph": "model.gguf",
+        "prompts": asdict(profile.prompts),
+    }
+    described |= {"dimensions": profile.dimensions, "smaller": [], "max_length": length, "padding": 0, "inputs": []}
+    write_json(new / EXPORT_FILE, described)
     return lambda: LlamaBackend(new / "model.gguf", source)
 
 

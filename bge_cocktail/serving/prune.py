@@ -36,8 +36,13 @@ def prune(folder: Path, options: ExportOptions, texts: Sequence[str], output: Pa
     """
     import torch
     from datasets import Dataset
-    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
     from sentence_transformers.losses import MSELoss
+    from sentence_transformers.models import Normalize
 
     model = load_encoder(folder, device="cpu")
     encoder = getattr(getattr(model[0], "auto_model", None), "encoder", None)
@@ -71,7 +76,9 @@ def prune(folder: Path, options: ExportOptions, texts: Sequence[str], output: Pa
         logging_strategy="no",
     )
     rows = {"sentence": [prompt + text for text in distinct], "label": [row.tolist() for row in labels]}
-    SentenceTransformerTrainer(model, arguments, Dataset.from_dict(rows), loss=MSELoss(model)).train()
+    # compared at unit norm, as embeddings are used; the model itself keeps its modules
+    trained = SentenceTransformer(modules=[*model, Normalize()], device="cpu")
+    SentenceTransformerTrainer(trained, arguments, Dataset.from_dict(rows), loss=MSELoss(trained)).train()
     model.max_seq_length = length
     model.save_pretrained(str(output), create_model_card=False)
     make_portable(output, max_length=length, tokenizer_from=folder)

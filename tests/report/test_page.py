@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import SIZES, start, until, without_browser  # noqa: F401  (start is a fixture)
 from test_report import run, scored  # noqa: F401  (fixtures)
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None, reason="needs chromium and chromedriver (Debian: chromium, chromium-driver)"
-)
-SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage"
-)
+pytestmark = without_browser
 
 
 @pytest.fixture(scope="module")
@@ -32,38 +24,6 @@ def page(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: 
     collected = collect([run])
     write_report(build_report(collected, "A report"), collected, path)
     return path
-
-
-@pytest.fixture(scope="module")
-def start() -> Iterator[Callable[[str], Any]]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.options import Options
-    from selenium.webdriver.chrome.service import Service
-
-    options = Options()
-    for flag in FLAGS.split():
-        options.add_argument(flag)
-    options.binary_location = str(CHROMIUM)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = webdriver.Chrome(options=options, service=Service(DRIVER))
-
-    def sized(size: str) -> Any:
-        width, height = SIZES[size]
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": size == "phone"}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        return browser
-
-    yield sized
-    browser.quit()
-
-
-def until(check: Callable[[], Any], seconds: float = 10) -> Any:
-    """What a check finds, when it finds something."""
-    deadline = time.monotonic() + seconds
-    while not (found := check()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-    return found
 
 
 def requests(browser: Any) -> list[str]:
@@ -122,7 +82,7 @@ def test_a_reader_finds_the_way(start: Callable[[str], Any], page: Path, run: Pa
     assert [url for url in requests(browser) if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
-def test_texts_are_never_run(start: Callable[[str], Any], tmp_path: Path) -> None:
+def test_texts_are_never_run(start: Callable[[str], Any], tmp_path: Path) -> None:  # noqa: F811
     """Queries and documents are a stranger's: whatever they hold is shown, and not done."""
     from bge_cocktail.report.blocks import Plot, Queries, Report, Section, Table, Words
     from bge_cocktail.report.build import html_page
