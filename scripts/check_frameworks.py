@@ -2,7 +2,7 @@
 """Run the lines that `bge-cocktail plug` prints in the frameworks themselves, and compare embeddings and search.
 
 Each framework has an environment of its own, made once. For a model with prompts: the least cosine to what
-`encode_query` and `encode_document` give, and how many of the first ten documents are the same. 
+`encode_query` and `encode_document` give, and how many of the first ten documents are the same.
 Servers (TEI, vLLM, Ollama) are not run here.
 
     scripts/check_frameworks.py [--model FOLDER] [--only langchain chroma]

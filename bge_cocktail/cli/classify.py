@@ -108,7 +108,8 @@ def train_command(
             results = train_runs(model, runs, output, test=test, resume=resume, overwrite=overwrite)
             _show_runs(output, results, output_format)
             return
-        train_classifier(model, read, output, options, resume=resume, overwrite=overwrite)
+        names = [source.name]
+        train_classifier(model, read, output, options, datasets=names, resume=resume, overwrite=overwrite)
     if is_first_process():
         _show(output, json.loads((output / RUN_FILE).read_text()), options, output_format)
 

@@ -94,7 +94,7 @@ def command(
             described = train_seeds(model, records, output, options, seeds, dev=judged, **common)
             _show_seeds(output, described, output_format)
         else:
-            train(model, records, output, options, dev=judged, **common)
+            train(model, records, output, options, dev=judged, datasets=[str(data)], **common)
     if is_first_process() and searched is None and seeds is None:
         _show(output, json.loads((output / RUN_FILE).read_text()), output_format)
 

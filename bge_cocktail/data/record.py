@@ -161,7 +161,9 @@ def parse_record(value: object, where: str, note: Callable[[str], None] = lambda
     if plain:
         return Record(query, pos, neg)
     for name, grade in extra.items():
-        if GRADES.fullmatch(name) and says_no(grade):
+        # a label may be the name of a class, which prepare keeps: "0", "negative"
+        of_class = name.lower() in ("label", "class") and isinstance(grade, str) and "relevant" not in grade.lower()
+        if GRADES.fullmatch(name) and says_no(grade) and not of_class:
             raise DataError(
                 f"{where}: '{name}' is {grade}, which says that 'pos' is no positive; put such texts into 'neg'"
             )

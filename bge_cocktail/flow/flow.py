@@ -244,6 +244,7 @@ class Flow:
             self.training,
             dev=self.data.dev,
             general=self.watched,
+            datasets=[str(self.options.data.train)],
             resume=resume,
             overwrite=True,
         )

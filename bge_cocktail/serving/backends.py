@@ -15,7 +15,6 @@ from bge_cocktail.core.runs import RUN_FILE, hash_path
 from bge_cocktail.models.cache import Embeddings
 from bge_cocktail.models.embed import compute_in_bf16, tokens_at_once, truncated
 from bge_cocktail.models.encoder import load_encoder
-from bge_cocktail.models.folder import model_folder
 from bge_cocktail.models.prompts import SETTINGS_FILE, Prompts, Role, model_prompts
 from bge_cocktail.options import ServeOptions
 
@@ -77,9 +76,7 @@ class Tokens:
         from tokenizers import Tokenizer
 
         if not path.is_file():
-            raise DataError(
-                f"{path} is missing; only models with a fast tokenizer can be served (doctor --fix writes it)"
-            )
+            raise DataError(f"{path} is missing; which serving needs; bge-cocktail doctor --fix writes it")
         self._tokenizer = Tokenizer.from_file(str(path))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -216,27 +213,3 @@ def smaller_dimensions(folder: Path, options: ServeOptions, dimensions: int) -> 
             value = value.get(key) if isinstance(value, dict) else None
         tuned += [size for size in value if isinstance(size, int)] if isinstance(value, list) else []
     return sorted({size for size in (*tuned, *options.dimensions) if 0 < size < dimensions})
-
-
-def open_backend(name: str | Path, options: ServeOptions) -> Backend:
-    """Load a model to be served: what export wrote, or a sentence-transformers folder.
-
-    Args:
-        name: A folder or a hub name.
-        options: What computes, and how.
-
-    Raises:
-        DataError: No such model.
-        UsageError: A backend that the folder isn't for.
-    """
-    from bge_cocktail.serving.runtime import ExportedBackend, is_exported
-
-    if is_exported(Path(name)):
-        return ExportedBackend(Path(name), options)
-    folder = model_folder(name)
-    if options.backend not in ("auto", "torch"):
-        raise UsageError(
-            f"{name} is a sentence-transformers folder; write a graph first: "
-            f"bge-cocktail export {name} --to {options.backend} -o OUT"
-        )
-    return TorchBackend(folder, options)

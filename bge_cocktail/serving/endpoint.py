@@ -30,9 +30,9 @@ from bge_cocktail.models.plug import served_name
 from bge_cocktail.models.prompts import Role
 from bge_cocktail.options import ServeOptions
 from bge_cocktail.search.exact import top_k
-from bge_cocktail.serving.backends import Backend, open_backend
+from bge_cocktail.serving.backends import Backend
 from bge_cocktail.serving.batching import Batcher, TooBusyError
-from bge_cocktail.serving.runtime import BackendEncoder, is_exported
+from bge_cocktail.serving.runtime import BackendEncoder, is_exported, open_backend
 
 try:
     from fastapi import FastAPI, Request

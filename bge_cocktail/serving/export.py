@@ -45,7 +45,7 @@ class Refused(CocktailError):
     exit_code = 3
 
 
-class Change(TypedDict):
+class ScoreChange(TypedDict):
     """What an export does to one score; the interval is that of the difference, query by query."""
 
     task: str
@@ -65,7 +65,7 @@ class ExportReport(TypedDict):
     first_ten: float
     megabytes: tuple[float, float]
     texts_per_second: tuple[float, float]
-    scores: list[Change]
+    scores: list[ScoreChange]
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def export(
         opener = exporter(source, new)
         report = _judge(profile, source, opener(), tasks, new) if judge else None
         if report is not None:
-            _refuse(report, options.max_loss)
+            refuse_loss(report, options.max_loss)
         write_card(
             new,
             output.name,
@@ -228,7 +228,7 @@ def _texts_per_second(backend: Backend, texts: Sequence[str]) -> float:
     return len(texts) / max(time.process_time() - started, 1e-9)
 
 
-def _change(before: Score, after: Score, options: EvaluateOptions) -> Change:
+def _change(before: Score, after: Score, options: EvaluateOptions) -> ScoreChange:
     shared = [name for name in before.per_query if name in after.per_query]
     interval = None
     if shared:
@@ -244,7 +244,12 @@ def _change(before: Score, after: Score, options: EvaluateOptions) -> Change:
     }
 
 
-def _refuse(report: ExportReport, max_loss: float) -> None:
+def refuse_loss(report: ExportReport, max_loss: float) -> None:
+    """Raise if a score may have lost more than it may, by the interval of its change.
+
+    Raises:
+        Refused: With the score that did.
+    """
     for change in report["scores"]:
         least = change["interval"][0] if change["interval"] is not None else change["difference"]
         if least < -max_loss:

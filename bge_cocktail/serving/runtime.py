@@ -13,9 +13,10 @@ from bge_cocktail.core.outputs import read_object
 from bge_cocktail.core.runs import hash_path
 from bge_cocktail.models.cache import Embeddings
 from bge_cocktail.models.embed import batches_by_tokens
+from bge_cocktail.models.folder import model_folder
 from bge_cocktail.models.prompts import Prompts, Role
 from bge_cocktail.options import ServeOptions
-from bge_cocktail.serving.backends import Backend, Ids, Tokens, padded, unit
+from bge_cocktail.serving.backends import Backend, Ids, Tokens, TorchBackend, padded, unit
 
 EXPORT_FILE = "export.json"
 # measured on two cores with MiniLM: larger batches lose more to padding and caches than they gain
@@ -150,6 +151,28 @@ def run_openvino(graph: Path, inputs: Sequence[str], threads: int = 0, hints: An
 
 
 _RUNTIMES: dict[str, Callable[..., Run]] = {"onnx": run_onnx, "openvino": run_openvino}
+
+
+def open_backend(name: str | Path, options: ServeOptions) -> Backend:
+    """Load a model to be served: what export wrote, or a sentence-transformers folder.
+
+    Args:
+        name: A folder or a hub name.
+        options: What computes, and how.
+
+    Raises:
+        DataError: No such model.
+        UsageError: A backend that the folder isn't for.
+    """
+    if is_exported(Path(name)):
+        return ExportedBackend(Path(name), options)
+    folder = model_folder(name)
+    if options.backend not in ("auto", "torch"):
+        raise UsageError(
+            f"{name} is a sentence-transformers folder; write a graph first: "
+            f"bge-cocktail export {name} --to {options.backend} -o OUT"
+        )
+    return TorchBackend(folder, options)
 
 
 class BackendEncoder:

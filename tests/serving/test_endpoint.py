@@ -380,8 +380,7 @@ def test_a_schema_that_describes_what_is_answered(address: str) -> None:
     assert httpx.get(f"{address}/health").status_code == 200
 
 
-@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
-def test_stopping_answers_what_was_asked(prompted: Path, told: signal.Signals) -> None:
+def test_stopping_answers_what_was_asked(prompted: Path) -> None:
     command = [sys.executable, "-m", "bge_cocktail", "serve", f"m={prompted}", "--port", "0", "--device", "cpu"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -392,7 +391,7 @@ def test_stopping_answers_what_was_asked(prompted: Path, told: signal.Signals) -
             asked = {"model": "m", "input": TEXTS * 500}
             answer = threads.submit(httpx.post, f"{place}/v1/embeddings", json=asked, timeout=60)
             time.sleep(0.15)
-            process.send_signal(told)
+            process.send_signal(signal.SIGTERM)
             assert len(answer.result().json()["data"]) == 2000
         assert process.wait(20) == 0
         assert "Traceback" not in process.stderr.read()

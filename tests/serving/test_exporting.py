@@ -19,11 +19,9 @@ from bge_cocktail.core.errors import CocktailError, DataError, UsageError
 from bge_cocktail.models.encoder import CachedEncoder
 from bge_cocktail.models.prompts import set_prompts
 from bge_cocktail.options import EncodeOptions, ExportOptions, ServeOptions
-from bge_cocktail.serving import export as exporting
-from bge_cocktail.serving.backends import open_backend
-from bge_cocktail.serving.export import Refused, export
+from bge_cocktail.serving.export import ExportReport, Refused, ScoreChange, export, refuse_loss
 from bge_cocktail.serving.graph import best_scales
-from bge_cocktail.serving.runtime import BackendEncoder
+from bge_cocktail.serving.runtime import BackendEncoder, open_backend
 
 Cli = Callable[..., Result]
 TEXTS = ["where is the red fox", "a blue car in the street", "boat", "the fox and the car are under the tree " * 9]
@@ -140,43 +138,40 @@ def test_weights_in_int8_have_the_scale_that_loses_least() -> None:
 
 
 def test_fewer_dimensions(prompted: Path, task: Path, tmp_path: Path) -> None:
-    export(prompted, tmp_path / "out", ExportOptions(to="onnx", dimensions=8, max_loss=1), target=[task])
+    report = export(prompted, tmp_path / "out", ExportOptions(to="onnx", dimensions=8, max_loss=1), target=[task])
+    assert report is not None
+    assert report["least_cosine"] > 0.99999  # to the model's own first dimensions
     served = BackendEncoder(open_backend(tmp_path / "out", ServeOptions()))
     expected = CachedEncoder(prompted, EncodeOptions(cache=False)).encode_query(TEXTS)[:, :8]
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     assert np.allclose(served.encode_query(TEXTS), expected, atol=1e-5)
 
 
-def test_what_loses_too_much_is_refused(
-    cli: Cli, prompted: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two dimensions of 32 can't find much; nothing is left behind, and the exit code says so."""
-    common = ("--to", "onnx", "--dimensions", 8, "--target", task, "-o", tmp_path / "out")
-    result = cli("export", prompted, *common, "--max-loss", 0, code=None)
-    assert result.exit_code in (0, 3)
-    with pytest.raises(Refused, match=r"nothing was written"):
-        exporting._refuse(
-            {
-                "to": "onnx",
-                "cosine": 1.0,
-                "least_cosine": 1.0,
-                "first_ten": 1.0,
-                "megabytes": (1, 1),
-                "texts_per_second": (1, 1),
-                "scores": [
-                    {
-                        "task": "t",
-                        "metric": "nDCG@10",
-                        "before": 0.5,
-                        "after": 0.49,
-                        "difference": -0.01,
-                        "interval": (-0.02, 0.0),
-                    }
-                ],
-            },
-            0.005,
-        )
-    assert leftovers(tmp_path) == []
+def test_what_loses_too_much_is_refused() -> None:
+    """By the interval of the difference, not by its middle; the exit code says that a gate was not passed."""
+    change: ScoreChange = {
+        "task": "t",
+        "metric": "nDCG@10",
+        "before": 0.5,
+        "after": 0.499,
+        "difference": -0.001,
+        "interval": (-0.02, 0.01),
+    }
+    report: ExportReport = {
+        "to": "onnx",
+        "cosine": 1.0,
+        "least_cosine": 1.0,
+        "first_ten": 1.0,
+        "megabytes": (1, 1),
+        "texts_per_second": (1, 1),
+        "scores": [change],
+    }
+    refuse_loss(report, 0.021)
+    with pytest.raises(
+        Refused, match=r"may be -0\.0200, and `max_loss` allows -0\.0050; nothing was written"
+    ) as refused:
+        refuse_loss(report, 0.005)
+    assert refused.value.exit_code == 3
 
 
 def test_bfloat16_is_half_the_size_and_loads(prompted: Path, task: Path, tmp_path: Path) -> None:
@@ -198,8 +193,8 @@ def test_pruned_and_distilled(cli: Cli, tmp_path: Path, task: Path) -> None:
         tensors[name] = value * 8 if "encoder.layer" in name and value.ndim == 2 else value
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})  # so that a layer is missed
     common = ("--prune-layers", 1, "--distil-from", base, "--target", task, "--max-loss", 1)
-    cli("export", base, "--to", "onnx", *common, "--epochs", 30, "-o", tmp_path / "long")
-    cli("export", base, "--to", "onnx", *common, "--epochs", 0.01, "-o", tmp_path / "short")
+    cli("export", base, "--to", "torch-bf16", *common, "--epochs", 30, "-o", tmp_path / "long")
+    cli("export", base, "--to", "torch-bf16", *common, "--epochs", 0.01, "-o", tmp_path / "short")
     cosines = [json.loads((tmp_path / name / "run.json").read_text())["report"]["cosine"] for name in ("short", "long")]
     assert cosines[0] < 0.99
     assert 1 - cosines[1] < 0.8 * (1 - cosines[0])
@@ -243,8 +238,9 @@ def test_a_full_disk_and_wrong_folders(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", str(tmp_path / "out"))
 
-    monkeypatch.setattr("bge_cocktail.serving.export.shutil.move", full)
-    result = cli("export", prompted, "--to", "onnx", "--target", task, "-o", tmp_path / "out", code=1)
+    monkeypatch.setattr("shutil.copyfile", full)
+    result = cli("export", prompted, "--to", "torch-bf16", "--target", task, "-o", tmp_path / "out", code=1)
+    monkeypatch.undo()
     assert "no space left" in result.stderr
     assert leftovers(tmp_path) == []
     broken = shutil.copytree(exported["onnx"], tmp_path / "broken")

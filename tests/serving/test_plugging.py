@@ -178,7 +178,7 @@ def test_a_trained_models_card(cli: Cli, tiny: Path, labelled: Path, tmp_path: P
     card = ModelCard(text)
     assert card.data.pipeline_tag == "sentence-similarity"
     assert "Tuned from `" in text
-    assert "on 16 records" in text
+    assert "on 16 records of `train.jsonl`" in text
     assert "batch_size = 8" in text
     assert "Prompt of queries: `what: `" in text
     assert str(tmp_path) not in text
@@ -211,3 +211,32 @@ def test_what_would_go_to_the_hub(cli: Cli, prompted: Path, tmp_path: Path, monk
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(CocktailError, match="HF_HUB_OFFLINE is set"):
         push(upload)
+
+
+def test_the_pages_of_frameworks_are_fresh_and_their_code_runs(
+    prompted: Path, expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    from conftest import ROOT
+
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from write_framework_pages import ADAPTERS, FOLDER, page
+
+    assert {path.stem for path in FOLDER.glob("*.md")} == set(plugs)
+    for name in plugs:
+        assert (FOLDER / f"{name}.md").read_text() == page(name), "run scripts/write_framework_pages.py"
+    place = tmp_path / "runs/demo"
+    place.mkdir(parents=True)
+    shutil.copytree(prompted, place / "cocktail")
+    monkeypatch.chdir(tmp_path)
+    encoder = CachedEncoder(prompted, EncodeOptions(cache=False, precision="fp32"))
+    query = encoder.encode_query(["how is a cocktail made?"])
+    documents = encoder.encode_document(["Shake the parts with ice and strain."])
+    for name in ADAPTERS:
+        code = re.findall(r"```python\n(.*?)```", (FOLDER / f"{name}.md").read_text(), re.DOTALL)[-1]
+        space: dict[str, Any] = {}
+        exec(compile(code, name, "exec"), space)
+        agree(np.asarray(space["query"])[None], query)
+        agree(np.asarray(space["documents"]), documents)
+    assert "sentence_transformers" in sys.modules

@@ -21,7 +21,7 @@ from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path, step_key
 from bge_cocktail.data.examples import LabelledText, records_from_labels
 from bge_cocktail.data.labelled import LabelledTexts
 from bge_cocktail.data.record import Record
-from bge_cocktail.models.card import Parent, write_card
+from bge_cocktail.models.card import Parent, shown_name, write_card
 from bge_cocktail.models.encoder import LoadedEncoder, load_encoder
 from bge_cocktail.models.folder import model_folder
 from bge_cocktail.options import ClassifyOptions, CommonTrainOptions, PredictOptions, TrainOptions
@@ -199,6 +199,7 @@ def train_classifier(
     output: Path,
     options: ClassifyOptions | None = None,
     *,
+    datasets: Sequence[str] = (),
     resume: bool = False,
     overwrite: bool = False,
     report: Callable[[int, float], None] | None = None,
@@ -213,6 +214,7 @@ def train_classifier(
         data: From `read_class_data`.
         output: The folder to write.
         options: How to tune.
+        datasets: What the data are called, for run.json and the model card: hub names, files, folders.
         resume: Go on from the last checkpoint, if there is one.
         overwrite: Replace an older output of this tool.
         report: Is told the step and the dev metric of every evaluation.
@@ -233,11 +235,12 @@ def train_classifier(
     data = with_augmented(sample_per_class(data, options), options)
     check_data(data, options)
     if options.few_shot:
-        return _few_shot(folder, str(base), data, output, options, resume, overwrite)
+        return _few_shot(folder, str(base), data, output, options, datasets, resume, overwrite)
     processes = join_processes(options.device)
     chosen, used = options, data
 
     def write(_prepared: _Prepared, model: CrossEncoder, seen: dict[str, Any], described: dict[str, Any]) -> None:
+        described |= {"datasets": [shown_name(name) for name in datasets]} if datasets else {}
         write_classifier(model, used, output, chosen, described, seen, like=folder, overwrite=overwrite)
 
     training = Training(
@@ -305,12 +308,19 @@ def write_classifier(
         run = describe_run("classify train", options=options.model_dump(mode="json"), **described)
         parent = Parent(next(iter(described["inputs"])), like)
         made = describe_training(parent.name, run, ClassifyOptions())
-        write_card(new, output.name, made, parents=[parent], relation="finetune")
+        write_card(new, output.name, made, parents=[parent], relation="finetune", datasets=run.get("datasets", ()))
         write_json(new / RUN_FILE, run)
 
 
 def _few_shot(
-    folder: Path, base: str, data: ClassifierData, output: Path, options: ClassifyOptions, resume: bool, overwrite: bool
+    folder: Path,
+    base: str,
+    data: ClassifierData,
+    output: Path,
+    options: ClassifyOptions,
+    datasets: Sequence[str],
+    resume: bool,
+    overwrite: bool,
 ) -> Path:
     from bge_cocktail.training.engine.processes import refuse_several
 
@@ -331,7 +341,9 @@ def _few_shot(
         "final_loss": run["final_loss"],
         "curves": curves,
     }
-    described = {"inputs": {base: hash_path(folder), "data": data.hash}, "seconds": time.monotonic() - started}
+    described: dict[str, Any] = {"inputs": {base: hash_path(folder), "data": data.hash}}
+    described |= {"seconds": time.monotonic() - started}
+    described |= {"datasets": [shown_name(name) for name in datasets]} if datasets else {}
     write_classifier(model, data, output, options, described, result, like=folder, overwrite=overwrite)
     shutil.rmtree(working)
     return output

@@ -16,7 +16,7 @@ from bge_cocktail.data.beir import RetrievalData
 from bge_cocktail.data.record import Record
 from bge_cocktail.data.record_files import write_records
 from bge_cocktail.evaluating.evaluate import TaskPath
-from bge_cocktail.models.card import Parent, write_card
+from bge_cocktail.models.card import Parent, shown_name, write_card
 from bge_cocktail.models.encoder import load_encoder
 from bge_cocktail.models.folder import model_folder, sentence_transformers_folder
 from bge_cocktail.models.layout import make_portable
@@ -44,6 +44,7 @@ def train(
     *,
     dev: RetrievalData | None = None,
     general: Sequence[TaskPath] = (),
+    datasets: Sequence[str] = (),
     resume: bool = False,
     overwrite: bool = False,
     report: Callable[[int, float], None] | None = None,
@@ -62,6 +63,7 @@ def train(
         options: How to tune.
         dev: A retrieval task for early stopping.
         general: Folders of tasks that are watched, so that forgetting is seen as it happens.
+        datasets: What the data are called, for run.json and the model card: hub names, files, folders.
         resume: Go on from the last checkpoint, if there is one.
         overwrite: Replace an older output of this tool.
         report: Is told the step and dev nDCG@10 of every evaluation; what it raises ends the training.
@@ -92,6 +94,7 @@ def train(
             "device": device,
             "records": len(records),
             "rows": len(rows),
+            **({"datasets": [shown_name(name) for name in datasets]} if datasets else {}),
         }
         _write(model, prepared, output, options, seen, described, overwrite=overwrite)
 
@@ -251,5 +254,5 @@ def _write(
         run = describe_run("train", options=_what_counts(options), **described, shard=options.shard, **more)
         parent = Parent(next(iter(described["inputs"])), prepared.folder)
         made = describe_training(parent.name, run, TrainOptions())
-        write_card(new, output.name, made, parents=[parent], relation="finetune")
+        write_card(new, output.name, made, parents=[parent], relation="finetune", datasets=run.get("datasets", ()))
         write_json(new / RUN_FILE, run)

@@ -244,6 +244,8 @@ def describe_training(base: str, run: Mapping[str, Any], defaults: CommonTrainOp
         defaults: The options as they are by default; those that differ are shown.
     """
     count = f"{run['records']:,} records" if "records" in run else f"{run['texts']['train']:,} texts"
+    if run.get("datasets"):
+        count += f" of {', '.join(f'`{name}`' for name in run['datasets'])}"
     lines = [
         f"Tuned from `{shown_name(base)}` on {count}, made with bge-cocktail {__version__}: "
         f"{run['steps']:,} steps, of which the best was {run['best_step']:,}."
