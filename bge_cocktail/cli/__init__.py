@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 # before any of the libraries is imported: no telemetry, and no bars but ours
@@ -142,7 +143,22 @@ def _in_words_of_user(message: str) -> str:
     # the context is not there in other threads, whose messages speak of flags then
     context = click.get_current_context(silent=True)
     of_run_file = context is not None and context.find_root().invoked_subcommand == "run"
-    return (options_as_settings if of_run_file else options_as_flags)(message)
+    if of_run_file:
+        return options_as_settings(message)
+    return options_as_flags(message, _option_names()) if "`" in message else message
+
+
+@cache
+def _option_names() -> frozenset[str]:
+    """Return the names of all options: of the models of options, and of the commands themselves."""
+    import bge_cocktail.options as homes
+
+    models = [home for name in homes.__all__ if hasattr(home := getattr(homes, name), "model_fields")]
+    names = {name for model in models for name in model.model_fields}
+    context = click.Context(main)
+    commands = [main.get_command(context, name) for name in COMMANDS]
+    commands += [command for group in commands if isinstance(group, click.Group) for command in group.commands.values()]
+    return frozenset(names | {parameter.name or "" for command in commands if command for parameter in command.params})
 
 
 class _ToStderr(logging.Handler):

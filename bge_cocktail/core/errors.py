@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import errno
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 
@@ -39,10 +39,17 @@ class MissingExtra(CocktailError):
 _OPTION = re.compile(r"`([a-z][a-z_]*)(?:=([^`]*))?`")
 
 
-def options_as_flags(text: str) -> str:
-    """Return a message with its options as flags: ``--base``, ``--prompts-from N``, ``--no-normalise``."""
+def options_as_flags(text: str, known: Container[str] | None = None) -> str:
+    """Return a message with its options as flags: ``--base``, ``--prompts-from N``, ``--no-normalise``.
+
+    Args:
+        text: The message.
+        known: Names of options; what stands between backticks and is none of them is another's word, and stays.
+    """
 
     def flag(match: re.Match[str]) -> str:
+        if known is not None and match[1] not in known:
+            return match[0]
         name, value = match[1].replace("_", "-"), match[2]
         if value == "False":
             return f"--no-{name}"

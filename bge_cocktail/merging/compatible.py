@@ -156,11 +156,25 @@ def module_differences(first: Checkpoint, other: Checkpoint) -> Iterator[str]:
             poolings = [pooling_of(path) for path in (one, two)]
             if poolings[0] != poolings[1]:
                 yield f"pooling: {poolings[0]} against {poolings[1]}"
-        elif kind != "Transformer":
-            yield from _value_differences(f"{kind} module", _config(one), _config(two))
+        elif kind == "Transformer":
+            lower = [bool(_config(path, "sentence_bert_config.json").get("do_lower_case")) for path in (one, two)]
+            if lower[0] != lower[1]:
+                yield f"sentence_bert_config.json: do_lower_case {lower[0]} against {lower[1]}"
+        else:
+            defaults = _MODULE_DEFAULTS.get(kind, {})
+            yield from _value_differences(f"{kind} module", {**defaults, **_config(one)}, {**defaults, **_config(two)})
     names = [_similarity(model.folder) for model in (first, other)]
     if names[0] != names[1]:
         yield f"similarity: {names[0]} against {names[1]}"
+    cuts = [_config(model.folder, "config_sentence_transformers.json").get("truncate_dim") for model in (first, other)]
+    if cuts[0] != cuts[1]:
+        yield f"truncate_dim: {cuts[0]} against {cuts[1]}"
+
+
+# what sentence-transformers takes where a module's file doesn't say it
+_MODULE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "Dense": {"bias": True, "activation_function": "torch.nn.modules.activation.Tanh"}
+}
 
 
 def config_differences(one: Path, other: Path, besides: frozenset[str] = frozenset()) -> Iterator[str]:
@@ -174,17 +188,19 @@ def config_differences(one: Path, other: Path, besides: frozenset[str] = frozens
         besides: Names that may differ.
     """
     first, second = _config(one), _config(other)
-    rope = first.keys() & _ROPE != second.keys() & _ROPE
+    # whatever the spelling, also where one of two objects leaves a value to its default
+    rope = [[config.get(name) for name in sorted(_ROPE)] for config in (first, second)]
+    rope_differs = rope[0] != rope[1]
     alone = {name for name in (first.keys() ^ second.keys()) - besides - _ROPE if not _is_idle(name, first, second)}
-    yield from _value_differences("config", first, second, besides | (_ROPE if rope else frozenset()))
-    if not alone and not rope:
+    yield from _value_differences("config", first, second, besides | (_ROPE if rope_differs else frozenset()))
+    if not alone and not rope_differs:
         return
     meant = [_with_defaults(config) for config in (first, second)]
     for name in sorted(alone):
         values = [config.get(name) for config in meant]
         if None not in meant and not same_json(*values):
             yield f"config: {name} {values[0]} against {values[1]}"
-    if rope:
+    if rope_differs:
         parts: list[dict[str, Any]] = [config.get("rope_parameters") or {} for config in meant]
         for name in sorted(parts[0].keys() | parts[1].keys()):
             if parts[0].get(name) != parts[1].get(name):
@@ -296,6 +312,8 @@ PARTS = ("normalizer", "pre_tokenizer", "post_processor", "model", "added_tokens
 
 
 VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
+# of BERT's tokenizer
+_SLOW_DEFAULTS = {"do_lower_case": True, "tokenize_chinese_chars": True}
 SETTINGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_bos_token", "add_eos_token")
 
 
@@ -314,7 +332,7 @@ def tokenizer_differences(one: Path, other: Path) -> list[str]:
         settings = [_reading_settings(folder) for folder in (one, other)]
         apart = [
             f"tokenizer: {name} {settings[0][name]} against {settings[1][name]}"
-            for name in SETTINGS
+            for name in settings[0]
             if settings[0][name] != settings[1][name]
         ]
         if hash_file(fast[0]) == hash_file(fast[1]):
@@ -347,7 +365,7 @@ def tokenizer_differences(one: Path, other: Path) -> list[str]:
     lines += [
         f"tokenizer: {name} {settings[0][name]} against {settings[1][name]}"
         for name in SETTINGS
-        if name in settings[0] and name in settings[1] and settings[0][name] != settings[1][name]
+        if settings[0].get(name, _SLOW_DEFAULTS.get(name)) != settings[1].get(name, _SLOW_DEFAULTS.get(name))
     ]
     return lines
 
@@ -371,7 +389,17 @@ def _reading_settings(folder: Path) -> dict[str, Any]:
             settings[name] = bool(config.get(name))
         else:  # of other normalizers, these are no settings
             settings[name] = None if within is None else config.get(name, within.get(own))
+    settings["truncation_side"] = config.get("truncation_side", "right")
+    settings |= {name: _content(config.get(name)) for name in SPECIAL_TOKENS}
     return settings
+
+
+SPECIAL_TOKENS = ("cls_token", "sep_token", "unk_token", "bos_token", "eos_token", "pad_token", "mask_token")
+
+
+def _content(token: Any) -> Any:
+    """Return the text of a special token, which files hold as a text or as an object."""
+    return token.get("content") if isinstance(token, dict) else token
 
 
 # first letters of scripts, from each of which words are made

@@ -272,3 +272,13 @@ def test_two_judgements_of_one_split(cli: Cli, tiny: Path, beir: Path, tmp_path:
     (folder / "qrels/dev.tsv").unlink(missing_ok=True)
     (folder / "qrels/test.tsv").rename(folder / "qrels/validation.tsv")
     cli("evaluate", tiny, "--target", folder, "--split", "dev", "-o", tmp_path / "out")
+
+
+def test_words_of_others_between_backticks_are_no_flags(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    from bge_cocktail.cli import _option_names
+    from bge_cocktail.core.errors import options_as_flags
+
+    said = "use `prompts_from=2`; transformers says: set `trust_remote_code=True`, and your text says `rm`"
+    shown = options_as_flags(said, _option_names())
+    assert shown == said.replace("`prompts_from=2`", "--prompts-from 2")
+    assert {"overwrite", "columns", "target", "examples", "epochs", "few_shot", "judge"} <= _option_names()

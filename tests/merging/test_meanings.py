@@ -238,3 +238,48 @@ def test_an_adapter_with_added_tokens_is_refused(tiny: Path, tmp_path: Path) -> 
         DataError, match=rf"'{name}' has shape \[{rows + 2}, .* where tokens were added, merge the adapter"
     ):
         merge([tiny, folder], tmp_path / "out")
+
+
+def _changed(tiny: Path, folder: Path, file: str, change: dict[str, Any]) -> Path:
+    shutil.copytree(tiny, folder)
+    path = folder / file
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps({**content, **change}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("tokenizer_config.json", {"truncation_side": "left"}, "truncation_side right against left"),
+        ("tokenizer_config.json", {"cls_token": "[MASK]"}, "cls_token [CLS] against [MASK]"),
+        ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case False against True"),
+        ("config_sentence_transformers.json", {"truncate_dim": 8}, "truncate_dim: None against 8"),
+    ],
+)
+def test_what_makes_models_read_or_give_otherwise(
+    tiny: Path, tmp_path: Path, file: str, change: dict[str, Any], said: str
+) -> None:
+    other = _changed(tiny, tmp_path / "other", file, change)
+    with pytest.raises(DataError, match=re.escape(said)):
+        merge([tiny, other], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "differs"),
+    [
+        ({"rope_type": "default", "rope_theta": 5000.0}, {"rope_type": "default"}, True),
+        ({"rope_type": "default", "rope_theta": 10000.0}, {"rope_type": "default"}, False),
+        ({"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}, {"rope_type": "default", "rope_theta": 1e4}, True),
+    ],
+)
+def test_rotary_parameters_are_compared_by_what_they_mean(
+    tmp_path: Path, one: dict[str, Any], two: dict[str, Any], differs: bool
+) -> None:
+    from bge_cocktail.merging.compatible import config_differences
+
+    for name, parameters in (("one", one), ("two", two)):
+        (tmp_path / name).mkdir()
+        config = {"model_type": "qwen2", "hidden_size": 64, "rope_parameters": parameters}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    assert bool(list(config_differences(tmp_path / "one", tmp_path / "two"))) == differs
