@@ -272,10 +272,11 @@ documents = client.embeddings.create(
 
 
 def served_name(name: str) -> str:
-    """Return what a server calls a model unless told otherwise: the last part of its path, or its hub name."""
+    """Return what a server calls a model unless told otherwise: a hub name, else the last part of its path."""
     from pathlib import Path
 
-    return Path(name).resolve().name if Path(name).exists() else name
+    is_path = Path(name).exists() or name.count("/") != 1
+    return Path(name).resolve().name if is_path else name
 
 
 def _quoted(text: str) -> str:
