@@ -51,6 +51,24 @@ def with_zeros(tensors: dict[str, Any]) -> None:
     tensors["encoder.layer.0.output.dense.weight"][:] = 0
 
 
+def normalised(modules: list[dict[str, Any]]) -> None:
+    if all("Normalize" not in module["type"] for module in modules):
+        kind = "sentence_transformers.models.Normalize"
+        modules.append({"idx": len(modules), "name": "last", "path": "9_Normalize", "type": kind})
+
+
+def add_dense(folder: Path) -> None:
+    dense = folder / "5_Dense"
+    dense.mkdir()
+    described = {"in_features": 32, "out_features": 32, "bias": True}
+    described["activation_function"] = "torch.nn.modules.linear.Identity"
+    (dense / "config.json").write_text(json.dumps(described))
+    weights = {"linear.weight": np.eye(32, dtype=np.float32), "linear.bias": np.zeros(32, np.float32)}
+    save_file(weights, dense / "model.safetensors", metadata={"format": "pt"})
+    kind = "sentence_transformers.models.Dense"
+    change_modules(folder, lambda m: m.insert(2, {"idx": 5, "name": "5", "path": "5_Dense", "type": kind}))
+
+
 def as_pickle(folder: Path) -> None:
     import torch
 
@@ -131,7 +149,21 @@ def test_padding_that_is_not_masked(sound: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "variant",
-    ["as it is", "cls", "prompts", "document prompt", "shorter", "half", "no default", "chinese prompt", "extra file"],
+    [
+        *(
+            "as it is",
+            "cls",
+            "prompts",
+            "document prompt",
+            "shorter",
+            "half",
+            "no default",
+            "chinese prompt",
+            "extra file",
+        ),
+        *("max", "dense", "longer card", "licence list", "similarity dot", "no settings", "hidden file", "own prompt"),
+        *("vocab.txt", "named positions", "moved"),
+    ],
 )
 def test_sound_folders_raise_no_alarm(sound: Path, tmp_path: Path, variant: str) -> None:
     folder = shutil.copytree(sound, tmp_path / "model")
@@ -151,6 +183,30 @@ def test_sound_folders_raise_no_alarm(sound: Path, tmp_path: Path, variant: str)
         (folder / "notes.txt").write_text("kept")
     if variant == "half":
         change_weights(folder, lambda t: t.update({name: value.astype(np.float16) for name, value in t.items()}))
+    if variant == "max":
+        change(folder, POOLING, pooling_mode_mean_tokens=False, pooling_mode_max_tokens=True)
+    if variant == "dense":
+        add_dense(folder)
+    if variant == "longer card":
+        (folder / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: [en, de]\n---\n" + "text\n" * 99)
+    if variant == "licence list":
+        (folder / "README.md").write_text("---\nlicense:\n- mit\n- apache-2.0\n---\n")
+    if variant == "similarity dot":  # of unit norm, dot is cosine
+        change_modules(folder, normalised)
+        change(folder, SETTINGS, similarity_fn_name="dot")
+    if variant == "no settings":
+        (folder / SETTINGS).unlink()
+    if variant == "hidden file":
+        (folder / ".gitattributes").write_text("*.safetensors filter=lfs")
+    if variant == "own prompt":
+        set_prompts(folder, {"query": "", "document": "", "clustering": "group: "})
+    if variant == "vocab.txt":
+        vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+        (folder / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.get)))
+    if variant == "named positions":
+        change(folder, "config.json", position_embedding_type="absolute")
+    if variant == "moved":
+        folder = folder.rename(tmp_path / "e5-is-not-in-this-name".replace("e5", "five"))
     examination = examine(folder)
     assert examination.is_sound, examination.complaints
     expected = ["float16"] if variant == "half" else []
