@@ -204,12 +204,21 @@ def smaller_dimensions(folder: Path, options: ServeOptions, dimensions: int) -> 
     Raises:
         UsageError: More dimensions than the model has.
     """
-    if wrong := [size for size in options.dimensions if not 0 < size <= dimensions]:
-        raise UsageError(f"`dimensions={wrong[0]}`: the model has {dimensions}")
     tuned: list[int] = []
     for file, keys in ((RUN_FILE, ("options", "matryoshka")), (SETTINGS_FILE, ("matryoshka_dims",))):
         value: Any = read_object(folder / file) if (folder / file).is_file() else {}
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
         tuned += [size for size in value if isinstance(size, int)] if isinstance(value, list) else []
+    return with_allowed(tuned, options, dimensions)
+
+
+def with_allowed(tuned: Sequence[int], options: ServeOptions, dimensions: int) -> list[int]:
+    """Return the smaller numbers of dimensions, those that the user allows among them.
+
+    Raises:
+        UsageError: More dimensions than the model has.
+    """
+    if wrong := [size for size in options.dimensions if not 0 < size <= dimensions]:
+        raise UsageError(f"`dimensions={wrong[0]}`: the model has {dimensions}")
     return sorted({size for size in (*tuned, *options.dimensions) if 0 < size < dimensions})

@@ -16,7 +16,7 @@ from bge_cocktail.models.embed import batches_by_tokens
 from bge_cocktail.models.folder import model_folder
 from bge_cocktail.models.prompts import Prompts, Role
 from bge_cocktail.options import ServeOptions
-from bge_cocktail.serving.backends import Backend, Ids, Tokens, TorchBackend, padded, unit
+from bge_cocktail.serving.backends import Backend, Ids, Tokens, TorchBackend, padded, unit, with_allowed
 
 EXPORT_FILE = "export.json"
 # measured on two cores with MiniLM: larger batches lose more to padding and caches than they gain
@@ -64,7 +64,7 @@ class ExportedBackend:
                 raise UsageError(f"max_length={options.max_length} is more than the export's {self.max_length}")
             self.max_length = options.max_length
         self.hash = hash_path(folder)
-        self.smaller = sorted({*self.smaller, *(size for size in options.dimensions if 0 < size < self.dimensions)})
+        self.smaller = with_allowed(self.smaller, options, self.dimensions)
         self.batch_tokens = options.batch_tokens or _BATCH_TOKENS
         self._tokens = Tokens(folder / "tokenizer.json", self.prompts, self.max_length)
         self._padding = padding

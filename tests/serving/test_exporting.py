@@ -257,6 +257,8 @@ def test_a_full_disk_and_wrong_folders(
         open_backend(broken, ServeOptions())
     with pytest.raises(UsageError, match="was exported for onnx, not for openvino"):
         open_backend(exported["onnx"], ServeOptions(backend="openvino"))
+    with pytest.raises(UsageError, match="the model has 32"):
+        open_backend(exported["onnx"], ServeOptions(dimensions=[64]))
     with pytest.raises(UsageError, match="write a graph first"):
         open_backend(prompted, ServeOptions(backend="onnx"))
 
