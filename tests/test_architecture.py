@@ -200,7 +200,8 @@ def test_what_is_imported_is_declared() -> None:
     needed = names(project["dependencies"])
     parts = project["optional-dependencies"].items()
     extras = {name for key, part in parts if key != "test" for name in names(part)}
-    homes = {"umap": ["umap-learn"], **packages_distributions()}  # an extra that tests do without
+    # of extras that tests do without
+    homes = {"umap": ["umap-learn"], "llama_cpp": ["llama-cpp-python"], **packages_distributions()}
     for module, found in IMPORTS.items():
         for name in {one.split(".")[0] for one in found} - set(sys.stdlib_module_names) - {NAME, "compression"}:
             packages = {one.lower().replace("_", "-") for one in homes.get(name, [name])}

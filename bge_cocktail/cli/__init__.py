@@ -158,7 +158,8 @@ def _option_names() -> frozenset[str]:
     context = click.Context(main)
     commands = [main.get_command(context, name) for name in COMMANDS]
     commands += [command for group in commands if isinstance(group, click.Group) for command in group.commands.values()]
-    return frozenset(names | {parameter.name or "" for command in commands if command for parameter in command.params})
+    flags = {flag for command in commands if command for parameter in command.params for flag in parameter.opts}
+    return frozenset(names | {flag.lstrip("-").replace("-", "_") for flag in flags})
 
 
 class _ToStderr(logging.Handler):
