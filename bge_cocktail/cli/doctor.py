@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import rich_click as click
 from click.exceptions import Exit
 
-from bge_cocktail.cli.flags import PATH, flags_from, format_flag, options_from, overwrite_flag, show
-from bge_cocktail.options import EncodeOptions
+from bge_cocktail.cli.flags import PATH, format_flag, overwrite_flag, show
 
 if TYPE_CHECKING:
     from bge_cocktail.serving.doctor import Examination
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--fix", "output", type=PATH, help="Write a copy to this folder in which what can be mended is.")
 @overwrite_flag
 @format_flag
-@flags_from(EncodeOptions)
+@click.option("--device", default="auto", show_default=True, help="Where to compute: auto, cpu, cuda, cuda:N or mps.")
 def command(
     model: str,
     data: Path | None,
@@ -30,7 +29,7 @@ def command(
     output: Path | None,
     overwrite: bool,
     output_format: str,
-    **flags: Any,
+    device: str,
 ) -> None:
     """Look a model over: its faults, and what each reader will make of it.
 
@@ -44,8 +43,7 @@ def command(
     if overwrite and output is None:
         raise click.UsageError("--overwrite goes with --fix")
     texts = texts_of(data) if data is not None else []
-    encoding = options_from(EncodeOptions, flags)
-    examination = examine(model, data=texts, encoding=encoding, load=not files_only)
+    examination = examine(model, data=texts, device=device, load=not files_only)
     if output is None:
         show(examination.to_json(), "\n\n".join(_tables(examination)), output_format)
     else:

@@ -25,7 +25,7 @@ NEGATIVES = (
 """The names under which data sets keep negatives, the usual one first."""
 _OTHER_NEGATIVES = frozenset(NEGATIVES[1:])
 GRADES = re.compile(
-    r"(?:label|rating|grade|score|class|(?:is_?)?(?:relevan\w*|positive|duplicate|match|correct)(?:_?(?:score|label))?)",
+    r"(?:label|rating|grade|class|(?:is_?)?(?:relevan\w*|positive|duplicate|match|correct)(?:_?(?:score|label))?)",
     re.IGNORECASE,
 )
 """Columns that may say whether an answer is one."""
@@ -160,6 +160,8 @@ def parse_record(value: object, where: str, note: Callable[[str], None] = lambda
                 raise DataError(f"{where}: a negative equals a positive: {_show(text)}")
     if plain:
         return Record(query, pos, neg)
+    if extra.get("score") in (0, "0"):  # below 0 it is a model's number, a logit or a margin
+        raise DataError(f"{where}: 'score' is 0, which says that 'pos' is no positive; put such texts into 'neg'")
     for name, grade in extra.items():
         # a label may be the name of a class, which prepare keeps: "0", "negative"
         of_class = name.lower() in ("label", "class") and isinstance(grade, str) and "relevant" not in grade.lower()

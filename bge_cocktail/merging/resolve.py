@@ -219,7 +219,7 @@ def _bridged(
         raise UsageError(f"weights '{options.weights}' are not found for {options.method}; give numbers")
     for name in ("share", "weights_for", "layer_weights", "density_for", "exclude"):
         if name in options.model_fields_set:
-            raise UsageError(f"--{name.replace('_', '-')} doesn't go with {options.method}")
+            raise UsageError(f"`{name}` doesn't go with {options.method}")
     count = len(checkpoints)
     given = [1.0] * count if isinstance(options.weights, str) else options.weights
     weights = given_weights(given, count, normalise=False)
@@ -313,7 +313,7 @@ def _check_classifiers(first: Checkpoint, options: MergeOptions, context: MergeC
     classifies = is_classifier(first.folder)
     for name in ("prompts_from", "negatives", "loss_temperature", "like_lm_cocktail"):
         if classifies and name in options.model_fields_set and getattr(options, name):
-            raise UsageError(f"--{name.replace('_', '-')} does nothing for classifiers")
+            raise UsageError(f"`{name}` does nothing for classifiers")
     looks = "examples" in data_of(options)
     if looks and classifies != (context.make_objective is not None) and (context.examples or context.make_objective):
         what = (

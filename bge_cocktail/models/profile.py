@@ -9,17 +9,8 @@ from typing import Any
 from bge_cocktail.core.errors import DataError, UsageError
 from bge_cocktail.core.outputs import read_object
 from bge_cocktail.models.folder import is_classifier, model_folder
-from bge_cocktail.models.layout import declared_length, modules_of, portable_pooling, transformer_folder
+from bge_cocktail.models.layout import POOLING_KEYS, declared_length, modules_of, portable_pooling, transformer_folder
 from bge_cocktail.models.prompts import Prompts, model_prompts
-
-_POOLINGS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +71,7 @@ def model_profile(name: str | Path) -> ModelProfile:
         prompts=model_prompts(folder),
         max_length=declared_length(folder),
         dimensions=_dimensions(modules, config, pooling),
-        poolings=tuple(mode for key, mode in _POOLINGS.items() if pooling.get(key)),
+        poolings=tuple(mode for mode, key in POOLING_KEYS.items() if pooling.get(key)),
         normalises="Normalize" in kinds,
     )
 
@@ -95,7 +86,7 @@ def _dimensions(modules: list[tuple[str, Path]], config: dict[str, Any], pooling
     size = config.get("hidden_size", config.get("d_model", config.get("dim")))
     if pooling:
         size = pooling.get("word_embedding_dimension", size)
-        modes = sum(bool(pooling.get(key)) for key in _POOLINGS)
+        modes = sum(bool(pooling.get(key)) for key in POOLING_KEYS.values())
         size = size * max(modes, 1) if isinstance(size, int) else None
     for kind, path in modules:
         if kind == "Dense" and (path / "config.json").is_file():

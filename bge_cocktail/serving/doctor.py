@@ -99,15 +99,13 @@ class Examination:
         }
 
 
-def examine(
-    name: str | Path, *, data: Sequence[str] = (), encoding: EncodeOptions | None = None, load: bool = True
-) -> Examination:
+def examine(name: str | Path, *, data: Sequence[str] = (), device: str = "auto", load: bool = True) -> Examination:
     """Look a model folder over, file by file, then load it and see what it makes of texts.
 
     Args:
         name: A folder or a hub name.
         data: Texts of the user, embedded to see how many are cut or unknown.
-        encoding: How they are embedded.
+        device: Where they are embedded.
         load: Whether the model is loaded; without, only its files are looked at.
 
     Raises:
@@ -135,7 +133,7 @@ def examine(
     findings: list[dict[str, Any]] = []
     if profile is not None and load:
         begin_findings()
-        complaints += _behaviour(profile, list(data), encoding or EncodeOptions())
+        complaints += _behaviour(profile, list(data), device)
         findings = noted_findings()
     complaints.sort(key=lambda complaint: complaint.severity != "fault")
     return Examination(str(name), profile, complaints, readers, findings)
@@ -424,13 +422,14 @@ def _family(folder: Path) -> list[str]:
 # --- what it makes of texts --------------------------------------------------------------------------------------
 
 
-def _behaviour(profile: ModelProfile, data: list[str], encoding: EncodeOptions) -> list[Complaint]:
+def _behaviour(profile: ModelProfile, data: list[str], device: str) -> list[Complaint]:
     """Load the model and embed a few texts: alone and in a batch, to see whether padding is masked."""
     import numpy as np
 
     from bge_cocktail.models.encoder import CachedEncoder
 
-    encoder = CachedEncoder(profile.folder, encoding.model_copy(update={"cache": False, "precision": "fp32"}))
+    # nothing from a cache: a text that was embedded alone would be found there
+    encoder = CachedEncoder(profile.folder, EncodeOptions(device=device, cache=False))
     try:
         together = encoder.encode_text([*_PROBES, " ".join(_PROBES * 3)])
         alone = np.concatenate([encoder.encode_text([text]) for text in _PROBES])

@@ -54,6 +54,8 @@ def test_records_that_grade_their_positive_as_none(tmp_path: Path, grade: Any) -
         read_records(path)
     write_lines(path, [{"query": "a", "pos": ["b"], "relevance": "2", "class": "physics", "score": 0.3}])
     assert read_records(path)[0].pos == ("b",)
+    write_lines(path, [{"query": "a", "pos": ["b"], "score": -2.5}])  # a logit, which is no grade
+    assert read_records(path)[0].extra == {"score": -2.5}
 
 
 @pytest.mark.parametrize(
