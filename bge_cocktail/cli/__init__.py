@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
@@ -22,10 +23,17 @@ import rich_click as click
 from click.exceptions import Exit
 
 from bge_cocktail.cli.lazy import LazyGroup
-from bge_cocktail.core.errors import CocktailError, explain_os_error, options_as_flags, options_as_settings
+from bge_cocktail.core.errors import (
+    CocktailError,
+    explain_os_error,
+    options_as_flags,
+    options_as_settings,
+    printable,
+)
 from bge_cocktail.core.progress import Advance, Reporter
 from bge_cocktail.core.version import __version__
 
+log = logging.getLogger(__name__)
 # the first line of each command's help, so that listing them imports none
 SUMMARIES = {
     "demo": "Do the whole flow on a real model and built-in data, offline, in minutes.",
@@ -59,6 +67,8 @@ COMMANDS = {
 }
 
 
+# for the commands that read only what prepare writes
+_PREPARE_FIRST = " (an option of `bge-cocktail prepare SOURCE -o FOLDER`, which writes what can be read here)"
 UNFORESEEN = "something that was not foreseen"
 
 
@@ -82,8 +92,9 @@ class Commands(LazyGroup):
         from bge_cocktail.core.progress import report_progress_to
 
         _log_to_stderr()
+        shown = nullcontext() if ctx.params.get("debug") else _warnings_as_lines()
         try:
-            with _terminated_as_interrupted(), report_progress_to(on_terminal()):
+            with shown, _terminated_as_interrupted(), report_progress_to(on_terminal()):
                 return super().invoke(ctx)
         except CocktailError as error:
             message, code = _in_words_of_user(str(error)), error.exit_code
@@ -103,8 +114,10 @@ class Commands(LazyGroup):
                 raise
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             message, code = f"{UNFORESEEN} ({reason}); for all of it: bge-cocktail --debug {ctx.invoked_subcommand}", 1
+            if isinstance(error, RuntimeError) and "Symlink loop" in reason:  # as pathlib says it before Python 3.13
+                message = f"a link leads back to itself: {str(error).rpartition(' from ')[2]}"
         # a plain line and no box, so that file:line stays whole in logs and editors
-        click.echo(f"Error: {message}", err=True)
+        click.echo(f"Error: {printable(message)}", err=True)
         ctx.exit(code)
 
 
@@ -133,10 +146,23 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """What libraries warn of is a line like our own warnings, without the place in their code."""
+
+    def show(message: Warning | str, category: type[Warning], *_place: Any, **_more: Any) -> None:
+        if not issubclass(category, DeprecationWarning | PendingDeprecationWarning | FutureWarning):
+            log.warning("%s", " ".join(str(message).split()))
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
 class _Plain(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        return prefix + _in_words_of_user(record.getMessage())
+        return prefix + printable(_in_words_of_user(record.getMessage()))
 
 
 def _in_words_of_user(message: str) -> str:
@@ -145,7 +171,19 @@ def _in_words_of_user(message: str) -> str:
     of_run_file = context is not None and context.find_root().invoked_subcommand == "run"
     if of_run_file:
         return options_as_settings(message)
-    return options_as_flags(message, _option_names()) if "`" in message else message
+    if "`" not in message:
+        return message
+    said = options_as_flags(message, _option_names())
+    return said + _PREPARE_FIRST if "--columns" in said and not _has_columns(context) else said
+
+
+def _has_columns(context: click.Context | None) -> bool:
+    """Return whether the command that runs, or one of its group, has the option `--columns`."""
+    if context is None or not (name := context.find_root().invoked_subcommand):
+        return True
+    called = main.get_command(context, name)
+    commands = [called, *called.commands.values()] if isinstance(called, click.Group) else [called]
+    return any(parameter.name == "columns" for command in commands if command for parameter in command.params)
 
 
 @cache

@@ -173,7 +173,7 @@ def predict_command(
     classifiers of pairs), or plain lines.
     """
     from bge_cocktail.core.errors import DataError, UsageError, near_path
-    from bge_cocktail.core.outputs import refuse_nested
+    from bge_cocktail.core.outputs import refuse_to_replace_file
 
     options = options_from(PredictOptions, flags)
     if texts.is_dir():
@@ -183,11 +183,7 @@ def predict_command(
     if output_format is None:
         output_format = "csv" if output is not None and output.suffix == ".csv" else "json"
     if output is not None:
-        refuse_nested(output, [one for one in (texts, Path(model)) if one.exists()])
-        if output.is_dir():
-            raise UsageError(f"{output} is a folder; the output is a file")
-        if output.exists() and not overwrite:
-            raise UsageError(f"{output} exists; choose another file, or --overwrite")
+        refuse_to_replace_file(output, overwrite, [texts, Path(model)])
 
     from bge_cocktail.training.classifier.model import load_classifier
     from bge_cocktail.training.classifier.predict import as_json, predict_file

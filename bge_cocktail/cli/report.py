@@ -47,13 +47,13 @@ def command(
     RUNS are folders that commands wrote (or that hold such: a whole run), also ones that are not finished.
     """
     from bge_cocktail.core.errors import UsageError
+    from bge_cocktail.core.outputs import refuse_to_replace_file
     from bge_cocktail.report.build import build_report, check_output, write_report
     from bge_cocktail.report.collect import collect
 
     for path in outputs:
         check_output(path)
-        if path.exists() and not overwrite:
-            raise UsageError(f"{path} exists already; choose another name or add --overwrite")
+        refuse_to_replace_file(path, overwrite)
         if path.suffix == ".json" and path.exists() and any(run.resolve() in path.resolve().parents for run in runs):
             raise UsageError(f"{path} belongs to a run that is read; choose another name")
     collected = collect(runs, baseline=baseline, confidence=confidence, resamples=resamples, seed=seed, reduce=reduce)

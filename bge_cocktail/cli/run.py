@@ -42,12 +42,10 @@ def init(file: Path, overwrite: bool) -> None:
 
     FILE is run.toml without a name.
     """
-    from bge_cocktail.core.errors import UsageError
-    from bge_cocktail.core.outputs import new_file
+    from bge_cocktail.core.outputs import new_file, refuse_to_replace_file
     from bge_cocktail.options import commented_run_file
 
-    if file.exists() and not overwrite:
-        raise UsageError(f"{file} exists already; choose another name or add --overwrite")
+    refuse_to_replace_file(file, overwrite)
     with new_file(file) as working:
         working.write_text(commented_run_file(), encoding="utf-8")
     click.echo(f"wrote {file}; set data.train and the tasks in it, then: bge-cocktail run {file}")

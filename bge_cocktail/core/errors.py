@@ -68,6 +68,15 @@ def options_as_settings(text: str) -> str:
     return _OPTION.sub(setting, text)
 
 
+# control characters, escape among them, and what turns the direction of text; joiners, which scripts need, stay
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Return a text without what moves a terminal's cursor or colours it: such characters are shown as escapes."""
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """Return a closing phrase that names the nearest right word, or lists them all.
 
@@ -78,7 +87,7 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     Returns:
         `` Did you mean 'x'?`` or `` Allowed: a, b, c.``
     """
-    words = sorted(allowed)
+    words = sorted(set(allowed) - {word})
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     if close:
         return f" Did you mean '{close[0]}'?"

@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from bge_cocktail.core.errors import CocktailError, DataError, UsageError
+from bge_cocktail.core.errors import CocktailError, DataError, UsageError, printable
 from bge_cocktail.core.runs import RUN_FILE, finished_key
 
 
@@ -32,16 +33,7 @@ def refuse_to_replace(path: Path, overwrite: bool, inputs: Iterable[str | Path] 
         UsageError: It exists and `overwrite` is off, it holds an input or lies in one, it is a whole run, or it is
             something that this tool did not make.
     """
-    try:
-        str(path).encode()
-        resolved = path.resolve()
-    except UnicodeEncodeError:
-        raise UsageError(f"the output {str(path)!a} is no UTF-8; choose another name") from None
-    except (RuntimeError, OSError):  # what Python raises for such a link depends on its version
-        raise UsageError(f"the output {path} is a link that leads back to itself") from None
-    if path.is_symlink() and not path.exists():
-        raise UsageError(f"the output {path} is a link to nothing; choose another output")
-    if resolved == Path.cwd():
+    if _resolved(path) == Path.cwd():
         raise UsageError("the output can't be the folder that the command is started in; name another folder")
     sources = [source for source in map(Path, inputs) if source.exists()]
     refuse_nested(path, sources)
@@ -63,6 +55,45 @@ def refuse_to_replace(path: Path, overwrite: bool, inputs: Iterable[str | Path] 
         raise UsageError(
             f"{path} was not made by bge-cocktail (it holds no {RUN_FILE}), so `overwrite` leaves it alone"
         )
+
+
+def refuse_to_replace_file(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
+    """Raise unless a file may be written at `path`.
+
+    Args:
+        path: The output.
+        overwrite: Whether a file that is there may be replaced.
+        inputs: What the output is made from.
+
+    Raises:
+        UsageError: It exists and `overwrite` is off, is a folder, or is or lies in an input.
+    """
+    _resolved(path)
+    refuse_nested(path, [source for source in inputs if source.exists()])
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; the output is a file, choose another name")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} exists already; choose another name or add `overwrite`")
+
+
+def _resolved(path: Path) -> Path:
+    """Return where an output lies.
+
+    Raises:
+        UsageError: Its name is no text that can be shown, or it is a link that leads nowhere.
+    """
+    try:
+        str(path).encode()
+        resolved = path.resolve()
+    except UnicodeEncodeError:
+        raise UsageError(f"the output {str(path)!a} is no UTF-8; choose another name") from None
+    except (RuntimeError, OSError):  # what Python raises for such a link depends on its version
+        raise UsageError(f"the output {path} is a link that leads back to itself") from None
+    if printable(path.name) != path.name or "\n" in path.name:
+        raise UsageError(f"the output {path.name!r} has control characters in its name; choose another name")
+    if path.is_symlink() and not path.exists():
+        raise UsageError(f"the output {path} is a link to nothing; choose another output")
+    return resolved
 
 
 def refuse_nested(path: Path, sources: Iterable[Path]) -> None:
@@ -130,6 +161,18 @@ def new_file(path: Path) -> Iterator[Path]:
             _sync(path.parent)
         finally:
             working.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for what is needed only as long as a command runs; what killed ones left behind is removed."""
+    path = Path(tempfile.gettempdir()) / "bge-cocktail"
+    sweep(path)
+    with _temporary(path, lambda new: new.mkdir(mode=0o700)) as working:
+        try:
+            yield working
+        finally:
+            shutil.rmtree(working, ignore_errors=True)
 
 
 # the names that work in progress has, before and after it is locked

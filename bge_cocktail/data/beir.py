@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from bge_cocktail.data.readers import BadRows, read_lines, required_text, text_l
 log = logging.getLogger(__name__)
 CORPUS_FILE = "corpus.jsonl"
 QRELS_KINDS = (".tsv", ".csv", ".txt")
+_NUMBER = re.compile(r"-?\d+(\.0*)?")
 _HEADER = re.compile(r"(query|q|topic)?[-_ ]?id|query|topic", re.IGNORECASE)
 
 
@@ -58,7 +59,7 @@ def read_beir(path: Path, split: str = "test", rejects: BadRows | None = None) -
     rejects = rejects or BadRows()
     corpus = _read_texts(path / CORPUS_FILE, rejects, with_title=True)
     queries = _read_texts(path / "queries.jsonl", rejects, with_title=False)
-    qrels = _read_qrels(path / "qrels", split, queries, rejects)
+    qrels = _read_qrels(path / "qrels", split, queries, corpus, rejects)
     strangers = sum(document not in corpus for grades in qrels.values() for document in grades)
     if strangers == sum(map(len, qrels.values())):
         raise DataError(f"{path}: none of the {strangers} judged documents is in {CORPUS_FILE}; are the ids others?")
@@ -145,7 +146,9 @@ def _document(value: Any, where: str) -> str:
     return f"{title} {required_text(value, 'text', where, may_be_empty=True)}".strip()
 
 
-def _read_qrels(folder: Path, split: str, queries: Mapping[str, str], rejects: BadRows) -> dict[str, dict[str, int]]:
+def _read_qrels(
+    folder: Path, split: str, queries: Mapping[str, str], corpus: Mapping[str, str], rejects: BadRows
+) -> dict[str, dict[str, int]]:
     names = [split, *(DEV_NAMES if split == "dev" else ())]
     files = [file for name in names for kind in QRELS_KINDS if (file := folder / f"{name}{kind}").is_file()]
     if len(files) > 1:
@@ -154,13 +157,16 @@ def _read_qrels(folder: Path, split: str, queries: Mapping[str, str], rejects: B
     if path is None:
         raise DataError(f"{folder / split}.tsv: no such split.{nearest(split, qrels_splits(folder.parent))}")
     qrels: dict[str, dict[str, int]] = {}
-    for number, line in text_lines(path, rejects):
-        cells = _cells(line, path.suffix)
-        if not line.strip() or (number == 1 and _HEADER.fullmatch(cells[0])):
-            continue
+    lines = ((number, line) for number, line in text_lines(path, rejects) if line.strip())
+    split_line: Callable[[str], list[str]] | None = None
+    for number, line in lines:
+        if split_line is None:
+            split_line = _splitter(line)
+            if _HEADER.fullmatch(_bare(split_line(line)[0])):
+                continue
         where = f"{path}:{number}"
         try:
-            query, document, grade = _judgement(cells, where, queries)
+            query, document, grade = _judgement(split_line(line), where, queries, corpus)
         except DataError as error:
             rejects.add(error, where, line)
             continue
@@ -173,16 +179,30 @@ def _read_qrels(folder: Path, split: str, queries: Mapping[str, str], rejects: B
     return qrels
 
 
-def _cells(line: str, kind: str) -> list[str]:
-    """Return the cells of a line: between tabs, between commas of a .csv, or else between blanks."""
-    line = line.rstrip("\r\n")
-    if kind == ".csv":
-        return next(csv.reader([line]), [""])
-    cells = line.split("\t")
-    return cells if len(cells) > 1 else line.split() or [""]
+def _splitter(first: str) -> Callable[[str], list[str]]:
+    """Return what splits lines into cells, told from the first: at tabs, else commas or semicolons, else blanks."""
+    if "\t" not in first:
+        for sign in (",", ";"):
+            cells = next(csv.reader([first], delimiter=sign))
+            if len(cells) in (3, 4) and (_HEADER.fullmatch(_bare(cells[0])) or _NUMBER.fullmatch(_bare(cells[-1]))):
+                return lambda line: next(csv.reader([line.rstrip("\r\n")], delimiter=sign), [""])
+
+    def at_tabs_or_blanks(line: str) -> list[str]:
+        cells = line.rstrip("\r\n").split("\t")
+        return cells if len(cells) > 1 else line.split()
+
+    return at_tabs_or_blanks
 
 
-def _judgement(cells: list[str], where: str, queries: Mapping[str, str]) -> tuple[str, str, int]:
+def _bare(cell: str) -> str:
+    """Return a cell without the blanks and quotes around it."""
+    cell = cell.strip()
+    return cell[1:-1].replace('""', '"') if len(cell) > 1 and cell[0] == cell[-1] == '"' else cell
+
+
+def _judgement(
+    cells: list[str], where: str, queries: Mapping[str, str], corpus: Mapping[str, str]
+) -> tuple[str, str, int]:
     # a tab at the end is no cell; TREC's lines have a number between query and document that nobody uses
     while len(cells) > 3 and not cells[-1].strip():
         cells = cells[:-1]
@@ -191,7 +211,11 @@ def _judgement(cells: list[str], where: str, queries: Mapping[str, str]) -> tupl
     if len(cells) != 3:
         shown = "\t".join(cells)[:60]
         raise DataError(f"{where}: expected query-id, corpus-id and score between tabs, got {shown!r}")
-    query, document, grade = cells
+    # blanks and quotes belong to an id where there is one that has them
+    query, document = (
+        cell if cell in ids else _bare(cell) for cell, ids in zip(cells[:2], (queries, corpus), strict=True)
+    )
+    grade = _bare(cells[2])
     if query not in queries:
         raise DataError(f"{where}: unknown query id '{query}'")
     try:

@@ -284,11 +284,25 @@ class ScoredPairs:
         return set(self.scores) <= {0.0, 1.0}
 
 
+SCORED = frozenset({"sentence1", "sentence2", "score"})
+
+
+def is_scored_by_label(folder: DataFolder) -> bool:
+    """Return whether a folder's pairs have numbers under ``label``, as GLUE keeps scores, and none under ``score``."""
+    row = folder.first_row()
+    if not {"sentence1", "sentence2", "label"} <= row.keys() or "score" in row:
+        return False
+    try:
+        return not isinstance(row["label"], bool) and math.isfinite(float(row["label"]))
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
 def read_scored(folder: DataFolder, split: str) -> ScoredPairs:
     """Read one split of a folder of scored pairs.
 
     Args:
-        folder: With sentence1, sentence2 and score in each row.
+        folder: With sentence1, sentence2 and score (or a number as label) in each row; 1 and -1 are read as 1 and 0.
         split: Which one.
 
     Raises:
@@ -302,11 +316,14 @@ def read_scored(folder: DataFolder, split: str) -> ScoredPairs:
         raise DataError(
             f"{folder.file(split)}: all scores are the same, or there are none; nothing can be correlated with them"
         )
-    return ScoredPairs(*(tuple(column) for column in zip(*rows, strict=True)))
+    first, second, scores = (tuple(column) for column in zip(*rows, strict=True))
+    if set(scores) == {-1.0, 1.0}:  # another way to write no and yes
+        scores = tuple(max(score, 0.0) for score in scores)
+    return ScoredPairs(first, second, scores)
 
 
 def _score(value: Any, where: str) -> float:
-    score = value.get("score") if isinstance(value, dict) else None
+    score = value.get("score", value.get("label")) if isinstance(value, dict) else None
     try:
         # a table's cells are texts
         number = math.nan if isinstance(score, bool) or score is None else float(score)

@@ -288,6 +288,8 @@ def read_table(path: Path, delimiter: str, rejects: BadRows) -> Iterator[tuple[s
     else:
         reader = csv.reader(lines(), delimiter=delimiter, strict=True)
     header: list[str] | None = None
+    # empty lines of a single column: rows without text, but for those at the end of the file
+    empty: list[str] = []
     while True:
         begins = at + 1
         where = f"{path}:{begins}"
@@ -301,7 +303,9 @@ def read_table(path: Path, delimiter: str, rejects: BadRows) -> Iterator[tuple[s
                 raise broken from None
             rejects.add(broken, where, f"lines {begins} to {at}")
             continue
-        if not cells or not any(cell.strip() for cell in cells):
+        if not any(cell.strip() for cell in cells):
+            if header is not None and len(header) == 1:
+                empty.append(where)
             continue
         if header is None:
             header = _checked_header([cell.strip() for cell in cells], where)
@@ -310,6 +314,9 @@ def read_table(path: Path, delimiter: str, rejects: BadRows) -> Iterator[tuple[s
             message = f"{where}: expected {len(header)} cells ({', '.join(header)}), got {len(cells)}"
             rejects.add(DataError(message), where, delimiter.join(cells))
             continue
+        for place in empty:
+            yield place, dict.fromkeys(header, "")
+        empty.clear()
         yield where, dict(zip(header, cells, strict=True))
     if header is None:
         raise DataError(f"{path} is empty: expected a first line with the names of the columns")

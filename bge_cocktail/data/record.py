@@ -147,10 +147,10 @@ def parse_record(value: object, where: str, note: Callable[[str], None] = lambda
             hint = f" (is it '{suspect}'?)" if suspect else ""
             raise DataError(f"{where}: '{required}' is missing{hint}; found {', '.join(value) or 'nothing'}")
     query = _text(value["query"], where, "query")
-    pos = _texts(value["pos"], where, "pos")
+    pos = _texts(_of_objects(value["pos"], where, "pos"), where, "pos")
     neg_scores = value.get("neg_scores")
     neg, neg_scores = _without_blanks(value.get("neg"), neg_scores, note)
-    neg = _texts(neg, where, "neg") if neg is not None else ()
+    neg = _texts(_of_objects(neg, where, "neg"), where, "neg") if neg is not None else ()
     if not pos:
         raise DataError(f"{where}: 'pos' is empty; every record needs a positive")
     if neg:
@@ -222,6 +222,13 @@ def text_list(value: object, where: str, name: str) -> list[Any]:
         else:
             texts.append(entry)
     return texts
+
+
+def _of_objects(value: object, where: str, name: str) -> object:
+    """Return the texts of a list of objects, as Tevatron and DPR write passages; anything else as it is."""
+    if isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+        return text_list(value, where, name)
+    return value
 
 
 BLANK = "blank"

@@ -388,7 +388,10 @@ def fold_adapter(name: str, folder: Path, base: Checkpoint) -> Checkpoint:
             key = _find(short, base) or (0, short)
             if key not in base.tensors:
                 if not any(part in short.split(".") for part in config.get("modules_to_save") or []):
-                    raise DataError(f"{folder / WEIGHTS}: the base {base.name} has no tensor '{short}'")
+                    raise DataError(
+                        f"{folder / WEIGHTS}: the base {base.name} has no tensor '{short}'; if it is of this base, "
+                        "fold the adapter in with peft (merge_and_unload) and merge the folder that this gives"
+                    )
                 added.append(key)
             elif base.tensors[key].shape != tensor.shape:
                 raise DataError(

@@ -489,7 +489,7 @@ def vocabulary(folder: Path) -> dict[str, int]:
         vocab = parts["model"].get("vocab") or {}
         # unigram models list pairs of token and score, in order
         ids = {token: row for row, (token, _) in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
-        return {**ids, **{added["content"]: added["id"] for added in parts.get("added_tokens") or []}}
+        return {**ids, **{str(added["content"]): added["id"] for added in parts.get("added_tokens") or []}}
     except (TypeError, KeyError, ValueError):
         raise DataError(f"{path}: not a tokenizer as the library writes it") from None
 

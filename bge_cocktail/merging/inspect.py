@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bge_cocktail.core.errors import CocktailError, UsageError
-from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
+from bge_cocktail.core.outputs import new_folder, refuse_to_replace, scratch_folder, write_json
 from bge_cocktail.core.pictures import draw_heatmap
 from bge_cocktail.core.progress import progress
 from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path
@@ -134,8 +133,8 @@ def inspect(models: Sequence[str], base: str | None = None, pooling: str | None 
     if len(names) < 2:
         raise UsageError("name at least two models, or one and its `base`")
     under_head = any(is_classifier(model_folder(name)) for name in names)
-    with tempfile.TemporaryDirectory(prefix="bge-cocktail-") as scratch:
-        opened = [open_model(name, Path(scratch), pooling, under_head=under_head) for name in names]
+    with scratch_folder() as scratch:
+        opened = [open_model(name, scratch, pooling, under_head=under_head) for name in names]
         try:
             return _compare(opened)
         finally:
@@ -263,7 +262,7 @@ def _by_layer(
                 opposite[row] += (np.abs(signs) @ np.abs(signs).T - signs @ signs.T) / 2
                 advance(tile.shape[1])
     if not np.isfinite(products).all():
-        raise CocktailError("a model holds NaN or infinite values; bge-cocktail merge says which")
+        raise CocktailError("a model holds NaN, infinite or too large values; bge-cocktail merge says which")
     products, both, opposite = (np.concatenate([one, one.sum(axis=0)[None]]) for one in (products, both, opposite))
     sizes = np.append(sizes, sizes.sum())
     squares = np.einsum("lkk->lk", products)

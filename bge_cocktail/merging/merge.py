@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,14 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
 from bge_cocktail.core.errors import CocktailError, DataError, UsageError
-from bge_cocktail.core.outputs import new_folder, read_object, refuse_to_replace, require_space, write_json
+from bge_cocktail.core.outputs import (
+    new_folder,
+    read_object,
+    refuse_to_replace,
+    require_space,
+    scratch_folder,
+    write_json,
+)
 from bge_cocktail.core.progress import progress
 from bge_cocktail.core.runs import RECIPE_FILE, RUN_FILE, describe_run
 from bge_cocktail.data.record import Record
@@ -178,8 +184,8 @@ def open_context(
     make_objective: Callable[[Plan, Path], Objective] | None = None,
 ) -> Iterator[MergeContext]:
     """What merges are made with; its files are closed, and what it wrote is removed, at the end."""
-    with tempfile.TemporaryDirectory(prefix="bge-cocktail-") as scratch:
-        context = MergeContext(Path(scratch), tuple(examples), encoding or EncodeOptions(), score, make_objective)
+    with scratch_folder() as scratch:
+        context = MergeContext(scratch, tuple(examples), encoding or EncodeOptions(), score, make_objective)
         try:
             yield context
         finally:

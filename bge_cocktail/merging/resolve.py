@@ -43,7 +43,7 @@ from bge_cocktail.merging.weights import (
     weightings,
 )
 from bge_cocktail.merging.write import SETTINGS, written_keys
-from bge_cocktail.models.folder import is_classifier, model_folder
+from bge_cocktail.models.folder import architectures, is_classifier, model_folder
 from bge_cocktail.models.layout import declare_pooling, refuse_unportable
 from bge_cocktail.options import EncodeOptions, MergeOptions
 
@@ -81,8 +81,8 @@ def is_plain_encoder(folder: Path) -> bool:
     """Return whether a folder is of transformers' own form and has no head: an encoder, whose pooling nothing says."""
     if (folder / "modules.json").is_file() or not (folder / "config.json").is_file():
         return False
-    names = read_object(folder / "config.json").get("architectures") or []
-    return not any("For" in str(name) or "LMHead" in str(name) for name in names)
+    names = architectures(read_object(folder / "config.json"))
+    return not any("For" in name or "LMHead" in name for name in names)
 
 
 def _with_pooling(folder: Path, pooling: str, scratch: Path) -> Path:

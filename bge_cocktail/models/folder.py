@@ -144,7 +144,19 @@ _NATIVE = "ForSequenceClassification"
 
 def is_native(config: dict[str, Any]) -> bool:
     """Return whether a config is of a transformers model with a classification head."""
-    return any(str(architecture).endswith(_NATIVE) for architecture in config.get("architectures") or ())
+    return any(name.endswith(_NATIVE) for name in architectures(config))
+
+
+def architectures(config: dict[str, Any]) -> list[str]:
+    """Return the classes that a config names.
+
+    Raises:
+        DataError: They are no list of names.
+    """
+    names = config.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"config.json: 'architectures' must be a list of names, got {names!r:.60}")
+    return names
 
 
 def is_classifier(folder: Path) -> bool:

@@ -11,7 +11,7 @@ from bge_cocktail.core.devices import enough_memory
 from bge_cocktail.core.errors import CocktailError, DataError
 from bge_cocktail.core.outputs import read_object
 from bge_cocktail.models.encoder import CANT_LOAD, check_loaded, why_not
-from bge_cocktail.models.folder import model_folder
+from bge_cocktail.models.folder import architectures, model_folder
 
 Reranker = Callable[[Sequence[tuple[str, str]]], NDArray[np.float64]]
 """Pairs of query and document in; a score for each, higher for more relevant, shape (pairs,)."""
@@ -33,11 +33,11 @@ def load_reranker(name: str, *, device: str = "auto", batch_size: int = 32, logi
     from bge_cocktail.core.devices import choose_device
 
     folder = model_folder(name)
-    architectures = read_object(folder / "config.json").get("architectures") or ["none"]
-    if not str(architectures[0]).endswith("ForSequenceClassification"):
+    names = architectures(read_object(folder / "config.json")) or ["none"]
+    if not names[0].endswith("ForSequenceClassification"):
         raise DataError(
             f"{name} is no reranker: such is a ...ForSequenceClassification with one output, this one is "
-            f"{architectures[0]}, whose scores would be random"
+            f"{names[0]}, whose scores would be random"
         )
     import torch
     from sentence_transformers import CrossEncoder

@@ -47,6 +47,9 @@ _ALONE = frozenset(_ENDLESS.split())
 _BLOCKS = frozenset(_BLOCK.split())
 _HIDDEN = ["script", "style", "template", "noscript", "iframe", "object", "svg"]
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
+# one that is spoken of: "&nbsp;", the entity &amp;
+_E = _ENTITY.pattern
+_QUOTED_ENTITY = re.compile(rf"([\"'`]){_E}\1|\bentit(?:y|ies)\s+{_E}|{_E}\s+entit(?:y|ies)\b", re.IGNORECASE)
 # joiners (U+200C, U+200D), which Persian, Indic scripts and emoji need, and variation selectors stay
 _CONTROL = re.compile(
     "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff"
@@ -87,7 +90,7 @@ def strip_html(text: str) -> str:
             tree = LexborHTMLParser("".join([*pieces, text[last:].replace("<", "&lt;")]))
             tree.strip_tags([name for name in _HIDDEN if name in ends])
             return tree.body.text(separator="") if tree.body is not None else ""
-    if "&" in text and _ENTITY.search(text):
+    if "&" in text and _ENTITY.search(text) and not _QUOTED_ENTITY.search(text):
         text = _ENTITY.sub(lambda match: html.unescape(match[0]), text)
     return text
 
@@ -102,7 +105,7 @@ def _tags(text: str) -> list[re.Match[str]]:
 _BEHIND, _BEFORE = r"[\"'`|/\\^(\[{=,]\s?", r"(?:[.\\]?[*+?|]|\\|\[\^|`)"
 # as are those that are named: "the <b> tag", "<s> and </s>"
 _NAMED = rf"</?(?:{_NAMES})>\s+(?:tags?|elements?)\b|(?:tags?|elements?)\s+</?(?:{_NAMES})>"
-_NAMED += rf"|<(?:{_NAMES})>\s+(?:and|or)\s+</"
+_NAMED += rf"|<(?:{_NAMES})>\s+(?:and|or)\s+</|<!--\s*(?:and|or|to|\.\.\.)\s*-->"
 _QUOTED = re.compile(rf"{_BEHIND}</?(?:{_NAMES})\b|</?(?:{_NAMES})>{_BEFORE}|{_NAMED}|```", re.IGNORECASE)
 
 

@@ -208,7 +208,7 @@ def check_output(path: Path) -> None:
         UsageError: Its name ends in nothing known, or it is a folder.
     """
     if path.suffix not in WRITERS:
-        raise UsageError(f"{path}: a report ends in {', '.join(WRITERS)}.{nearest(path.suffix, WRITERS)}")
+        raise UsageError(f"{path}: the name of a report has another ending.{nearest(path.suffix, WRITERS)}")
     if path.is_dir():
         raise UsageError(f"{path} is a folder; a report is a file")
 
@@ -226,7 +226,7 @@ def write_report(report: Report, collected: ReportInput, path: Path) -> None:
     """
     check_output(path)
     write = WRITERS[path.suffix]
-    with new_file(path) as working:
+    with new_file(path) as working, as_written("what the report shows"):
         write(report, collected, working)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
+from bge_cocktail.core.errors import printable
 from bge_cocktail.evaluating.scores import ModelScores
 from bge_cocktail.mining.candidates import Audit
 
@@ -29,15 +29,6 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def columns_of_numbers(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
     """Return which columns hold numbers only, and so go to the right."""
     return [bool(rows) and all(_is_number(row[place]) for row in rows) for place in range(len(header))]
-
-
-def printable(text: str) -> str:
-    """Return a text without what moves a terminal's cursor or colours it: such characters are shown as escapes."""
-    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
-
-
-# control characters, escape among them, and what turns the direction of text; joiners, which scripts need, stay
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def shortened(text: str, width: int = 70) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from bge_cocktail.search.exact import (
     top_k,
 )
 
+log = logging.getLogger(__name__)
 IndexKind = Literal["exact", "ivf", "hnsw"]
 RECALL_SAMPLE = 200
 HNSW_LINKS = 32
@@ -96,6 +98,7 @@ def _new_ivf(documents: Documents) -> tuple[Any, int]:
     lists = int(max(1, min(4 * len(documents) ** 0.5, len(documents) // _POINTS)))
     flat = faiss.IndexFlatIP(documents.shape[1])
     built = faiss.IndexIVFFlat(flat, documents.shape[1], lists, faiss.METRIC_INNER_PRODUCT)
+    built.cp.min_points_per_centroid = 1  # FAISS warns of each part; `check_indexes` says it once
     return built, lists
 
 
@@ -211,6 +214,7 @@ def pq(documents: Embeddings) -> Index:
     parts = next(parts for parts in range(max(1, documents.shape[1] // 8), 0, -1) if documents.shape[1] % parts == 0)
     bits = min(8, int(np.log2(max(2, len(documents) / _POINTS))))
     built = faiss.IndexPQ(documents.shape[1], parts, bits, faiss.METRIC_INNER_PRODUCT)
+    built.pq.cp.min_points_per_centroid = 1
     return _rescored(_built(built, documents), documents)
 
 
@@ -243,6 +247,8 @@ def check_indexes(names: Sequence[str], k: int, documents: int) -> dict[str, Cal
     """
     if k > documents:
         raise UsageError(f"k={k}: there are {documents} documents")
+    if documents < 2 * _POINTS and (trained := [name for name in names if name in ("ivf", "pq")]):
+        log.warning("%d documents are too few to train the index %s", documents, " and ".join(trained))
     return {name: indexes[name] for name in names}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_cocktail.core.outputs import require_space
+from bge_cocktail.core.outputs import require_space, scratch_folder
 from bge_cocktail.core.progress import progress
 from bge_cocktail.models.cache import Embeddings
 
@@ -166,8 +166,8 @@ def embedded(embed: Callable[[Sequence[str]], Embeddings], texts: Sequence[str])
         yield np.concatenate([first, rest]) if len(rest) else first
         return
     require_space(Path(tempfile.gettempdir()), size)
-    with tempfile.TemporaryDirectory(prefix="embeddings-") as folder:
-        path = Path(folder) / "rows"
+    with scratch_folder() as folder:
+        path = folder / "rows"
         with path.open("wb") as file:
             file.write(np.ascontiguousarray(first, np.float32).data)
             for start in range(TEXTS_AT_ONCE, len(texts), TEXTS_AT_ONCE):

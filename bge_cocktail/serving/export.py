@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
@@ -16,7 +15,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from bge_cocktail.core.errors import CocktailError, MissingExtra, UsageError
-from bge_cocktail.core.outputs import new_folder, read_object, refuse_to_replace, write_json
+from bge_cocktail.core.outputs import new_folder, read_object, refuse_to_replace, scratch_folder, write_json
 from bge_cocktail.core.progress import progress
 from bge_cocktail.core.registry import Registry
 from bge_cocktail.core.runs import RUN_FILE, begin_findings, describe_run, files_under, hash_path
@@ -130,14 +129,14 @@ def export(
     tasks = open_tasks(target, ()) if target else []
     _check(options, profile, bool(tasks), len(texts), judge)
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="bge-cocktail-") as place, new_folder(output, overwrite=overwrite) as new:
+    with scratch_folder() as scratch, new_folder(output, overwrite=overwrite) as new:
         known = list(texts) or [text for task in tasks for text in _documents_of(task, options)]
         folder = profile.folder
         if options.prune_layers is not None:
             from bge_cocktail.serving.prune import prune
 
-            folder = prune(profile.folder, options, known, Path(place) / "pruned")
-        source = Source(folder, model_profile(folder), known, options, Path(place))
+            folder = prune(profile.folder, options, known, scratch / "pruned")
+        source = Source(folder, model_profile(folder), known, options, scratch)
         opener = exporter(source, new)
         report = _judge(profile, source, opener(), tasks, new) if judge else None
         if report is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
-from conftest import write_lines
+from conftest import WORDS, write_lines
 from safetensors.numpy import load_file, save_file
 
 from bge_cocktail.core.errors import DataError, UsageError
+from bge_cocktail.core.outputs import scratch_folder
 from bge_cocktail.core.runs import files_under
+from bge_cocktail.data.beir import read_beir
+from bge_cocktail.data.readers import BadRows, read_table
 from bge_cocktail.data.record_files import read_records
 from bge_cocktail.merging.mergekit import from_mergekit
 from bge_cocktail.merging.recipe import read_recipe
@@ -284,3 +288,134 @@ def test_words_of_others_between_backticks_are_no_flags(cli: Cli, tiny: Path, tm
     shown = options_as_flags(said, _option_names())
     assert shown == said.replace("`prompts_from=2`", "--prompts-from 2")
     assert {"overwrite", "columns", "target", "examples", "epochs", "few_shot", "judge"} <= _option_names()
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("test.tsv", '"{query}"\t"{document}"\t"{grade}"'),
+        ("test.tsv", " {query} \t {document} \t {grade}.0 "),
+        ("test.tsv", "{query},{document},{grade}"),
+        ("test.csv", '"{query}";"{document}";{grade}'),
+        ("test.txt", "{query} 0 {document} {grade}"),
+    ],
+)
+@pytest.mark.parametrize("header", ["", "\n\n", "query-id\tcorpus-id\tscore\n"])
+def test_judgements_in_other_dress(beir: Path, tmp_path: Path, name: str, line: str, header: str) -> None:
+    wanted = read_beir(beir, "test").qrels
+    folder = shutil.copytree(beir, tmp_path / "beir")
+    (folder / "qrels/test.tsv").unlink()
+    sign = next((sign for sign in "\t;," if sign in line), " ")
+    rows = [
+        line.format(query=query, document=document, grade=grade)
+        for query, grades in wanted.items()
+        for document, grade in grades.items()
+    ]
+    (folder / "qrels" / name).write_text(header.replace("\t", sign) + "\n".join(rows) + "\n")
+    assert read_beir(folder, "test").qrels == wanted
+
+
+def test_ids_keep_the_quotes_and_signs_that_they_have(tmp_path: Path) -> None:
+    write_lines(tmp_path / "corpus.jsonl", [{"_id": '"a"', "text": "one"}, {"_id": "b,1", "text": "two"}])
+    write_lines(tmp_path / "queries.jsonl", [{"_id": "q;1", "text": "which"}])
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels/test.tsv").write_text('q;1\t"a"\t1\nq;1\tb,1\t2\n')
+    assert read_beir(tmp_path, "test").qrels == {"q;1": {'"a"': 1, "b,1": 2}}
+    (tmp_path / "qrels/test.tsv").write_text("q;1 0 b,1 2\n")
+    assert read_beir(tmp_path, "test").qrels == {"q;1": {"b,1": 2}}
+
+
+def test_passages_that_are_objects(tmp_path: Path) -> None:
+    row = {"query": "how", "pos": [{"docid": 3, "title": "A", "text": "so"}], "neg": [{"text": "no"}]}
+    record = read_records(write_lines(tmp_path / "r.jsonl", [row]))[0]
+    assert (record.pos, record.neg) == (("A so",), ("no",))
+
+
+@pytest.mark.parametrize(("name", "yes", "no"), [("label", 1, 0), ("label", "1", "0"), ("score", 1, -1)])
+def test_pairs_that_belong_together_or_not(cli: Cli, tiny: Path, tmp_path: Path, name: str, yes: Any, no: Any) -> None:
+    words = WORDS[:8]
+    rows = [
+        {"sentence1": one, "sentence2": other, name: yes if one == other else no} for one in words for other in words
+    ]
+    write_lines(tmp_path / "pairs/test.jsonl", rows)
+    shown = cli("evaluate", tiny, "--target", tmp_path / "pairs", "-o", tmp_path / "out", "--format", "json").stdout
+    score = json.loads(shown)["models"][0]["scores"][0]
+    assert (score["kind"], score["metric"], score["value"]) == ("pair-classification", "AP", 1.0)
+
+
+def test_the_cure_is_of_the_command_that_has_it(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "odd.jsonl", [{"a": "how", "b": "so"}])
+    for command in ("mine", "train"):
+        assert (
+            "(an option of `bge-cocktail prepare" in cli(command, path, "-m", tiny, "-o", tmp_path / "o", code=1).stderr
+        )
+    assert "an option of" not in cli("prepare", path, "-o", tmp_path / "o", code=1).stderr
+
+
+def test_empty_rows_of_one_column_are_rows(tmp_path: Path) -> None:
+    path = tmp_path / "one.csv"
+    path.write_text('text\nfirst\n\nsecond\n""\nthird\n\n\n')
+    rows = list(read_table(path, ",", BadRows()))
+    assert [row["text"] for _, row in rows] == ["first", "", "second", "", "third"]
+    assert [where.rpartition(":")[2] for where, _ in rows] == ["2", "3", "4", "5", "6"]
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("Comments stand between <!-- and -->", "Comments stand between <!-- and -->"),
+        ("write '&nbsp;' for it", "write '&nbsp;' for it"),
+        ("the entity &amp; is one", "the entity &amp; is one"),
+        ("Tom &amp; Jerry (&lt;0.05) <!-- x -->", "Tom & Jerry (<0.05) "),
+    ],
+)
+def test_prose_about_html(text: str, cleaned: str) -> None:
+    assert strip_html(text) == cleaned
+
+
+def test_names_that_move_the_cursor(cli: Cli, tiny: Path, labelled: Path, tmp_path: Path) -> None:
+    shown = cli("evaluate", tiny, "--target", labelled, "-o", tmp_path / "a\x1b[31m", code=2).stderr
+    assert "\x1b" not in shown
+    assert "control characters" in shown
+    folder = shutil.copytree(labelled, tmp_path / "task\x1b[2J")
+    shown = cli("evaluate", tiny, "--target", folder, "-o", tmp_path / "out", code=1).stderr
+    assert "\x1b" not in shown
+    assert "rename the folder" in shown
+
+
+def test_links_to_nothing_are_no_place_for_a_file(cli: Cli, tmp_path: Path) -> None:
+    for name, target in (("gone.toml", "nowhere"), ("loop.toml", "loop.toml")):
+        (tmp_path / name).symlink_to(target)
+        assert "is a link" in cli("init", tmp_path / name, code=2).stderr
+        assert (tmp_path / name).is_symlink()
+    assert "leads back to itself" in cli("leaderboard", tmp_path / "loop.toml", code=1).stderr
+
+
+def test_warnings_of_libraries_are_lines(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "large")
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("output.dense.weight"))
+    save_file({**tensors, name: np.full_like(tensors[name], 3e38)}, folder / "model.safetensors", {"format": "pt"})
+    shown = cli("inspect", tiny, folder, code=1).stderr
+    assert "RuntimeWarning" not in shown
+    assert "too large values" in shown
+
+
+def test_scratch_of_killed_commands_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / ".bge-cocktail.0123abcd.tmp").mkdir()
+    with scratch_folder() as living:
+        with scratch_folder() as other:
+            assert living.is_dir()
+            assert other != living
+        assert [path.name for path in tmp_path.iterdir()] == [living.name]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("names", [-1, [None], "BertModel"])
+def test_architectures_of_another_type(cli: Cli, tiny: Path, tmp_path: Path, names: Any) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": names}))
+    for command in (("doctor",), ("inspect", tiny), ("merge", tiny, "-o", tmp_path / "out")):
+        assert "'architectures' must be a list of names" in cli(command[0], folder, *command[1:], code=1).stderr

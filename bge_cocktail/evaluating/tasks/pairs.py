@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_cocktail.core.errors import DataError
-from bge_cocktail.data.labelled import DataFolder, ScoredPairs, read_scored
+from bge_cocktail.data.labelled import SCORED, DataFolder, ScoredPairs, is_scored_by_label, read_scored
 from bge_cocktail.evaluating.scores import Score
 from bge_cocktail.evaluating.tasks.task import Task, TaskKind, interval_of, rows_of_texts, tasks
 from bge_cocktail.models.encoder import Encoder
@@ -18,6 +18,8 @@ from bge_cocktail.options import EvaluateOptions
 Floats = NDArray[np.float64]
 # correlations of resamples are computed one by one; so many tell the interval to its third digit
 RESAMPLES = 1000
+# cosines that differ by less do so by rounding
+SAME = 1e-6
 
 
 class ScoredKind(TaskKind):
@@ -39,8 +41,10 @@ class SemanticSimilarity(ScoredKind):
     mteb = ("STS", "cosine_spearman")
 
     def recognises(self, folder: DataFolder) -> bool:
-        """Return whether rows hold two sentences and a score."""
-        return not folder.holds("corpus.jsonl") and {"sentence1", "sentence2", "score"} <= folder.first_row().keys()
+        """Return whether rows hold two sentences and a score, or a number as label that no probe can learn."""
+        return not folder.holds("corpus.jsonl") and (
+            folder.first_row().keys() >= SCORED or ("train" not in folder.splits and is_scored_by_label(folder))
+        )
 
     def judge(self, encoder: Encoder, task: Task, options: EvaluateOptions) -> list[Score]:
         """See `TaskKind.judge`."""
@@ -48,7 +52,7 @@ class SemanticSimilarity(ScoredKind):
 
         pairs: ScoredPairs = task.data(options.split)
         similarities, truth = cosines(encoder, pairs), np.array(pairs.scores)
-        if np.ptp(similarities) == 0:
+        if np.ptp(similarities) < SAME:
             raise DataError(f"{task.name}: the model gives all pairs the same similarity")
         return [
             task.score(
