@@ -126,7 +126,7 @@ def _show_runs(output: Path, described: RepeatedResult, output_format: str) -> N
 def _show(output: Path, described: dict[str, Any], options: ClassifyOptions, output_format: str) -> None:
     from bge_cocktail.report.text import text_table
 
-    summary = {name: described[name] for name in _SHOWN}
+    summary, probe = {name: described[name] for name in _SHOWN}, described.get("probe", {})
     texts, labels = described["texts"], described["labels"]
     named = {"dev_before": f"dev {options.metric} before", "dev_best": f"dev {options.metric}"}
     rows = [
@@ -136,9 +136,13 @@ def _show(output: Path, described: dict[str, Any], options: ClassifyOptions, out
     for name, value in summary.items():
         shown = f"{value:.0f}" if name == "seconds" else f"{value:.4f}" if isinstance(value, float) else str(value)
         rows.append((named.get(name, name.replace("_", " ")), shown))
+        if name == "dev_best" and options.metric in probe.get("dev", {}):
+            rows.append((f"dev {options.metric} of the probe", f"{probe['dev'][options.metric]:.4f}"))
     for name, value in described.get("test", {}).items():
-        rows.append((f"test {name}", f"{value:.4f}"))
+        beside = f" (probe {probe['test'][name]:.4f})" if name in probe.get("test", {}) else ""
+        rows.append((f"test {name}", f"{value:.4f}{beside}"))
     content = {"output": str(output), **summary, "texts": texts, "labels": labels, "test": described.get("test")}
+    content["probe"] = probe or None
     show(content, text_table(("trained", ""), rows), output_format)
 
 

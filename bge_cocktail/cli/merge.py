@@ -292,7 +292,7 @@ def _refuse_unused(recipe: Any, examples: Path | None, target: tuple[Path, ...],
     wanted = {what for options in every_options(recipe) for what in data_of(options)}
     for flag, given in (("examples", examples is not None), ("target", target), ("general", general)):
         if given and flag not in wanted:
-            goes = {"examples": "cocktail or relative", "target": "search or greedy", "general": "pareto"}[flag]
+            goes = {"examples": "cocktail or relative", "target": "search or greedy", "general": "auto or pareto"}[flag]
             raise UsageError(f"--{flag} goes with weights that look at it, such as --weights {goes}")
 
 

@@ -458,5 +458,30 @@ def swap_test(
     return float(tested.pvalue), interval
 
 
+def resampled_score(
+    score: Score, wanted: Mapping[str, float], *, resamples: int = 1000, seed: int = 13
+) -> NDArray[np.float64]:
+    """Return a score on resamples of its queries; those of two models on the same data belong together.
+
+    Args:
+        score: With its value for each query, or with what the model said of each pair.
+        wanted: The score of each pair, where there are no values of queries.
+        resamples: How many.
+        seed: Of the draws.
+
+    Returns:
+        Shape (resamples,); the score itself where it can't be resampled.
+    """
+    generator = np.random.default_rng(seed)
+    if score.per_query:
+        values = np.array(list(score.per_query.values()))
+        return np.asarray(values[generator.integers(len(values), size=(resamples, len(values)))].mean(axis=1))
+    if score.metric not in STATISTICS or not wanted or wanted.keys() != score.answers.keys():
+        return np.full(resamples, score.value)
+    said, truth = np.array([(score.answers[name], wanted[name]) for name in wanted], float).T
+    rows = generator.integers(len(truth), size=(resamples, len(truth)))
+    return np.asarray(STATISTICS[score.metric](said[rows], truth[rows]))
+
+
 def _difference(of: Callable[[Floats, Floats], Floats], one: Floats, other: Floats, wanted: Floats) -> Floats:
     return np.asarray(of(other, wanted) - of(one, wanted))

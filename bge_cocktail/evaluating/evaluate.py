@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bge_cocktail.core.errors import UsageError
 from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
@@ -16,6 +17,7 @@ from bge_cocktail.core.pictures import draw_indexes
 from bge_cocktail.core.registry import refuse_unknown_options
 from bge_cocktail.core.runs import RUN_FILE, begin_findings, describe_run, hash_path
 from bge_cocktail.data.retrieval import read_retrieval
+from bge_cocktail.evaluating.compare import resampled_score
 from bge_cocktail.evaluating.measures import measure_run, parse_measure
 from bge_cocktail.evaluating.scores import ModelScores, Role, Score
 from bge_cocktail.evaluating.tasks.task import Task, embed_sample, open_task, task_path, tasks
@@ -107,8 +109,10 @@ def scorer(
     general: Sequence[TaskPath],
     options: EvaluateOptions,
     general_split: str | None = None,
-) -> Callable[[Encoder], tuple[float, float | None]]:
+) -> Callable[[Encoder], tuple[float, float | None, Callable[[], NDArray[np.float64]]]]:
     """A function that judges an encoder: mean main score on the target tasks, and on the general ones if there are any.
+
+    The third that it returns gives the latter mean on resamples of the queries, the same for all encoders.
 
     Args:
         target: Folders of target tasks.
@@ -128,12 +132,27 @@ def scorer(
     for task, judging in parts:
         task.data(judging.split)
 
-    def score(encoder: Encoder) -> tuple[float, float | None]:
+    def score(encoder: Encoder) -> tuple[float, float | None, Callable[[], NDArray[np.float64]]]:
         scores = [score for task, judging in parts for score in task.judge(encoder, judging)]
         result = ModelScores("", "", scores)
-        return result.mean("target") or 0.0, result.mean("general")
+
+        def resampled() -> NDArray[np.float64]:
+            by_name = {task.name: task for task in task_list}
+            kept = [score for score in result.main() if score.role == "general"]
+            drawn = [resampled_score(score, _wanted(by_name[score.task], score, for_general)) for score in kept]
+            return np.mean(drawn, axis=0) if drawn else np.empty(0)
+
+        return result.mean("target") or 0.0, result.mean("general"), resampled
 
     return score
+
+
+def _wanted(task: Task, score: Score, options: EvaluateOptions) -> dict[str, float]:
+    """Return what pairs are labelled with, by id, where a score is no mean over queries."""
+    if score.per_query or not score.answers:
+        return {}
+    asked = task.texts(options.split, [score.answers])["asked"]
+    return {name: float(one["wanted"]) for name, one in asked.items()}
 
 
 def evaluation_inputs(

@@ -274,8 +274,9 @@ def batch_loss(
     return info_nce(embeddings[: len(batch)], embeddings[len(batch) :], relevant, temperature)
 
 
-Scorer = Callable[[Encoder], tuple[float, float | None]]
-"""Target and general score of an encoder; None without general tasks."""
+Scorer = Callable[[Encoder], tuple[float, float | None, Callable[[], NDArray[np.float64]]]]
+"""Target and general score of an encoder (None without general tasks), and what gives the general score on resamples of
+the queries, shape (resamples,)."""
 
 
 @dataclass
@@ -319,9 +320,16 @@ class EncoderObjective:
         """See `Objective`."""
         encoder = self.merged(WeightsResult(weights))
         if self.score is not None:
-            return self.score(encoder)
+            return self.score(encoder)[:2]
 
         return -example_loss(encoder, self.needed_examples, temperature=self.plan.options.loss_temperature), None
+
+    def judged(self, weights: Sequence[float]) -> tuple[float, float | None, NDArray[np.float64]]:
+        """See `Objective`."""
+        if self.score is None:
+            raise UsageError(f"weights '{self.plan.options.weights}' need `target` and `general` tasks")
+        target, general, resampled = self.score(self.merged(WeightsResult(weights)))
+        return target, general, resampled()
 
     @property
     def needed_examples(self) -> Sequence[Record]:

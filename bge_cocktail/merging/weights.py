@@ -62,6 +62,14 @@ class Objective(Protocol):
         """Target and general score of a merge with such weights; without tasks, minus the loss on the examples."""
         ...
 
+    def judged(self, weights: Sequence[float]) -> tuple[float, float | None, NDArray[np.float64]]:
+        """Target and general score, and the general one on resamples of the queries, the same for all weights.
+
+        Returns:
+            The last of shape (resamples,), empty without general tasks.
+        """
+        ...
+
 
 Weighting = Callable[..., WeightsResult]
 """Takes a `Objective` and the rows of the models to weigh, and by keyword the options that its signature names."""
@@ -126,6 +134,12 @@ def pareto(
     """The best target score among merges whose general score is not below the base's minus epsilon."""
 
     return best_within(objective, len(rows), shares, epsilon, trials, seed)
+
+
+@weightings("auto", shared=True, data=("target", "general"))
+def auto(objective: Objective, rows: Sequence[int], *, auto_shares: Sequence[float], epsilon: float) -> WeightsResult:
+    """The best target score among a few merges that keep the base's general score with 95 % confidence."""
+    return best_without_harm(objective, len(rows), auto_shares, epsilon)
 
 
 def cocktail_weights(losses: Sequence[float], temperature: float = 5.0) -> list[float]:
@@ -352,6 +366,83 @@ def best_within(
     best = max(kept, key=lambda trial: (trial["target"], trial["general"]))
     note = f"best target score of {len(kept)} merges (of {len(tried)}) with a general score from {floor - epsilon:.4f}"
     return WeightsResult(best["weights"], trials=tried, note=note)
+
+
+CONFIDENCE = 0.95
+
+
+def best_without_harm(objective: Objective, models: int, shares: Sequence[float], epsilon: float) -> WeightsResult:
+    """Weights of the best target score among a few merges of which it is sure enough that they do no harm.
+
+    The first model is the tuned one, the last the base. Tried are both alone, and for each share of the tuned one the
+    rest with the base, and with the mean of all others where there are more. A merge does no harm if its general
+    score lies above the base's minus epsilon in 95 % of paired resamples of the queries (one-sided bootstrap, Efron
+    1979).
+
+    Args:
+        objective: Scores merges on target and general tasks.
+        models: How many.
+        shares: Of the first model.
+        epsilon: How much the general score may lie below that of the last model.
+
+    Raises:
+        UsageError: There are no general tasks, or one model only.
+    """
+    if models < 2:
+        raise UsageError("weights auto need at least two models, the base being the last")
+    alone = [[0.0] * (models - 1) + [1.0], [1.0] + [0.0] * (models - 1)]
+    tried: list[dict[str, Any]] = []
+    of_base: tuple[float, NDArray[np.float64]] | None = None
+    for weights in [*alone, *(point for share in shares for point in _at_share(share, models))]:
+        target, general, drawn = objective.judged(weights)
+        if general is None:
+            raise UsageError("weights auto need `target` and `general` tasks")
+        of_base = of_base or (general, drawn)
+        least = of_base[0] + float(np.quantile(drawn - of_base[1], 1 - CONFIDENCE))
+        tried.append({"weights": weights, "target": target, "general": general, "general_at_least": least})
+    floor = tried[0]["general"] - epsilon
+    kept = [trial for trial in tried if trial is tried[0] or trial["general_at_least"] >= floor]
+    best = max(kept, key=lambda trial: (trial["target"], trial["general"]))
+    return WeightsResult(best["weights"], trials=tried, note=_verdict(objective.names, best, tried, epsilon))
+
+
+def _at_share(share: float, models: int) -> list[list[float]]:
+    rest = 1 - share
+    points = [[share] + [0.0] * (models - 2) + [rest]]
+    if models > 2:
+        points.append([share] + [rest / (models - 1)] * (models - 1))
+    return points
+
+
+def _verdict(names: Sequence[str], best: Mapping[str, Any], tried: Sequence[Mapping[str, Any]], epsilon: float) -> str:
+    """Return in a sentence what was chosen, and why."""
+    base, tuned = tried[:2]
+    if best is base:
+        reached = max(tried[1:], key=lambda trial: trial["target"])
+        if reached["target"] <= base["target"]:
+            return f"stay with {names[-1]}: no merge has a better target score than its {base['target']:.4f}"
+        return (
+            f"stay with {names[-1]}: of no merge with a better target score (up to {reached['target']:.4f}, from "
+            f"{base['target']:.4f}) is it sure that the general score stays above {base['general']:.4f} - {epsilon:g}"
+        )
+    of_others = sum(best["weights"][1:-1])
+    parts = [f"{100 * best['weights'][0]:.0f} % {names[0]}"]
+    parts += [f"{100 * of_others:.0f} % of {len(names) - 2} others"] if of_others else []
+    parts += [f"{100 * best['weights'][-1]:.0f} % {names[-1]}"] if best["weights"][-1] else []
+    why = (
+        "the best target score of all"
+        if best["target"] >= max(trial["target"] for trial in tried)
+        else (
+            f"{tuned['target']:.4f} of {names[0]} alone would risk the general score"
+            if tuned["target"] > best["target"]
+            else "higher target scores would risk the general score"
+        )
+    )
+    return (
+        f"use {', '.join(parts)}: target {best['target']:.4f} (base {base['target']:.4f}), general "
+        f"{best['general']:.4f} (base {base['general']:.4f}; at least {best['general_at_least']:.4f} with "
+        f"{100 * CONFIDENCE:.0f} % confidence), {why}"
+    )
 
 
 def pareto_front(trials: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

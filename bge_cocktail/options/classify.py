@@ -17,8 +17,8 @@ class ClassifyOptions(CommonTrainOptions, AugmentOptions):
     panels: ClassVar[dict[str, str]] = {
         "Course": "epochs batch_size accumulate learning_rate head_learning_rate warmup schedule optimizer "
         "weight_decay layer_decay max_grad_norm seed",
-        "Head and loss": "few_shot pairs_per_text head head_layers head_dropout multi_label threshold loss focal_gamma "
-        "class_weights label_smoothing anchor",
+        "Head and loss": "few_shot pairs_per_text head head_start head_layers head_dropout multi_label threshold loss "
+        "focal_gamma class_weights label_smoothing anchor",
         "Texts": "clean max_length truncation ratio per_class augment augment_share word_share thesaurus wordnet_dir "
         "thesaurus_file",
         "Parameters": "freeze_encoder freeze_embeddings freeze_layers fixed_positions reinit_layers dropout lora "
@@ -30,14 +30,20 @@ class ClassifyOptions(CommonTrainOptions, AugmentOptions):
     batch_size: int = Field(32, ge=1, description="texts in a batch of each process")
     accumulate: int = Field(1, ge=1, description="batches whose gradients make one step")
     evaluations: int = Field(1, ge=1, description="dev evaluations (and checkpoints) in an epoch")
-    head: Literal["cls", "pooled"] = Field(
-        "cls",
-        description="cls: the architecture's own head on [CLS], which plain transformers loads; pooled: a head on "
-        "the embedding as the model pools it, which sentence-transformers loads",
+    head: Literal["auto", "cls", "pooled"] = Field(
+        "auto",
+        description="pooled: a head on the embedding as the model pools it, which sentence-transformers loads; cls: "
+        "the architecture's own head on [CLS], which plain transformers loads; auto: pooled where the model says how "
+        "it pools",
     )
     head_layers: int = Field(1, ge=1, le=4, description="layers of a pooled head, tanh between them")
     head_dropout: float | None = Field(
         None, ge=0, lt=1, description="dropout before the last layer; default: the model's own, 0.1 in a pooled head"
+    )
+    head_start: Literal["probe", "random"] = Field(
+        "probe",
+        description="what a new head begins as: a logistic regression on what the frozen encoder gives it (LP-FT, "
+        "arXiv:2202.10054), or random numbers",
     )
     head_learning_rate: float | None = Field(
         None, gt=0, lt=1, description="peak learning rate of the head, if it is another one"

@@ -31,7 +31,7 @@ class MergeOptions(PluginOptions):
         "Method": "method base scale density density_for shrinkage normalise dtype seed plugin_options",
         "Weights": "weights share weights_for layer_weights decay",
         "Finding weights": "temperature skill_temperature loss_temperature negatives like_lm_cocktail steps rate "
-        "per_layer trials epsilon shares",
+        "per_layer trials epsilon shares auto_shares",
         "Where models differ": "exclude heads prompts_from length_from tokenizer_from pooling",
     }
 
@@ -91,11 +91,14 @@ class MergeOptions(PluginOptions):
     per_layer: bool = Field(False, description="weights of its own for each layer (weights gradient)")
     trials: int = Field(40, ge=2, description="merges tried (weights search, pareto with more than two models)")
     epsilon: float = Field(
-        0.005, ge=0, description="how much the general score may lie below the base's (weights pareto)"
+        0.005, ge=0, description="how much the general score may lie below the base's (weights pareto and auto)"
     )
     shares: Shares = Field(
         [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
         description="shares of the first of two models that are tried (weights pareto)",
+    )
+    auto_shares: Shares = Field(
+        [0.3, 0.5, 0.7, 0.85], description="shares of the first model that are tried (weights auto)"
     )
     seed: int = Field(13, ge=0, description="seeds what is drawn: dropped numbers, batches, trials")
     exclude: Names = Field(

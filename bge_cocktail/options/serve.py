@@ -45,7 +45,9 @@ class ServeOptions(Options):
     max_waiting_tokens: int = Field(
         200_000, ge=1_000, description="tokens that may wait; beyond, requests are answered with 429"
     )
-    body_seconds: float = Field(30.0, gt=0, description="a request's body must have come by then")
+    body_seconds: float = Field(
+        30.0, gt=0, description="a request's head must have come by then, and its body as long after"
+    )
 
 
 class ExportOptions(Options):

@@ -675,6 +675,23 @@ async def _watch(served: Served) -> None:
         await reload(served)
 
 
+def server_config(served: Served) -> Any:
+    """Return how uvicorn runs the app of models."""
+    import uvicorn
+
+    from bge_cocktail.serving.connections import protocol
+
+    return uvicorn.Config(
+        make_app(served),
+        http=protocol(served.options.body_seconds),
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=60,
+        server_header=False,
+    )
+
+
 def serve(served: Served, on_ready: Callable[[str], None] = lambda _: None) -> None:
     """Run a server until it is told to stop; requests that are being answered are answered first.
 
@@ -698,15 +715,7 @@ def serve(served: Served, on_ready: Callable[[str], None] = lambda _: None) -> N
     except OSError as error:
         listening.close()
         raise CocktailError(f"can't listen on {options.host}:{options.port}: {error.strerror or error}") from None
-    config = uvicorn.Config(
-        make_app(served),
-        log_level="warning",
-        access_log=False,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=60,
-        server_header=False,
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(server_config(served))
     listening.listen(2048)  # from now on clients wait instead of being refused
     port = listening.getsockname()[1]
     on_ready(f"http://{options.host}:{port}")

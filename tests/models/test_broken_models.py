@@ -83,7 +83,7 @@ def test_names_that_differ_are_no_lack(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_a_head_that_stands_on_the_pooler_needs_it(tiny: Path, tmp_path: Path) -> None:
-    model = make_classifier(tiny, ["a", "b"], ClassifyOptions(), "cpu")
+    model = make_classifier(tiny, ["a", "b"], ClassifyOptions(head="cls"), "cpu")
     (tmp_path / "whole").mkdir()
     save_classifier(model, ClassifierConfig(labels=["a", "b"], max_length=32), tmp_path / "whole", like=tiny)
     load_classifier(tmp_path / "whole")

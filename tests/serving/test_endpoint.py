@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import signal
 import socket
@@ -30,9 +31,11 @@ from bge_cocktail.models.prompts import set_prompts
 from bge_cocktail.options import EncodeOptions, ServeOptions
 from bge_cocktail.serving.backends import TorchBackend
 from bge_cocktail.serving.batching import Batcher, TooBusyError
-from bge_cocktail.serving.endpoint import Served, make_app, open_served, served_names
+from bge_cocktail.serving.endpoint import Served, open_served, served_names, server_config
 from bge_cocktail.serving.endpoint import reload as reload_models
 
+# CI draws more, for a minute
+FUZZ_REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "15"))
 TEXTS = ["where is the red fox", "a blue car in the street", "boat", "the fox and the car are under the tree"]
 
 
@@ -42,7 +45,7 @@ def running(served: Served) -> Iterator[str]:
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     listening.listen()
-    server = uvicorn.Server(uvicorn.Config(make_app(served), log_level="error"))
+    server = uvicorn.Server(server_config(served))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:
@@ -195,6 +198,18 @@ def test_bodies_that_are_too_large_or_too_slow(address: str) -> None:
         slow.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
         slow.settimeout(5)
         assert b" 408 " in slow.recv(1000)
+    # a head a byte at a time, of the first request of a connection and of a later one
+    for before in (b"", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"):
+        with socket.create_connection((host, int(port))) as slow:
+            slow.settimeout(5)
+            slow.sendall(before)
+            assert not before or slow.recv(1000).startswith(b"HTTP/1.1 200")
+            started = time.monotonic()
+            with pytest.raises(OSError):  # noqa: PT011, PT012  (a pipe or a connection that is broken)
+                for byte in b"GET /health HTTP/1.1\r\nX: " + b"x" * 100:
+                    slow.sendall(bytes([byte]))
+                    time.sleep(0.1)
+            assert 0.9 < time.monotonic() - started < 4
     with socket.create_connection((host, int(port))) as gone:
         gone.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
     assert httpx.get(f"{address}/health").json() == {"status": "ok"}
@@ -367,7 +382,9 @@ def test_a_schema_that_describes_what_is_answered(address: str) -> None:
     for operation in schema.get_all_operations():
         case_strategy = operation.ok().as_strategy()
 
-        @hypothesis.settings(max_examples=15, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+        @hypothesis.settings(
+            max_examples=FUZZ_REQUESTS, deadline=None, suppress_health_check=list(hypothesis.HealthCheck)
+        )
         @hypothesis.seed(13)
         @hypothesis.given(case_strategy)
         def ask(case: Any) -> None:

@@ -321,7 +321,7 @@ def test_predictions_replace_neither_input_nor_model(plain: Path, folder: Path, 
     assert (texts.read_bytes(), config.read_bytes()) == before
     out = tmp_path / "out.jsonl"
     cli("classify", "predict", plain, texts, "-o", out)
-    assert "exists; choose another file" in cli("classify", "predict", plain, texts, "-o", out, code=2).output
+    assert "exists already; choose another name" in cli("classify", "predict", plain, texts, "-o", out, code=2).output
     cli("classify", "predict", plain, texts, "-o", out, "--overwrite")
     assert len(rows_in(out)) == 20
 

@@ -36,7 +36,14 @@ from bge_cocktail.training.classifier.repeated_runs import fold_runs
 from bge_cocktail.training.classifier.train import train_classifier
 
 Cli = Callable[..., Result]
-FAST: dict[str, Any] = {"epochs": 4, "batch_size": 16, "learning_rate": 3e-3, "device": "cpu", "precision": "fp32"}
+FAST: dict[str, Any] = {
+    "head": "cls",
+    "epochs": 4,
+    "batch_size": 16,
+    "learning_rate": 3e-3,
+    "device": "cpu",
+    "precision": "fp32",
+}
 FP32 = PredictOptions(device="cpu", precision="fp32")
 CLI = ("--epochs", 4, "--batch-size", 16, "--learning-rate", 3e-3, "--device", "cpu", "--precision", "fp32")
 
@@ -145,7 +152,8 @@ def test_pairs(tiny: Path, pairs: Path, tmp_path: Path) -> None:
 def test_any_number_of_labels(tiny: Path, several: Path, tmp_path: Path) -> None:
     from transformers import pipeline
 
-    chosen = options(multi_label=True, epochs=20, learning_rate=1e-2, patience=0)
+    # an encoder of random numbers has nothing that a probe could begin with
+    chosen = options(multi_label=True, epochs=20, learning_rate=1e-2, patience=0, head_start="random")
     made = train_classifier(tiny, data_of(several, multi_label=True), tmp_path / "out", chosen)
     rows = [json.loads(line) for line in (several / "dev.jsonl").read_text().splitlines()]
     texts = ["the red dog", *(row["text"] for row in rows)]
@@ -163,7 +171,9 @@ def test_few_texts_a_class(tiny: Path, labelled: Path, tmp_path: Path) -> None:
 
     data = sample_per_class(data_of(labelled), options(per_class=8))
     assert [data.train.labels.count((number,)) for number in (0, 1)] == [8, 8]
-    made = train_classifier(tiny, data, tmp_path / "out", options(few_shot=True, epochs=2, learning_rate=1e-3))
+    made = train_classifier(
+        tiny, data, tmp_path / "out", options(few_shot=True, epochs=2, learning_rate=1e-3, head="auto")
+    )
     texts, labels = texts_of(labelled)
     assert accuracy_of(made, texts, labels) > 0.9
     assert not (tmp_path / "out.encoder").exists()

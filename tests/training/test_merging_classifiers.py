@@ -26,7 +26,14 @@ from bge_cocktail.training.classifier.predict import predict
 from bge_cocktail.training.classifier.train import train_classifier
 
 Cli = Callable[..., Result]
-FAST: dict[str, Any] = {"epochs": 4, "batch_size": 16, "learning_rate": 3e-3, "device": "cpu", "precision": "fp32"}
+FAST: dict[str, Any] = {
+    "head": "cls",
+    "epochs": 4,
+    "batch_size": 16,
+    "learning_rate": 3e-3,
+    "device": "cpu",
+    "precision": "fp32",
+}
 FP32 = PredictOptions(device="cpu", precision="fp32")
 HEAD = ("classifier.weight", "classifier.bias")
 

@@ -72,6 +72,10 @@ class ClassifierObjective:
         put_tensors(self.parameters, ((key, plan.tiles(key)) for key in self.parameters))
         return -float(self._losses().mean()), None
 
+    def judged(self, weights: Sequence[float]) -> tuple[float, float | None, NDArray[np.float64]]:
+        """Not for classifiers, which are merged without tasks."""
+        raise UsageError("weights that judge general tasks are found for encoders; for classifiers take search")
+
     @cached_property
     def classifier(self) -> Classifier:
         """One loaded model of the form of all."""

@@ -135,10 +135,16 @@ def make_classifier(base: Path, labels: Sequence[str], options: ClassifyOptions,
     check_length(base, options.max_length)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        model = _pooled(base, labels, options) if options.head == "pooled" else _native(base, labels, options)
+        pooled = options.head == "pooled" or (options.head == "auto" and (base / "modules.json").is_file())
+        model = _pooled(base, labels, options) if pooled else _native(base, labels, options)
     model.to(device)
     model.max_seq_length = options.max_length or declared_length(base) or model.max_seq_length
     return model
+
+
+def keeps_head(base: Path, labels: Sequence[str]) -> bool:
+    """Return whether a base is a classifier of these labels, whose head is tuned on."""
+    return is_classifier(base) and declared_labels(base) == list(labels)
 
 
 def head_parameters(model: CrossEncoder) -> list[str]:

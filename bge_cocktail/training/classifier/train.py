@@ -27,8 +27,15 @@ from bge_cocktail.models.folder import model_folder
 from bge_cocktail.options import ClassifyOptions, CommonTrainOptions, PredictOptions, TrainOptions
 from bge_cocktail.training.classifier.data import ClassifierData, sample_per_class, with_augmented
 from bge_cocktail.training.classifier.evaluate import calibration_temperature, dev_metrics
-from bge_cocktail.training.classifier.model import ClassifierConfig, head_parameters, make_classifier, save_classifier
+from bge_cocktail.training.classifier.model import (
+    ClassifierConfig,
+    head_parameters,
+    keeps_head,
+    make_classifier,
+    save_classifier,
+)
 from bge_cocktail.training.classifier.predict import logits_of
+from bge_cocktail.training.classifier.probe import begin_with_probe, fit_logistic
 from bge_cocktail.training.encoder.train import train
 from bge_cocktail.training.engine.parameters import common_problems
 from bge_cocktail.training.engine.processes import Processes, join_processes
@@ -44,6 +51,7 @@ _NOT_FEW_SHOT = (
     "head_layers",
     "head_dropout",
     "head_learning_rate",
+    "head_start",
     "loss",
     "label_smoothing",
     "multi_label",
@@ -167,18 +175,12 @@ def fit_head(tuned: Path, data: ClassifierData, options: ClassifyOptions) -> Cro
     import torch
     from sentence_transformers import CrossEncoder
     from sentence_transformers.base.modules import Dense
-    from sklearn.linear_model import LogisticRegression
 
     encoder = load_encoder(tuned, device=options.device, max_length=options.max_length)
     texts = [text for text in data.train.texts if isinstance(text, str)]
     embeddings = LoadedEncoder(encoder).encode_text(texts)  # without prompts, as it will predict
-    balanced = "balanced" if options.class_weights == "balanced" else None
-    fitted = LogisticRegression(max_iter=2000, class_weight=balanced)
-    fitted.fit(embeddings, [own[0] for own in data.train.labels], sample_weight=data.train.weights)
     classes = len(data.names)
-    weight, bias = torch.from_numpy(fitted.coef_).float(), torch.from_numpy(fitted.intercept_).float()
-    if classes == 2:  # one row tells both apart: half of it for, half against
-        weight, bias = torch.cat([-weight / 2, weight / 2]), torch.cat([-bias / 2, bias / 2])
+    weight, bias = map(torch.from_numpy, fit_logistic(embeddings, data.train, classes, options))
     head = Dense(
         embeddings.shape[1],
         classes,
@@ -239,7 +241,8 @@ def train_classifier(
     processes = join_processes(options.device)
     chosen, used = options, data
 
-    def write(_prepared: _Prepared, model: CrossEncoder, seen: dict[str, Any], described: dict[str, Any]) -> None:
+    def write(prepared: _Prepared, model: CrossEncoder, seen: dict[str, Any], described: dict[str, Any]) -> None:
+        described |= {"probe": prepared.probe} if prepared.probe else {}
         described |= {"datasets": [shown_name(name) for name in datasets]} if datasets else {}
         write_classifier(model, used, output, chosen, described, seen, like=folder, overwrite=overwrite)
 
@@ -251,6 +254,7 @@ def train_classifier(
         prepare=lambda working: _prepare(folder, used, chosen, working, processes, report),
         write=write,
         write_rows=lambda rows, path: _write_rows(used, rows, path),
+        keeps_start=True,
     )
     return run_training(training, output, options, processes, resume=resume, overwrite=overwrite)
 
@@ -351,11 +355,12 @@ def _few_shot(
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A trainer with its model, and what merges adapters into it."""
+    """A trainer with its model, what merges adapters into it, and what the probe reached."""
 
     trainer: Trainer
     model: CrossEncoder
     merge_adapters: Callable[[], object]
+    probe: dict[str, Any]
 
     def finish(self) -> CrossEncoder:
         """See `training.engine.run.Prepared`."""
@@ -379,6 +384,8 @@ def _prepare(
     device = choose_device(options.device)
     precision = resolve_precision(options.precision, device)
     model = make_classifier(folder, data.names, options, processes.device(device))
+    new_head = not keeps_head(folder, data.names)
+    probe = begin_with_probe(model, data, options, _predicting(options)) if new_head else {}
     merge_adapters = prepare_parameters(model, options)
     head = head_parameters(model)
     if options.freeze_encoder:
@@ -403,7 +410,7 @@ def _prepare(
         report=report,
         more_callbacks=[AnchorCallback(options.anchor, model[0].auto_model.base_model)] if options.anchor else [],
     )
-    return _Prepared(trainer, model, merge_adapters)
+    return _Prepared(trainer, model, merge_adapters, probe)
 
 
 def _watch(dev: LabelledTexts, options: ClassifyOptions, model: Any) -> dict[str, float]:

@@ -308,6 +308,7 @@ class Training:
         write: Writes the output from what was prepared, the finished model, what the training saw (`history`), and
             what run.json says.
         write_rows: Writes rows of the data to a file; those of a batch whose loss is no number are kept.
+        keeps_start: Whether the start is the result where all later steps are worse on dev.
     """
 
     what: str
@@ -317,6 +318,7 @@ class Training:
     prepare: Callable[[Path], Any]
     write: Callable[[Any, Any, dict[str, Any], dict[str, Any]], None]
     write_rows: Callable[[Sequence[int], Path], object]
+    keeps_start: bool = False
 
 
 def run_training(
@@ -352,6 +354,12 @@ def run_training(
     with shared_work_folder(processes, working, training.what, training.key, resume=resume, overwrite=overwrite):
         prepared: Prepared = training.prepare(working)
         seen = fit(prepared.trainer, options, working, resume, training.write_rows)
+        before, best = seen["dev_before"], seen["dev_best"]
+        if training.keeps_start and before is not None and best is not None and best < before:
+            log.warning("all steps are worse on dev than the start (%.4f), which is kept", before)
+            del prepared
+            prepared = training.prepare(working)
+            seen |= {"best_step": 0, "dev_best": before}
         model = prepared.finish()
         if processes.is_first:
             seconds = time.monotonic() - started
