@@ -62,6 +62,7 @@ def command(
             most = compared.query_changes(model, show)
             content["models"][model]["moved"] = [change.to_json() for change in most]
             blocks += [*_query_tables(most), *_not_kept(compared)]
+    blocks += [compared.advice()] if compared.advice() else []
     show_result(content, "\n\n".join(blocks), output_format)
     if fail_if_worse is not None:
         _fail_if_worse(compared, fail_if_worse)

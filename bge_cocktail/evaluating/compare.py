@@ -110,6 +110,38 @@ class Comparison:
             if change.verdict == "worse" and role in (change.role, "any")
         ]
 
+    def advice(self) -> str:
+        """Return in a sentence which model to use, and why; empty where no target task was compared.
+
+        It is the one of the best mean target score among those that are measurably better than the baseline on a
+        target task and measurably worse on none, or else the baseline.
+        """
+        on_target = {
+            model: [change for change in changes if change.role == "target"] for model, changes in self.changes.items()
+        }
+        if not any(on_target.values()):
+            return ""
+        better = {
+            model: gained
+            for model, changes in on_target.items()
+            if (gained := [change for change in changes if change.verdict == "better"])
+        }
+        harmed = {
+            model: [change.task for change in self.changes[model] if change.verdict == "worse"] for model in better
+        }
+        harmless = [model for model in better if not harmed[model]]
+        first = self.baseline.model
+        if harmless:
+            by_name = {model.model: self.mean(model, "target") or 0.0 for model in self.models}
+            best = max(harmless, key=lambda model: by_name[model])
+            others = len(self.changes[best]) - len(better[best])
+            kept = f", and measurably worse than {first} on none of the other {others} tasks" if others else ""
+            return f"Use {best}: {in_words(better[best], self.confidence)}{kept}."
+        if better:
+            costs = "; ".join(f"{model} is worse on {', '.join(harmed[model])}" for model in better)
+            return f"Stay with {first}: what is better on the target costs elsewhere ({costs})."
+        return f"Stay with {first}: no other model is measurably better on a target task."
+
     def query_changes(self, model: str, count: int) -> list[QueryChange]:
         """Return the queries and texts that gained and lost most under a model.
 
@@ -131,6 +163,7 @@ class Comparison:
         """As a JSON object."""
         return {
             "baseline": self.baseline.model,
+            "advice": self.advice(),
             "models": {
                 model: {
                     "words": in_words(changes, self.confidence),

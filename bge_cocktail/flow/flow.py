@@ -10,12 +10,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from bge_cocktail.core.errors import CocktailError, UsageError
+from bge_cocktail.core.errors import CocktailError, DataError, UsageError
 from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
 from bge_cocktail.core.runs import RUN_FILE, describe_run, finished_key, hash_path, hash_value, step_key
 from bge_cocktail.data.record import Record
 from bge_cocktail.data.record_files import read_records
-from bge_cocktail.evaluating.evaluate import evaluate_models, evaluation_inputs, open_tasks, put_into_cards
+from bge_cocktail.evaluating.evaluate import (
+    evaluate_models,
+    evaluation_inputs,
+    open_tasks,
+    put_into_cards,
+    scorer,
+)
 from bge_cocktail.evaluating.scores import ModelScores
 from bge_cocktail.evaluating.store import read_evaluation, write_evaluation
 from bge_cocktail.evaluating.tasks.task import task_path
@@ -136,6 +142,8 @@ class Flow:
             if not self.examples:
                 log.info("no dev records to find weights on: the models of the %s weigh the same", name)
             models[name] = self.blend(f"cocktail-{2 + len(others)}", [tuned, self.base, *others], weights)
+        if (chosen := self.choose([tuned, *others, self.base])) is not None:
+            models["chosen (auto)"] = chosen
         results = self.judge("evaluation", models)
         put_into_cards(results, under=self.folder)
         tradeoff, picture = self.tradeoff(tuned)
@@ -273,6 +281,38 @@ class Flow:
         names = ["base" if model == str(self.base) else Path(model).name for model in merged.models]
         shares = ", ".join(f"{one} {weight:.3f}" for one, weight in zip(names, merged.weights, strict=True))
         log.info("merge %s: %s", name, shares)
+        return merged.folder
+
+    def choose(self, models: Sequence[str | Path]) -> Path | None:
+        """Return the merge of the best target score that does no harm, by dev; None where dev can't say it."""
+        if not self.options.merge.auto or {task.role for task in self.tasks} != {"target", "general"}:
+            return None
+        for task in self.tasks:
+            try:
+                task.data("dev")
+            except DataError:
+                log.info("merge chosen: left out, for %s has no dev split to choose by", task.name)
+                return None
+        options = AS_TUNED.model_copy(update={"weights": "auto", "epsilon": self.options.merge.epsilon})
+        judging = self.options.evaluate.model_copy(update={"split": "dev", "map_texts": 0})
+        what = [judging.model_dump(mode="json"), self.options.encode.what_counts()]
+        more = {"how dev is judged": hash_value(what), **{f"dev of {task.name}": task.hash for task in self.tasks}}
+        hashes = {str(model): hash_path(model_folder(model)) for model in models}
+        output = self.folder / "chosen"
+        if self._is_done("chosen", step_key("merge", options.model_dump(mode="json"), {**hashes, **more})):
+            self._skip("merge chosen")
+            return output
+        by_role = {role: [task for task in self.tasks if task.role == role] for role in ("target", "general")}
+        merged = merge(
+            models,
+            output,
+            options,
+            encoding=self.options.encode,
+            score=scorer(by_role["target"], by_role["general"], judging),
+            more_inputs=more,
+            overwrite=True,
+        )
+        log.info("merge chosen: %s", merged.found.note)
         return merged.folder
 
     def judge(self, name: str, models: dict[str, str | Path]) -> list[ModelScores]:

@@ -400,6 +400,9 @@ def best_without_harm(objective: Objective, models: int, shares: Sequence[float]
         of_base = of_base or (general, drawn)
         least = of_base[0] + float(np.quantile(drawn - of_base[1], 1 - CONFIDENCE))
         tried.append({"weights": weights, "target": target, "general": general, "general_at_least": least})
+    front = pareto_front(tried)
+    for trial in tried:
+        trial["on_front"] = trial in front
     floor = tried[0]["general"] - epsilon
     kept = [trial for trial in tried if trial is tried[0] or trial["general_at_least"] >= floor]
     best = max(kept, key=lambda trial: (trial["target"], trial["general"]))

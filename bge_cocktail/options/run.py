@@ -46,6 +46,14 @@ class CocktailOptions(Options):
         description="shares of the tuned model at which the trade-off is measured; empty: not at all",
     )
     examples: int = Field(100, ge=2, description="dev records that cocktail weights are found on")
+    auto: bool = Field(
+        True,
+        description="also make the merge with the best target score that does no harm to the general tasks, chosen on "
+        "their dev splits where all have one (weights auto)",
+    )
+    epsilon: float = Field(
+        0.005, ge=0, description="how much that merge's general score may lie below the base's, with 95 % confidence"
+    )
 
 
 class RunOptions(Options):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -15,8 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bge_cocktail.core.errors import DataError
-from bge_cocktail.evaluating.compare import compare_models, holm, in_words, permutation_test
-from bge_cocktail.evaluating.scores import ModelScores, Score
+from bge_cocktail.evaluating.compare import (
+    Comparison,
+    compare_models,
+    holm,
+    in_words,
+    permutation_test,
+    resampled_score,
+)
+from bge_cocktail.evaluating.scores import ModelScores, Score, bootstrap_interval
+from bge_cocktail.evaluating.store import EvaluationDetails
 
 Cli = Callable[..., Result]
 
@@ -97,11 +106,52 @@ def test_verdicts_and_words() -> None:
     assert words.endswith("no measurable change on same")
 
 
+def test_advice_takes_the_best_that_harms_nothing() -> None:
+    generator = np.random.default_rng(3)
+    values = generator.uniform(0.3, 0.6, 200)
+
+    def judged(model: str, target: float, general: float) -> ModelScores:
+        on_target = scored(model, t=(values + target).tolist())
+        on_general = scored(model, "general", g=(values + general).tolist())
+        return ModelScores(model, "", [*on_target.scores, *on_general.scores])
+
+    def advice(*others: ModelScores) -> str:
+        base = judged("base", 0, 0)
+        changes = {other.model: compare_models(base, other, resamples=500) for other in others}
+        nothing = EvaluationDetails({}, {}, {})
+        return Comparison([base, *others], nothing, changes, dict.fromkeys(changes, ()), 0.95).advice()
+
+    tuned, cocktail, worse = judged("tuned", 0.1, -0.05), judged("cocktail", 0.06, 0), judged("worse", -0.1, 0)
+    assert advice(tuned, cocktail, worse) == (
+        "Use cocktail: better on t (+6.0 nDCG@10, 95 % [+6.0, +6.0]), and measurably worse than base on none of the "
+        "other 1 tasks."
+    )
+    assert advice(tuned, worse) == (
+        "Stay with base: what is better on the target costs elsewhere (tuned is worse on g)."
+    )
+    assert advice(worse) == "Stay with base: no other model is measurably better on a target task."
+
+
 def test_other_queries_are_refused() -> None:
     with pytest.raises(DataError, match="on other queries"):
         compare_models(scored("a", t=[1, 0]), scored("b", t=[1, 0, 1]))
     with pytest.raises(DataError, match="no task in common"):
         compare_models(scored("a", t=[1, 0]), scored("b", u=[1, 0]))
+
+
+def test_resamples_are_those_of_the_bootstrap() -> None:
+    values = np.random.default_rng(4).uniform(0, 1, 80)
+    score = scored("a", t=values.tolist()).scores[0]
+    drawn = resampled_score(score, {}, resamples=2000)
+    expected = bootstrap_interval(values)
+    assert np.quantile(drawn, [0.025, 0.975]) == pytest.approx(expected, abs=0.01)
+    # two models on the same queries are drawn together
+    better = scored("b", t=(values + 0.1).tolist()).scores[0]
+    assert resampled_score(better, {}) - resampled_score(score, {}) == pytest.approx(np.full(1000, 0.1))
+    said = {str(row): float(value) for row, value in enumerate(values)}
+    pairs = replace(score, metric="Spearman", value=1.0, per_query={}, answers=said)
+    assert resampled_score(pairs, {name: 2 * value for name, value in said.items()}) == pytest.approx(np.ones(1000))
+    assert (resampled_score(replace(pairs, metric="V-measure", value=0.4), {}) == 0.4).all()
 
 
 def test_from_the_command_line(cli: Cli, tiny: Path, beir: Path, labelled: Path, tmp_path: Path) -> None:
@@ -112,6 +162,7 @@ def test_from_the_command_line(cli: Cli, tiny: Path, beir: Path, labelled: Path,
     where = ("compare", tmp_path / "one", tmp_path / "two")
     result = cli(*where, "--resamples", 1000)
     assert "again against base: no measurable change on 2 tasks" in result.stdout
+    assert result.stdout.strip().splitlines()[-1].startswith("Stay with base: ")
     found = json.loads(cli(*where, "--format", "json", "--fail-if-worse", "target", code=None).stdout)
     by_task = {one["task"]: one for one in found["models"]["noisy"]["tasks"]}
     assert by_task["animals"]["count"] == 25

@@ -100,6 +100,23 @@ def test_end_to_end_and_not_twice(cli: Cli, run_file: Path, tmp_path: Path) -> N
     assert "share of tuned" in table
 
 
+def test_a_merge_is_chosen_where_all_tasks_have_a_dev(cli: Cli, run_file: Path, labelled: Path, tmp_path: Path) -> None:
+    general = shutil.copytree(labelled, tmp_path / "kinds2")
+    shutil.copyfile(general / "test.jsonl", general / "dev.jsonl")
+    settings = ("--set", f"data.general=['{general}']", "--set", "merge.epsilon=0.5", "--set", "merge.slices=0")
+    quick = ("--set", "train.epochs=2", "--set", "merge.shares=[]")
+    found = json.loads(cli("run", run_file, *settings, *quick, "--format", "json").stdout)
+    assert [model["model"] for model in found["models"]][-1] == "chosen (auto)"
+    run = json.loads((tmp_path / "run/chosen/run.json").read_text())
+    assert run["options"]["weights"] == "auto"
+    assert run["note"].startswith(("use ", "stay with "))
+    cli("run", run_file, *settings, *quick)
+    assert "merge chosen" in json.loads((tmp_path / "run/run.json").read_text())["steps_found_done"]
+    off = ("--set", "merge.auto=false")
+    found = json.loads(cli("run", run_file, *settings, *quick, *off, "--format", "json").stdout)
+    assert len(found["models"]) == 3
+
+
 def test_a_run_goes_on_where_it_was_cut(run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bge_cocktail.training.encoder.loss import BatchLoss
 

@@ -6,12 +6,13 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import Result
 from conftest import ROOT, build_model, perturb
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +26,7 @@ from bge_cocktail.merging.weights import (
     WeightsResult,
     best_weights,
     best_within,
+    best_without_harm,
     cocktail_weights,
     ema,
     greedy,
@@ -36,6 +38,7 @@ from bge_cocktail.models.encoder import CachedEncoder, Encoder
 from bge_cocktail.options import EncodeOptions, MergeOptions
 
 sys.path.insert(0, str(ROOT / "scripts"))
+Cli = Callable[..., Result]
 EXAMPLES = [
     Record("which dog is red", ("the red dog runs",), ("a blue cat", "the small house")),
     Record("where is the boat", ("the boat sails near the river",), ("big train", "a grey horse")),
@@ -206,6 +209,72 @@ def test_pareto_takes_the_best_target_that_keeps_the_general_score() -> None:
     assert sorted(front) == pytest.approx([0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
 
 
+class Judged(Fake):
+    """A landscape whose general score falls with the first weight, seen through so many queries."""
+
+    def __init__(self, harm: float, noise: float) -> None:
+        super().__init__([1, 0, 0])
+        self.harm, self.noise = harm, noise
+
+    def judged(self, weights: Sequence[float]) -> tuple[float, float | None, np.ndarray]:
+        target, _ = self.scores(weights)
+        general = 0.5 - self.harm * weights[0]
+        drawn = general + self.noise * np.random.default_rng(int(1000 * weights[0])).normal(size=1000)
+        return target, general, drawn
+
+
+def test_auto_takes_the_best_target_that_does_no_harm() -> None:
+    shares = [0.3, 0.5, 0.7]
+
+    def found(harm: float, noise: float, epsilon: float = 0.005) -> WeightsResult:
+        return best_without_harm(Judged(harm, noise), 3, shares, epsilon)  # type: ignore[arg-type]
+
+    harmless = found(0, 1e-6)
+    assert harmless.weights == [1, 0, 0]
+    assert harmless.note.startswith("use 100 % a: target 1.0000 (base -1.0000), general 0.5000")
+    # 0.005 may be lost: half of the tuned model loses that much, more would risk it
+    assert found(0.0099, 1e-6).weights[0] == 0.5
+    assert "would risk the general score" in found(0.0099, 1e-6).note
+    # what can't be told from noise is not risked
+    unsure = found(0, 0.1)
+    assert unsure.weights == [0, 0, 1]
+    assert unsure.note.startswith("stay with c: of no merge with a better target score")
+    assert found(0.2, 1e-6).weights == [0, 0, 1]
+    # alone, and at each share with the base and with all others
+    assert len(harmless.trials) == 2 + 2 * len(shares)
+    assert all(sum(trial["weights"]) == pytest.approx(1) for trial in harmless.trials)
+
+
+def test_auto_stays_where_nothing_is_gained() -> None:
+    class Worse(Judged):
+        def scores(self, weights: Sequence[float]) -> tuple[float, float | None]:
+            return -weights[0], None
+
+    found = best_without_harm(Worse(0, 0), 2, [0.5], 0.0)  # type: ignore[arg-type]
+    assert found.weights == [0, 1]
+    assert "no merge has a better target score" in found.note
+
+
+def test_auto_on_real_models(
+    cli: Cli, tiny: Path, nudged: list[Path], beir: Path, labelled: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(labelled, general := tmp_path / "general")
+    shutil.copyfile(general / "test.jsonl", general / "dev.jsonl")
+    shutil.copytree(beir, target := tmp_path / "target")
+    shutil.copyfile(target / "qrels/test.tsv", target / "qrels/dev.tsv")
+    where = ("--target", target, "--general", general, "--weights", "auto", "--epsilon", 0.5)
+    cli("merge", nudged[0], tiny, *where, "-o", tmp_path / "out")
+    run = json.loads((tmp_path / "out/run.json").read_text())
+    assert len(run["trials"]) == 6
+    best = max(run["trials"], key=lambda trial: trial["target"])
+    assert [one["weight"] for one in run["models"]] == pytest.approx(best["weights"])
+    assert run["note"].startswith(("use ", "stay with "))
+    base = run["trials"][0]
+    assert base["general_at_least"] == pytest.approx(base["general"])
+    said = cli("merge", nudged[0], tiny, "--target", target, "--weights", "auto", "-o", tmp_path / "o2", code=2).stderr
+    assert "need --target and --general tasks" in said or "need `target` and `general` tasks" in said
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=20))
 def test_the_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
     trials = [{"target": target, "general": general} for target, general in points]
@@ -336,6 +405,7 @@ def test_weightings_are_listed() -> None:
         "self-positioning",
         "search",
         "pareto",
+        "auto",
     } == set(weightings)
 
 
