@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from bge_cocktail.core.runs import RECIPE_FILE, RUN_FILE, describe_run
 from bge_cocktail.data.record import Record
 from bge_cocktail.merging.checkpoints import Checkpoint, close, hash_of
 from bge_cocktail.merging.compatible import sampled_cosine
-from bge_cocktail.merging.methods import TILE
+from bge_cocktail.merging.methods import TILE, merge_methods
 from bge_cocktail.merging.objective import Scorer
 from bge_cocktail.merging.plan import Plan
 from bge_cocktail.merging.recipe import Recipe, expand, read_recipe, to_toml
@@ -32,7 +33,10 @@ from bge_cocktail.merging.tensors import ITEM_BYTES, WeightsFile, count_of
 from bge_cocktail.merging.weights import Objective, WeightsResult
 from bge_cocktail.merging.write import contents, describe_merge, output_bytes, write_model, write_settings
 from bge_cocktail.models.card import Parent, write_card
+from bge_cocktail.models.folder import is_classifier
 from bge_cocktail.options import EncodeOptions, MergeOptions
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,12 @@ def merge(
     recipe = as_recipe(models, options)
     with open_context(examples, encoding, score, make_objective) as context:
         plan, result = resolve(recipe, context, lambda plan: _check_output(plan, output, overwrite))
+        if merge_methods.trait(plan.options.method, "for_tasks") and not is_classifier(plan.checkpoints[0].folder):
+            log.warning(
+                "%s is made for models of different tasks with their heads; for siblings, such as encoders of one "
+                "base, a comparison (arXiv:2511.21437) finds that such methods don't help: judge linear beside it",
+                plan.options.method,
+            )
         size = output_bytes(plan.checkpoints[0], plan.options)
         with new_folder(output, overwrite=overwrite) as new:
             with one_thread(), progress(f"merging {len(plan.checkpoints)} models", size) as advance:

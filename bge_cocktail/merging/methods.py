@@ -150,7 +150,9 @@ def _weighted(tile: Floats, factors: Floats, total: float) -> Floats:
 
 MergeMethod = Callable[..., Iterator[Floats]]
 """Takes a `Stack`, and by keyword those `MergeOptions` that its signature names; yields the merged values."""
-merge_methods = Registry[MergeMethod]("merge-methods", ("bge_cocktail.merging.data_methods",))
+merge_methods = Registry[MergeMethod](
+    "merge-methods", ("bge_cocktail.merging.data_methods", "bge_cocktail.merging.spectral")
+)
 KARCHER_STEPS = 100
 KARCHER_DONE = 1e-10
 

@@ -263,7 +263,7 @@ def check_method(options: MergeOptions, models: Sequence[Any]) -> None:
     if merge_methods.trait(method, "weighted", True) is False and (
         options.weights != "uniform" or options.share is not None or options.weights_for or options.layer_weights
     ):
-        raise UsageError(f"{method} takes no weights: it finds them from the angles between the models")
+        raise UsageError(f"{method} takes no weights: it goes by what the models hold")
 
 
 def floats_of(checkpoint: Checkpoint) -> list[Key]:

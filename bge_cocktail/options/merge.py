@@ -28,7 +28,7 @@ class MergeOptions(PluginOptions):
     """How models become one."""
 
     panels: ClassVar[dict[str, str]] = {
-        "Method": "method base scale density density_for shrinkage normalise dtype seed plugin_options",
+        "Method": "method base scale density density_for shrinkage wudi_steps normalise dtype seed plugin_options",
         "Weights": "weights share weights_for layer_weights decay",
         "Finding weights": "temperature skill_temperature loss_temperature negatives like_lm_cocktail steps rate "
         "per_layer trials epsilon shares auto_shares",
@@ -64,6 +64,9 @@ class MergeOptions(PluginOptions):
     density_for: dict[str, list[Annotated[float, Field(ge=0, le=1)]]] = Field(
         default_factory=dict,
         description="other densities for tensors whose names match a pattern, one for each model; 0 keeps nothing",
+    )
+    wudi_steps: int = Field(
+        0, ge=0, le=100_000, description="steps of Adam by which wudi is sought, as in its reference (300); 0 solves it"
     )
     shrinkage: float = Field(
         0.9, ge=0, le=1, description="multiplies what the layers' inputs have in common (regmean; 0 trusts none of it)"

@@ -291,3 +291,114 @@ def test_mergekits_numbers(tmp_path: Path, name: str) -> None:
     found = tensors_in(tmp_path / "out")
     for key, values in golden.items():
         assert np.abs(found[key].ravel() - np.asarray(values)).max() < TOLERANCES.get(name, TOLERANCE)
+
+
+def slow_svd(matrix: Doubles) -> tuple[Doubles, Doubles, Doubles]:
+    """Singular vectors by eigenvectors of the two Gram matrices' dilation, signs and all."""
+    rows, columns = matrix.shape
+    dilated = np.block([[np.zeros((rows, rows)), matrix], [matrix.T, np.zeros((columns, columns))]])
+    values, vectors = np.linalg.eigh(dilated)
+    order = np.argsort(-values)[: min(rows, columns)]
+    return vectors[:rows, order] * np.sqrt(2), values[order], vectors[rows:, order].T * np.sqrt(2)
+
+
+def polar(matrix: Doubles) -> Doubles:
+    """The nearest orthonormal columns: M (M'M)^(-1/2)."""
+    values, vectors = np.linalg.eigh(matrix.T @ matrix)
+    return matrix @ (vectors / np.sqrt(values)) @ vectors.T
+
+
+def slow_iso_c(changes: list[Doubles]) -> Doubles:
+    left, values, right = slow_svd(sum(changes))  # type: ignore[arg-type]
+    return values.mean() * left @ right
+
+
+def slow_iso_cts(changes: list[Doubles]) -> Doubles:
+    left, values, right = slow_svd(sum(changes))  # type: ignore[arg-type]
+    rank = min(changes[0].shape)
+    own = (rank - int(0.8 * rank)) // len(changes)
+    shared = rank - own * len(changes)
+    lefts, strengths, rights = [left[:, :shared]], [values[:shared]], [right[:shared]]
+    for change in changes:
+        one, strength, other = slow_svd(change - left[:, :shared] @ left[:, :shared].T @ change)
+        lefts, strengths, rights = [*lefts, one[:, :own]], [*strengths, strength[:own]], [*rights, other[:own]]
+    return np.concatenate(strengths).mean() * polar(np.hstack(lefts)) @ polar(np.vstack(rights).T).T
+
+
+def slow_tsv_m(changes: list[Doubles]) -> Doubles:
+    own = min(changes[0].shape) // len(changes)
+    parts = [slow_svd(change) for change in changes]
+    left = polar(np.hstack([part[0][:, :own] for part in parts]))
+    right = polar(np.vstack([part[2][:own] for part in parts]).T).T
+    return left @ np.diag(np.concatenate([part[1][:own] for part in parts])) @ right
+
+
+@pytest.mark.parametrize(("method", "slow"), [("iso-c", slow_iso_c), ("iso-cts", slow_iso_cts), ("tsv-m", slow_tsv_m)])
+def test_spectral_methods_against_slow_ones(models: list[Path], tmp_path: Path, method: str, slow: Any) -> None:
+    base, *tuned = models
+    merge(tuned, tmp_path / "out", MergeOptions(method=method, base=str(base), scale=0.7))
+    merged = tensors_in(tmp_path / "out")
+    for name, value in merged.items():
+        start, *others = exact(models, name)
+        if value.ndim == 2 and "embed" not in name:
+            expected = start + 0.7 * slow([other - start for other in others])
+        else:
+            expected = start + 0.7 * np.mean([other - start for other in others], axis=0)
+        assert np.abs(value - expected).max() < 2e-5, name
+
+
+def interference(change: Doubles, changes: list[Doubles]) -> float:
+    """WUDI's objective."""
+    return sum(float(np.square((change - one) @ one.T).sum() / np.square(one).sum()) for one in changes)
+
+
+def test_wudi_has_the_least_interference(models: list[Path], tmp_path: Path) -> None:
+    base, *tuned = models
+    merge(tuned, tmp_path / "out", MergeOptions(method="wudi", base=str(base)))
+    merge(tuned, tmp_path / "steps", MergeOptions(method="wudi", base=str(base), wudi_steps=50))
+    generator = np.random.default_rng(0)
+    for name in ("bert.encoder.layer.0.attention.self.query.weight", "bert.encoder.layer.1.output.dense.weight"):
+        start, *others = exact(models, name)
+        changes = [other - start for other in others]
+        found = tensors_in(tmp_path / "out")[name] - start
+        least = interference(found, changes)
+        for _ in range(10):  # convex: no step to any side goes down
+            aside = found + 1e-2 * generator.standard_normal(found.shape)
+            assert interference(aside, changes) >= least - 1e-6
+        total = np.sum(changes, axis=0)
+        stepped = tensors_in(tmp_path / "steps")[name] - start
+        assert least < interference(stepped, changes) < interference(total, changes)
+    # what is merged with itself stays, but for rounding
+    merge([tuned[0]] * 2, tmp_path / "self", MergeOptions(method="wudi", base=str(base)))
+    for name, value in tensors_in(tmp_path / "self").items():
+        assert np.abs(value - exact(tuned, name)[0]).max() < 1e-5
+
+
+def test_adam_of_wudi_is_torchs() -> None:
+    import torch
+
+    from bge_cocktail.merging.spectral import _descended
+
+    generator = np.random.default_rng(1)
+    changes = [generator.standard_normal((6, 5)) for _ in range(3)]
+    merged = torch.tensor(np.sum(changes, axis=0), requires_grad=True)
+    optimiser = torch.optim.Adam([merged], lr=1e-5)
+    for _ in range(30):
+        optimiser.zero_grad()
+        loss = sum(
+            (((merged - torch.tensor(one)) @ torch.tensor(one).T) ** 2).sum() / np.square(one).sum() for one in changes
+        )
+        loss.backward()
+        optimiser.step()
+    assert np.allclose(_descended(changes, 30), merged.detach().numpy(), atol=1e-9)
+
+
+def test_methods_for_tasks_say_so_of_encoders(cli: Cli, tiny: Path, nudged: list[Path], tmp_path: Path) -> None:
+    shown = cli("merge", *nudged[:2], "--base", tiny, "--method", "iso-c", "-o", tmp_path / "out").stderr
+    assert "made for models of different tasks" in shown
+    assert (
+        "takes no weights"
+        in cli(
+            "merge", *nudged[:2], "--base", tiny, "--method", "iso-c", "--share", 0.5, "-o", tmp_path / "o2", code=2
+        ).stderr
+    )
