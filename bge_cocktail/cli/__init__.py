@@ -42,6 +42,7 @@ SUMMARIES = {
     "prepare": "Clean, de-duplicate, split and check data.",
     "mine": "Find hard negatives for records.",
     "train": "Tune an encoder on records with a contrastive loss.",
+    "update": "Bring a tuned model up to date with new records, without tuning on all of them again.",
     "inspect": "Say what differs between models, and which of them can be merged.",
     "merge": "Merge models of the same form into one.",
     "evaluate": "Judge models on target and general tasks.",

@@ -37,6 +37,7 @@ _SHOWN = ("records", "steps", "best_step", "final_loss", "dev_before", "dev_best
 @click.option("--dev", type=PATH, help="Records or a BEIR folder (its dev split) for early stopping.")
 @click.option("--general", type=PATH, multiple=True, help="A task that is watched for forgetting (again for more).")
 @click.option("--seeds", callback=numbers, help="Train once with each of these seeds, and merge the models: 1,2,3.")
+@click.option("--bag", help="Train on such percentages of each data set, and merge the models: 80,100 or 50,rest.")
 @click.option("--search", "searched", help="Search these options by dev: learning_rate,temperature,batch_size,...")
 @click.option("--trials", type=click.IntRange(2), help="Trainings of a search.  [default: 20]")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of a training that was cut off.")
@@ -51,6 +52,7 @@ def command(
     dev: Path | None,
     general: tuple[Path, ...],
     seeds: list[int] | None,
+    bag: str | None,
     searched: str | None,
     trials: int | None,
     resume: bool,
@@ -71,15 +73,17 @@ def command(
 
     refuse_both(resume, overwrite)
     options = options_from(TrainOptions, flags)
-    if searched is not None and (dev is None or seeds):
-        raise UsageError("--search needs --dev, which judges the trials" if dev is None else "--search or --seeds?")
+    if sum(given is not None for given in (searched, seeds, bag)) > 1:
+        raise UsageError("--seeds, --bag and --search are trainings of their own; give one of them")
+    if searched is not None and dev is None:
+        raise UsageError("--search needs --dev, which judges the trials")
     if trials is not None and searched is None:
         raise UsageError("--trials goes with --search")
     refuse_to_replace(output, overwrite, [data, model, *([dev] if dev else []), *general])
     records = open_records(data)
     judged = read_retrieval(dev, "dev") if dev is not None else None
 
-    from bge_cocktail.training.encoder.repeated_runs import search_options, train_seeds
+    from bge_cocktail.training.encoder.repeated_runs import search_options, train_bagged, train_seeds
     from bge_cocktail.training.encoder.train import train
     from bge_cocktail.training.engine.processes import is_first_process
 
@@ -93,9 +97,12 @@ def command(
         elif seeds is not None:
             described = train_seeds(model, records, output, options, seeds, dev=judged, **common)
             _show_seeds(output, described, output_format)
+        elif bag is not None:
+            described = train_bagged(model, records, output, options, bag.split(","), dev=judged, **common)
+            _show_seeds(output, described, output_format)
         else:
             train(model, records, output, options, dev=judged, datasets=[str(data)], **common)
-    if is_first_process() and searched is None and seeds is None:
+    if is_first_process() and searched is None and seeds is None and bag is None:
         _show(output, json.loads((output / RUN_FILE).read_text()), output_format)
 
 

@@ -199,7 +199,7 @@ def test_hopeless_trials_are_ended_early(
     ("more", "message"),
     [
         (["--search", "learning_rat"], "search: no 'learning_rat'. Did you mean 'learning_rate'"),
-        (["--search", "learning_rate", "--seeds", "1,2"], "--search or --seeds?"),
+        (["--search", "learning_rate", "--seeds", "1,2"], "give one of them"),
     ],
 )
 def test_searches_that_are_refused(
