@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from bge_cocktail.training.classifier.model import load_classifier
     from bge_cocktail.training.classifier.predict import predict
     from bge_cocktail.training.classifier.train import train_classifier
+    from bge_cocktail.training.encoder.repeated_runs import train_bagged
     from bge_cocktail.training.encoder.train import train
+    from bge_cocktail.training.encoder.update import update
 
 # loaded on demand, so that importing the package (and --help) never imports torch
 _HOMES = {
@@ -63,7 +65,9 @@ _HOMES = {
     "run_inspect": "merging.inspect",
     "run_mine": "mining.miner",
     "train": "training.encoder.train",
+    "train_bagged": "training.encoder.repeated_runs",
     "train_classifier": "training.classifier.train",
+    "update": "training.encoder.update",
     "write_records": "data.record_files",
     "write_report": "report.build",
 }
@@ -97,7 +101,9 @@ __all__ = [
     "run_inspect",
     "run_mine",
     "train",
+    "train_bagged",
     "train_classifier",
+    "update",
     "write_records",
     "write_report",
 ]
