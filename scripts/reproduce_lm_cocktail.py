@@ -134,19 +134,20 @@ class Reproduction:
         self.names = [source.name for source in recipe.sources]
         self.encoding = recipe.encoding.model_copy(update={"cache_dir": work / "embeddings"})
 
-    def run(self, seeds: Sequence[int], seconds: float | None = None) -> bool:
+    def run(self, seeds: Sequence[int], seconds: float | None = None, targets: Sequence[str] = ()) -> bool:
         """Do what is left, seed by seed; return whether nothing is left.
 
         Args:
             seeds: Of the trainings.
             seconds: No step is begun after so long.
+            targets: Tasks that are the target once; all without it.
         """
         started = time.monotonic()
         self.work.mkdir(parents=True, exist_ok=True)
         described = {"version": __version__, "base": self.base.name, **asdict(self.recipe)}
         write_json(self.work / "recipe.json", json.loads(json.dumps(described, default=lambda one: one.model_dump())))
         prepare_tasks(self.recipe.sources, self.work / "tasks", self.recipe.sizes, self.base, self.encoding)
-        for step in self._steps(seeds):
+        for step in self._steps(seeds, targets or self.names):
             if seconds is not None and time.monotonic() - started > seconds:
                 return False
             path, make = step
@@ -161,7 +162,9 @@ class Reproduction:
             print(f"{path.relative_to(self.work)}: {cost['seconds']:.0f} s", file=sys.stderr, flush=True)
         return True
 
-    def _steps(self, seeds: Sequence[int]) -> Iterator[tuple[Path, Callable[[], dict[str, Any]]]]:
+    def _steps(
+        self, seeds: Sequence[int], targets: Sequence[str]
+    ) -> Iterator[tuple[Path, Callable[[], dict[str, Any]]]]:
         """What is to be done, and the file that says it is."""
         tasks = [open_task(task_folder(self.work / "tasks", name), "target") for name in self.names]
         uncached = self.encoding.model_copy(update={"cache": False})
@@ -173,7 +176,7 @@ class Reproduction:
             bench = Bench(*common, self.recipe.training, self.encoding, seed)
             for name in self.names:
                 yield results / f"{seed}/{name}/training.json", partial(_tuned, bench, name)
-            for target in self.names:
+            for target in targets:
                 own = [task for task in tasks if task.name == target]
                 for way, make in (*WAYS.items(), *NEW_TASK_WAYS.items()):
                     judged = tasks if way in WAYS else own
@@ -239,7 +242,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--minutes", type=float, help="begin no step after so long; a later call goes on")
+    parser.add_argument("--targets", default="", help="tasks that are the target once, with commas between; or all")
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--results", type=Path)
     arguments = parser.parse_args()
@@ -255,7 +259,8 @@ def main() -> None:
         return
     base = demo_model() if arguments.recipe == "small" else model_folder(FULL_BASE)
     reproduction = Reproduction(recipe, base, arguments.output)
-    whole = reproduction.run(seeds, None if arguments.minutes is None else 60 * arguments.minutes)
+    seconds = None if arguments.minutes is None else 60 * arguments.minutes
+    whole = reproduction.run(seeds, seconds, [name for name in arguments.targets.split(",") if name])
     content = report(reproduction, arguments.results)
     print(json.dumps({"name": "reproduce_lm_cocktail", "whole": whole, "bars": content["bars"], **content["costs"]}))
 
