@@ -66,7 +66,7 @@ def resumed(whole: Path, tiny: Path, out: Path) -> str:
 def test_killed_at_any_moment_it_loses_at_most_save_steps(tiny: Path, whole: Path, tmp_path: Path) -> None:
     generator = random.Random(5)
     checkpoints = tmp_path / "out.unfinished/checkpoints"
-    for turn, more in enumerate(("", "--resume", "--resume")):
+    for turn, more in enumerate(("", "--resume")):
         process = start(
             whole.parent / "records.jsonl", tiny, tmp_path / "out", "--draw", "random", *filter(None, [more])
         )
@@ -96,7 +96,8 @@ def test_told_to_stop_it_saves_and_leaves(tiny: Path, whole: Path, tmp_path: Pat
     last = max(int(path.name.rsplit("-", 1)[1]) for path in checkpoints.glob("checkpoint-*"))
     state = json.loads((checkpoints / f"checkpoint-{last}/trainer_state.json").read_text())
     assert state["global_step"] == last < state["max_steps"]
-    resumed(whole, tiny, tmp_path / "out")
+    if number == signal.SIGTERM:  # what is resumed is the same after either
+        resumed(whole, tiny, tmp_path / "out")
 
 
 def test_a_truncated_checkpoint_is_passed_over_for_the_one_before(tiny: Path, whole: Path, tmp_path: Path) -> None:
