@@ -6,8 +6,9 @@ MiniLM with a head, tuned on a draw of SST-2, IMDb, Yelp and Amazon sentences (c
 each), of MNLI and of Banking77. Every sentiment task is the target once: its classifier (seed 1) keeps half of the
 weight; of 2, the base has the rest; of 10, the base and eight others (the other sentiment tasks with both seeds, MNLI,
 Banking77) divide it by LM-Cocktail's softmax of the cross-entropy on --examples texts of the target's dev. "relative"
-is the same with weights by skill. Test accuracy, of the other three tasks the mean; all four have the same two labels,
-so one head answers for all. Prints a Markdown table and one JSON line. Needs the extra `demo`.
+is the same with weights by skill. The methods for models of different tasks add up the task vectors of the target's
+classifier and of one of each other task. Test accuracy, of the other three tasks the mean; all four have the same two
+labels, so one head answers for all. Prints a Markdown table and one JSON line. Needs the extra `demo`.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ SENTIMENT = ("sst2", "imdb", "yelp_sentences", "amazon_sentences")
 OTHERS = ("mnli", "banking77")
 COMMON: dict[str, Any] = {"max_length": 128, "learning_rate": 5e-5, "epochs": 3}
 MOST_TEST = 1000
+FOR_TASKS = ("ties", "iso-c", "iso-cts", "tsv-m", "wudi")
 
 
 def some(texts: LabelledTexts, count: int) -> LabelledTexts:
@@ -108,9 +110,12 @@ def judged(
             MergeOptions(share=0.5, weights="cocktail", heads="first"),
         ),
     }
+    of_tasks = [path for (name, seed), path in models.items() if name != target and seed == 1]
+    for method in FOR_TASKS:
+        ways[method] = (of_tasks, MergeOptions(method=method, base=str(demo_model())))
     folders = {"tuned": models[target, 1]}
     for way, (others, options) in ways.items():
-        looks = options.weights != "uniform"
+        looks = options.weights != "uniform"  # such weights are found on examples
         output = scratch / f"{target}-{way.replace(' ', '-')}"
         merge_classifiers([folders["tuned"], *others], output, options, examples=few if looks else None)
         folders[way] = output
