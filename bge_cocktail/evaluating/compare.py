@@ -135,7 +135,8 @@ class Comparison:
             by_name = {model.model: self.mean(model, "target") or 0.0 for model in self.models}
             best = max(harmless, key=lambda model: by_name[model])
             others = len(self.changes[best]) - len(better[best])
-            kept = f", and measurably worse than {first} on none of the other {others} tasks" if others else ""
+            where = "the other task" if others == 1 else f"any of the other {others} tasks"
+            kept = f", and not measurably worse than {first} on {where}" if others else ""
             return f"Use {best}: {in_words(better[best], self.confidence)}{kept}."
         if better:
             costs = "; ".join(f"{model} is worse on {', '.join(harmed[model])}" for model in better)

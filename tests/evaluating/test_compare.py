@@ -123,8 +123,8 @@ def test_advice_takes_the_best_that_harms_nothing() -> None:
 
     tuned, cocktail, worse = judged("tuned", 0.1, -0.05), judged("cocktail", 0.06, 0), judged("worse", -0.1, 0)
     assert advice(tuned, cocktail, worse) == (
-        "Use cocktail: better on t (+6.0 nDCG@10, 95 % [+6.0, +6.0]), and measurably worse than base on none of the "
-        "other 1 tasks."
+        "Use cocktail: better on t (+6.0 nDCG@10, 95 % [+6.0, +6.0]), and not measurably worse than base on the other "
+        "task."
     )
     assert advice(tuned, worse) == (
         "Stay with base: what is better on the target costs elsewhere (tuned is worse on g)."
