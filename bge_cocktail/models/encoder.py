@@ -57,6 +57,10 @@ def weight_files(folder: Path) -> dict[str, Any]:
     return {"use_safetensors": any(folder.glob("*.safetensors")) or not any(folder.glob("*.bin"))}
 
 
+# characters of which hardly a vocabulary has one
+_UNKNOWN = "\U0001f9ff \u13a0\u13a1"
+
+
 def check_loaded(name: str | Path, base: Path, model: Any, tokenizer: Any) -> None:
     """Raise where a model was loaded that isn't whole: it would embed, but nothing that it has learned.
 
@@ -68,7 +72,7 @@ def check_loaded(name: str | Path, base: Path, model: Any, tokenizer: Any) -> No
 
     Raises:
         DataError: The files lack weights, for which transformers takes random numbers; or the tokenizer knows no word,
-            or more tokens than the model, or none to pad with.
+            or more tokens than the model, or none to pad with or for what it doesn't know.
     """
     folder = transformer_folder(base)
     if tokenizer is not None and len(tokenizer) <= len(set(tokenizer.all_special_ids)):
@@ -82,6 +86,13 @@ def check_loaded(name: str | Path, base: Path, model: Any, tokenizer: Any) -> No
             f"{name}: the tokenizer knows {len(tokenizer)} tokens, the model has embeddings for {rows}; were tokens "
             "added without resize_token_embeddings?"
         )
+    if tokenizer is not None:
+        try:
+            tokenizer(_UNKNOWN)
+        except (KeyboardInterrupt, MemoryError):
+            raise
+        except BaseException as error:  # tokenizers raises plain exceptions, and Rust's panics, which are none
+            raise DataError(f"{name}: its tokenizer can't read a word that it doesn't know: {error}") from None
     if tokenizer is not None and getattr(tokenizer, "pad_token", "") is None:
         raise DataError(f"{name}: its tokenizer has no padding token (pad_token), which batches need")
     if lacking := _lacking(folder, model):
@@ -178,6 +189,11 @@ def load_encoder(name: str | Path, *, device: str = "auto", max_length: int | No
 
 # more than any model has; what a file says beyond is not allocated
 _MOST_LAYERS = 1000
+# what modules say of the vectors that come in and go out
+_SIZES = {
+    "Pooling": ("word_embedding_dimension", "embedding_dimension"),
+    "Dense": ("in_features", "out_features"),
+}
 
 
 def _check_modules(name: str | Path, folder: Path) -> None:
@@ -191,6 +207,12 @@ def _check_modules(name: str | Path, folder: Path) -> None:
     layers = read_object(config).get("num_hidden_layers") if config.is_file() else None
     if isinstance(layers, int) and layers > _MOST_LAYERS:
         raise DataError(f"{config}: num_hidden_layers is {layers:.3g}, which can't be meant")
+    for kind, place in modules_of(folder):
+        described = read_object(path) if (path := place / "config.json").is_file() and kind in _SIZES else {}
+        for size in _SIZES.get(kind, ()):
+            value = described.get(size)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise DataError(f"{path}: '{size}' must be a whole number of at least 1, got {value!r:.40}")
 
 
 def _load(name: str | Path, folder: Path, device: str) -> SentenceTransformer:

@@ -419,3 +419,34 @@ def test_architectures_of_another_type(cli: Cli, tiny: Path, tmp_path: Path, nam
     (folder / "config.json").write_text(json.dumps({**config, "architectures": names}))
     for command in (("doctor",), ("inspect", tiny), ("merge", tiny, "-o", tmp_path / "out")):
         assert "'architectures' must be a list of names" in cli(command[0], folder, *command[1:], code=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "said"),
+    [
+        ("config.json", "num_hidden_layers", [], "layers, which is no whole number"),
+        ("config.json", "num_hidden_layers", "", "layers, which is no whole number"),
+        ("1_Pooling/config.json", None, [], "must be a whole number of at least 1, got []"),
+        ("1_Pooling/config.json", None, -3, "must be a whole number of at least 1, got -3"),
+    ],
+)
+def test_sizes_that_are_none_are_named(
+    cli: Cli, tiny: Path, labelled: Path, tmp_path: Path, file: str, key: str | None, value: Any, said: str
+) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    config = json.loads((folder / file).read_text())
+    key = key or next(name for name in config if name.endswith("embedding_dimension"))
+    (folder / file).write_text(json.dumps({**config, key: value}))
+    shown = cli("classify", "train", labelled, "-m", folder, "-o", tmp_path / "out", "--device", "cpu", code=1).stderr
+    assert said in shown
+
+
+def test_a_tokenizer_without_its_unknown_token(cli: Cli, tiny: Path, labelled: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    del tokenizer["model"]["vocab"]["[UNK]"]
+    tokenizer["added_tokens"] = [one for one in tokenizer["added_tokens"] if one["content"] != "[UNK]"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    shown = cli("evaluate", folder, "--target", labelled, "-o", tmp_path / "out", code=1).stderr
+    assert "its tokenizer can't read a word that it doesn't know" in shown or "knows" in shown
+    assert "not foreseen" not in cli("inspect", tiny, folder, code=None).output

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bge_cocktail.core.devices import choose_device, resolve_precision
-from bge_cocktail.core.errors import CocktailError, UsageError, nearest
+from bge_cocktail.core.errors import CocktailError, DataError, UsageError, nearest
 from bge_cocktail.core.outputs import read_object
 from bge_cocktail.models.layers import EMBEDDINGS, LAYER, POSITIONS, layer_count, layer_of
 from bge_cocktail.models.layout import check_length, transformer_folder
@@ -100,6 +100,8 @@ def _lora(options: CommonTrainOptions) -> Iterator[str]:
 def _layers(base: Path, options: CommonTrainOptions) -> Iterator[str]:
     config = read_object(transformer_folder(base) / "config.json")
     layers = next((config[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if key in config), None)
+    if layers is not None and (isinstance(layers, bool) or not isinstance(layers, int)):
+        raise DataError(f"{base}: config.json says {layers!r:.40} layers, which is no whole number")
     for name in ("freeze_layers", "reinit_layers"):
         if layers is not None and getattr(options, name) > layers:
             yield f"{name}={getattr(options, name)}: the model has {layers} layers"
