@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import into_readme
 
 from bge_cocktail.core.outputs import read_object
 from bge_cocktail.data.labelled import LabelledTexts
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--heads", default="")
     parser.add_argument("--test", type=int, default=1000)
     parser.add_argument("--options", default="{}", help="more options, as JSON")
+    parser.add_argument("--readme", action="store_true", help="put the table into README")
     arguments = parser.parse_args()
     more: dict[str, Any] = json.loads(arguments.options)
     heads = arguments.heads.split(",") if arguments.heads else [ClassifyOptions().head]
@@ -98,18 +100,21 @@ def main() -> None:
                 }
             )
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    if arguments.readme:
+        into_readme("classifiers and their probe", markdown(rows))
     print(markdown(rows))
     print(json.dumps({"name": "compare_probe", "results": rows, "met": not any(row["below"] for row in rows)}))
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """A row for each set, size, head and start."""
-    lines = ["| set | texts | head | start | tuned | probe | noise |", "|---|---|---|---|---|---|---|"]
-    lines += [
-        f"| {row['set']} | {row['texts']} | {row['head']} | {row['start']} | {row['tuned']:.4f} | {row['probe']:.4f} | "
-        f"± {row['noise']:.4f} |"
-        for row in rows
-    ]
+    """A row for each set and size, and for each head and start that isn't the default."""
+    usual = ClassifyOptions()
+    lines = ["| test accuracy, mean of the seeds | probe | tuned | noise |", "|---|---|---|---|"]
+    for row in rows:
+        name = f"{row['set']}, {row['texts']} {'pairs' if row['set'] == 'mnli' else 'texts'}"
+        name += "" if row["head"] == usual.head else f", head {row['head']}"
+        name += "" if row["start"] == usual.head_start else f", {row['start']} start"
+        lines.append(f"| {name} | {row['probe']:.4f} | {row['tuned']:.4f} | ± {row['noise']:.4f} |")
     return "\n".join(lines)
 
 
