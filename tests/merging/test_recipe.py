@@ -334,7 +334,7 @@ def test_dry_run_says_what_would_be(cli: Cli, models: list[Path], tmp_path: Path
         (["--prompts-from", "4"], "--prompts-from 4: there are 3 models"),
         (["--layer-weights", "1,0,0"], "at least two lists"),
         (["--weights-for", "*", "1,x,2"], "weights_for"),
-        (["--general", "somewhere"], "such as --weights pareto"),
+        (["--general", "somewhere"], "such as --weights auto or pareto"),
     ],
 )
 def test_options_that_do_not_fit(cli: Cli, models: list[Path], tmp_path: Path, flags: list[str], message: str) -> None:
