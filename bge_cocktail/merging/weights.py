@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations_with_replacement
@@ -225,7 +226,7 @@ def given_weights(weights: Sequence[float], models: int, *, normalise: bool = Tr
     if any(weight < 0 for weight in weights):
         given = list(weights)
         raise UsageError(f"weights must be numbers of at least 0, got {given} (negative ones: `normalise=False`)")
-    total = sum(weights)
+    total = math.fsum(weights)  # the same in any order, to the last bit
     if total <= 0:
         raise UsageError("all weights are 0; at least one must be above 0")
     return [weight / total for weight in weights]

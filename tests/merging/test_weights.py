@@ -29,6 +29,7 @@ from bge_cocktail.merging.weights import (
     best_without_harm,
     cocktail_weights,
     ema,
+    given_weights,
     greedy,
     pareto_front,
     relative_weights,
@@ -273,6 +274,11 @@ def test_auto_on_real_models(
     assert base["general_at_least"] == pytest.approx(base["general"])
     said = cli("merge", nudged[0], tiny, "--target", target, "--weights", "auto", "-o", tmp_path / "o2", code=2).stderr
     assert "need --target and --general tasks" in said or "need `target` and `general` tasks" in said
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=3, max_size=3))
+def test_given_weights_are_the_same_in_any_order(weights: list[float]) -> None:
+    assert given_weights(weights, 3) == given_weights(weights[::-1], 3)[::-1]
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=20))
