@@ -82,7 +82,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-classify-") as scratch:
         folder = Path(scratch)
         data = arguments.data / "classification/sst2" if arguments.data else made_data(folder / "data", count)
-        options = ClassifyOptions(epochs=1, max_length=64, learning_rate=1e-4)
+        options = ClassifyOptions(epochs=1, max_length=64, learning_rate=1e-4, head="cls", head_start="random")
         few = read_class_data(Source(str(data)), options)
         rows = range(0, len(few.train), max(1, len(few.train) // 1000))
         few = type(few)(few.train.at(rows), few.dev.at(range(200)), None, few.names, few.pairs, few.hash)

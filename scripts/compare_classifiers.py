@@ -37,8 +37,8 @@ MAX_LENGTH = 128
 COMMON: dict[str, Any] = {"max_length": MAX_LENGTH, "learning_rate": 5e-5, "epochs": 3}
 FEW: dict[str, Any] = {**COMMON, "few_shot": True, "epochs": 1, "learning_rate": 2e-5}
 WAYS: dict[str, dict[str, Any]] = {
-    "head on [CLS]": COMMON,
-    "head on the pooled embedding": {**COMMON, "head": "pooled"},
+    "head on [CLS]": {**COMMON, "head": "cls", "head_start": "random"},
+    "head on the pooled embedding": {**COMMON, "head": "pooled", "head_start": "random"},
     "few-shot, 8 a class": {**FEW, "per_class": 8},
     "few-shot, 64 a class": {**FEW, "per_class": 64, "pairs_per_text": 5},
 }

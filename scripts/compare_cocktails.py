@@ -38,7 +38,11 @@ from bge_cocktail.training.classifier.train import train_classifier
 
 SENTIMENT = ("sst2", "imdb", "yelp_sentences", "amazon_sentences")
 OTHERS = ("mnli", "banking77")
-COMMON: dict[str, Any] = {"max_length": 128, "learning_rate": 5e-5, "epochs": 3}
+# heads on [CLS] that begin with random numbers
+COMMON: dict[str, Any] = {
+    **{"max_length": 128, "learning_rate": 5e-5, "epochs": 3},
+    **{"head": "cls", "head_start": "random"},
+}
 MOST_TEST = 1000
 FOR_TASKS = ("ties", "iso-c", "iso-cts", "tsv-m", "wudi")
 

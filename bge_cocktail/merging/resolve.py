@@ -81,7 +81,7 @@ def is_plain_encoder(folder: Path) -> bool:
     """Return whether a folder is of transformers' own form and has no head: an encoder, whose pooling nothing says."""
     if (folder / "modules.json").is_file() or not (folder / "config.json").is_file():
         return False
-    names = architectures(read_object(folder / "config.json"))
+    names = architectures(read_object(folder / "config.json"), folder / "config.json")
     return not any("For" in name or "LMHead" in name for name in names)
 
 

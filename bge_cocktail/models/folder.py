@@ -142,26 +142,30 @@ def _from_hub(name: str) -> Path:
 _NATIVE = "ForSequenceClassification"
 
 
-def is_native(config: dict[str, Any]) -> bool:
+def is_native(config: dict[str, Any], where: str | Path = "config.json") -> bool:
     """Return whether a config is of a transformers model with a classification head."""
-    return any(name.endswith(_NATIVE) for name in architectures(config))
+    return any(name.endswith(_NATIVE) for name in architectures(config, where))
 
 
-def architectures(config: dict[str, Any]) -> list[str]:
+def architectures(config: dict[str, Any], where: str | Path) -> list[str]:
     """Return the classes that a config names.
+
+    Args:
+        config: What it says.
+        where: It lies, for the message.
 
     Raises:
         DataError: They are no list of names.
     """
     names = config.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(f"config.json: 'architectures' must be a list of names, got {names!r:.60}")
+        raise DataError(f"{where}: 'architectures' must be a list of names, got {names!r:.60}")
     return names
 
 
 def is_classifier(folder: Path) -> bool:
     """Return whether a folder is of a classifier, ours or transformers'."""
-    return (folder / CLASSIFIER_FILE).is_file() or is_native(_config(folder))
+    return (folder / CLASSIFIER_FILE).is_file() or is_native(_config(folder), folder / "config.json")
 
 
 def config_labels(config: dict[str, Any]) -> list[str]:

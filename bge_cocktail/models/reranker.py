@@ -33,7 +33,7 @@ def load_reranker(name: str, *, device: str = "auto", batch_size: int = 32, logi
     from bge_cocktail.core.devices import choose_device
 
     folder = model_folder(name)
-    names = architectures(read_object(folder / "config.json")) or ["none"]
+    names = architectures(read_object(folder / "config.json"), folder / "config.json") or ["none"]
     if not names[0].endswith("ForSequenceClassification"):
         raise DataError(
             f"{name} is no reranker: such is a ...ForSequenceClassification with one output, this one is "

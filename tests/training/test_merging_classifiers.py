@@ -14,11 +14,12 @@ import torch
 from click.testing import Result
 from conftest import WORDS, leftovers, perturb, write_lines
 from safetensors.numpy import load_file, save_file
+from test_classifying import FAST, FP32
 
 from bge_cocktail.core.errors import DataError, UsageError
 from bge_cocktail.data.sources import Source
 from bge_cocktail.merging.merge import merge
-from bge_cocktail.options import ClassifyOptions, MergeOptions, PredictOptions
+from bge_cocktail.options import ClassifyOptions, MergeOptions
 from bge_cocktail.training.classifier.data import read_class_data, read_split
 from bge_cocktail.training.classifier.merge import merge_classifiers
 from bge_cocktail.training.classifier.model import load_classifier
@@ -26,15 +27,6 @@ from bge_cocktail.training.classifier.predict import predict
 from bge_cocktail.training.classifier.train import train_classifier
 
 Cli = Callable[..., Result]
-FAST: dict[str, Any] = {
-    "head": "cls",
-    "epochs": 4,
-    "batch_size": 16,
-    "learning_rate": 3e-3,
-    "device": "cpu",
-    "precision": "fp32",
-}
-FP32 = PredictOptions(device="cpu", precision="fp32")
 HEAD = ("classifier.weight", "classifier.bias")
 
 

@@ -76,7 +76,7 @@ def read_config(folder: Path) -> ClassifierConfig:
     path = folder / "config.json"
     config = read_object(path) if path.is_file() else {}
     names = config_labels(config)
-    if not is_native(config) or not names:
+    if not is_native(config, path) or not names:
         raise DataError(
             f"{folder} is no classifier: it has no classification head and no label names; "
             "make one of it: bge-cocktail classify train DATA -m MODEL -o FOLDER"
