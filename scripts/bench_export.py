@@ -30,7 +30,9 @@ from bge_cocktail.serving.backends import TorchBackend
 from bge_cocktail.serving.export import export
 from bge_cocktail.serving.runtime import BackendEncoder, open_backend
 
-FORMS = ("onnx", "onnx-int8", "openvino", "openvino-int8", "torch-bf16")
+FORMS = ("onnx", "onnx-int8", "openvino", "openvino-int8", "openvino-int8, near", "torch-bf16")
+# asked of the texts that calibrate, so that others stay above NEAR
+NEAR, NEAR_ASKED = 0.999, 0.9993
 SETS = ("scifact", "medquad")
 
 
@@ -82,7 +84,8 @@ def main() -> None:
         folders = {}
         for form in FORMS:
             folders[form] = Path(scratch) / form
-            options = ExportOptions(to=form, max_loss=1)
+            near = NEAR_ASKED if form.endswith("near") else None
+            options = ExportOptions(to=form.split(",")[0], least_cosine=near, max_loss=1)
             export(arguments.model, folders[form], options, texts=documents, judge=False)
             if form == "torch-bf16":
                 backend: Any = TorchBackend(folders[form], ServeOptions(device="cpu", precision="bf16"))
@@ -93,11 +96,11 @@ def main() -> None:
                 cosines = (embeddings * peers[name][1]).sum(axis=1)
                 what = f"{name} texts; cosine {cosines.mean():.5f}, least {cosines.min():.5f}"
                 print(f"{form}, {what}: {speed:.1f} a CPU second, {speed / peers[name][0]:.2f} x")
-                if cosines.min() >= 0.999:
+                if cosines.min() >= NEAR:
                     best[name] = max(best[name], speed)
         for name, least in (("short", 2.5), ("long", 2.0)):
             ours, peer = 1000 / best[name], 1000 / peers[name][0]
-            what = "CPU ms a text, the fastest with a cosine of at least 0.999"
+            what = f"CPU ms a text, the fastest with a cosine of at least {NEAR}"
             figures.note(f"{name} texts", ours, peer, least, what, least=True)
         sets = [arguments.data / "retrieval" / name for name in SETS] if arguments.data else []
         tasks = [target] if arguments.quick else sets or [target]

@@ -54,7 +54,7 @@ class ExportOptions(Options):
     """How a model becomes a file for another program."""
 
     panels: ClassVar[dict[str, str]] = {
-        "Form": "to dimensions prune_layers distil_from epochs",
+        "Form": "to dimensions least_cosine prune_layers distil_from epochs",
         "Judging": "max_loss split seed",
     }
 
@@ -65,6 +65,13 @@ class ExportOptions(Options):
         None,
         ge=8,
         description="keep the first so many dimensions (for models tuned with matryoshka), at unit norm again",
+    )
+    least_cosine: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="int8: leave matrices in floating point until each text that calibrates has at least this cosine "
+        "to the model; without it all are int8",
     )
     prune_layers: int | None = Field(None, ge=1, description="keep so many layers, evenly spaced; needs distil_from")
     distil_from: Path | None = Field(None, description="the model whose embeddings the pruned one is trained to give")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
@@ -29,12 +29,15 @@ from bge_cocktail.models.layout import transformer_folder
 from bge_cocktail.models.profile import ModelProfile, model_profile
 from bge_cocktail.models.prompts import SETTINGS_FILE
 from bge_cocktail.options import EvaluateOptions, ExportOptions, ServeOptions
-from bge_cocktail.serving.backends import Backend, TorchBackend, smaller_dimensions, unit
-from bge_cocktail.serving.runtime import EXPORT_FILE, BackendEncoder, ExportedBackend
+from bge_cocktail.serving.backends import Backend, TorchBackend, padded, smaller_dimensions, unit
+from bge_cocktail.serving.graph import INPUTS, OUTPUT, channel_scales, quantise, within_cosine, write_graph
+from bge_cocktail.serving.runtime import EXPORT_FILE, BackendEncoder, ExportedBackend, Run, run_onnx, run_openvino
 
 log = logging.getLogger(__name__)
 # texts that calibrate, and texts on which embeddings and speed are compared
 CALIBRATING, COMPARED = 256, 512
+# texts on which each choice of int8 matrices is tried
+COMPARED_IN_SEARCH = 64
 FIRST = 10
 
 
@@ -164,6 +167,8 @@ def _check(options: ExportOptions, profile: ModelProfile, judged: bool, texts: i
         raise UsageError("an export is judged before it is written: name a `target` task (or `judge=False`)")
     if "int8" in options.to and not texts and not judged:
         raise UsageError("int8 is calibrated on texts: name `data`, or a `target` task")
+    if options.least_cosine is not None and "int8" not in options.to:
+        raise UsageError(f"`least_cosine` says what int8 may change, and {options.to} has none")
     if (options.prune_layers is None) != (options.distil_from is None):
         raise UsageError("`prune_layers` and `distil_from` go together: dropped layers have to be made up for")
     if options.prune_layers is not None and not texts and not judged:
@@ -285,8 +290,6 @@ def _described(report: ExportReport | None, profile: ModelProfile, options: Expo
 
 def _graph(source: Source) -> Path:
     """Return the ONNX graph of the model, written to the scratch folder."""
-    from bge_cocktail.serving.graph import write_graph
-
     _refuse_unfit(source.profile)
     path = source.scratch / "model.onnx"
     with progress("writing the graph", 1):
@@ -330,8 +333,8 @@ def _finish(source: Source, new: Path, runtime: str, graph: str, hints: dict[str
         "to": source.options.to,
         "runtime": runtime,
         "graph": graph,
-        "inputs": ["input_ids", "attention_mask"],
-        "output": "sentence_embedding",
+        "inputs": list(INPUTS),
+        "output": OUTPUT,
         "dimensions": dimensions,
         "smaller": [size for size in smaller if size < dimensions],
         "max_length": original.max_length,
@@ -367,11 +370,32 @@ def to_onnx(source: Source, new: Path) -> Opener:
 @exporters("onnx-int8")
 def to_onnx_int8(source: Source, new: Path) -> Opener:
     """ONNX with int8 weights, one scale a channel, calibrated on the texts; inputs quantised as they come."""
-    from bge_cocktail.serving.graph import quantise
-
-    with progress("calibrating", 1):
-        quantise(_graph(source), new / "model.onnx", _calibrating(source), weights_only=False)
+    _quantise(source, new / "model.onnx", lambda path: run_onnx(path, INPUTS), weights_only=False)
     return _finish(source, new, "onnx", "model.onnx")
+
+
+def _quantise(source: Source, path: Path, opened: Callable[[Path], Run], *, weights_only: bool) -> None:
+    """Write the int8 graph, in floating point what `least_cosine` wants so; `opened` runs one as it will be run."""
+    graph, texts = _graph(source), _calibrating(source)
+    with progress("calibrating", 1):
+        scales = channel_scales(graph, texts)
+    if source.options.least_cosine is not None:
+        batches = [padded([ids], 0) for ids in texts[:COMPARED_IN_SEARCH]]
+        expected = _embedded(run_onnx(graph, INPUTS), batches)
+
+        def cosines(tried: Mapping[str, np.ndarray]) -> np.ndarray:
+            quantise(graph, source.scratch / "tried.onnx", tried, weights_only=weights_only)
+            found: np.ndarray = (_embedded(opened(source.scratch / "tried.onnx"), batches) * expected).sum(axis=1)
+            return found
+
+        every = len(scales)
+        scales = within_cosine(scales, cosines, source.options.least_cosine)
+        log.info("%d of %d matrices are int8", len(scales), every)
+    quantise(graph, path, scales, weights_only=weights_only)
+
+
+def _embedded(run: Run, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    return unit(np.concatenate([run(*batch) for batch in batches]))
 
 
 @exporters("openvino")
@@ -384,14 +408,16 @@ def to_openvino(source: Source, new: Path) -> Opener:
 @exporters("openvino-int8")
 def to_openvino_int8(source: Source, new: Path) -> Opener:
     """OpenVINO with int8 weights, one scale a channel, calibrated; inputs quantised token by token."""
-    from bge_cocktail.serving.graph import quantise
-
-    path = source.scratch / "int8.onnx"
-    with progress("calibrating", 1):
-        quantise(_graph(source), path, _calibrating(source), weights_only=True)
-    _save_openvino(path, new)
     size = read_object(transformer_folder(source.folder) / "config.json").get("hidden_size", 0)
     hints = {"INFERENCE_PRECISION_HINT": "bf16", "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(size)}
+
+    def opened(graph: Path) -> Run:
+        _save_openvino(graph, source.scratch)
+        return run_openvino(source.scratch / "model.xml", INPUTS, hints=hints)
+
+    path = source.scratch / "int8.onnx"
+    _quantise(source, path, opened, weights_only=True)
+    _save_openvino(path, new)
     return _finish(source, new, "openvino", "model.xml", hints)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bge_cocktail.core.errors import CocktailError, MissingExtra
+from bge_cocktail.core.progress import progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 OPSET = 18
 INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "sentence_embedding"
+Cosines = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+"""Takes the scales of the matrices that are int8; gives each text's cosine to its embedding in floating point."""
 # a range of weights is shrunk by at most this while the best is sought
 _SHRINK = np.linspace(0.6, 1.0, 21)
 
@@ -95,22 +98,41 @@ def _quiet() -> Iterator[None]:
         log.setLevel(before)
 
 
-def quantise(source: Path, path: Path, texts: Sequence[Sequence[int]], *, weights_only: bool) -> int:
-    """Write a graph with int8 weights: one scale for each output channel, chosen by what the texts put in.
+def channel_scales(source: Path, texts: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
+    """Return the scale in int8 of each output channel of all weight matrices, chosen by what the texts put in.
 
-    The scale of a channel minimises ``sum_k E[x_k²] (w_k - q_k)²``, the error of the product over the texts' own
-    inputs x if their components are uncorrelated: the diagonal of the Hessian in GPTQ (arXiv:2210.17323). Embedding
-    tables have a scale for each row.
+    It minimises ``sum_k E[x_k²] (w_k - q_k)²``, the error of the product over the texts' own inputs x if their
+    components are uncorrelated: the diagonal of the Hessian in GPTQ (arXiv:2210.17323).
+
+    Args:
+        source: A graph of `write_graph`.
+        texts: Ids of the user's texts.
+
+    Returns:
+        By the matrix's name, in the order of the graph.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load(source).graph
+    held = {tensor.name: tensor for tensor in graph.initializer}
+    inputs = {node.input[1]: node.input[0] for node in _products(graph, held)}
+    moments = _second_moments(source, list(inputs.values()), texts)
+    return {
+        name: best_scales(numpy_helper.to_array(held[name]).astype(np.float32), moments[taken])
+        for name, taken in inputs.items()
+    }
+
+
+def quantise(source: Path, path: Path, scales: Mapping[str, np.ndarray], *, weights_only: bool) -> None:
+    """Write a graph with weights in int8; embedding tables have a scale for each row.
 
     Args:
         source: A graph of `write_graph`.
         path: The file to write.
-        texts: Ids of the user's texts.
+        scales: Those of the matrices that become int8; the others stay as they are.
         weights_only: Leave inputs in floating point where they are multiplied (OpenVINO quantises them itself, token
             by token); else they are quantised as they come, tensor by tensor, as onnxruntime does quickest.
-
-    Returns:
-        How many matrices are int8.
     """
     import onnx
     from onnx import helper, numpy_helper
@@ -118,33 +140,28 @@ def quantise(source: Path, path: Path, texts: Sequence[Sequence[int]], *, weight
     model = onnx.load(source)
     graph = model.graph
     held = {tensor.name: tensor for tensor in graph.initializer}
-    products = [
-        node
-        for node in graph.node
-        if node.op_type == "MatMul" and node.input[1] in held and len(held[node.input[1]].dims) == 2
-    ]
-    moments = _second_moments(source, [node.input[0] for node in products], texts)
     new: dict[str, Any] = {}
-    nodes: dict[int, list[Any]] = {}
-    for node in products:
+    nodes: dict[str, list[Any]] = {}
+    for node in _products(graph, held):
         name = node.input[1]
-        weights = numpy_helper.to_array(held[name]).astype(np.float32)
+        if name not in scales:
+            continue
         if f"{name}.int8" not in new:
-            scales = best_scales(weights, moments[node.input[0]])
-            new[f"{name}.int8"] = np.clip(np.round(weights / scales), -127, 127).astype(np.int8)
-            new[f"{name}.scale"] = scales
+            weights = numpy_helper.to_array(held[name]).astype(np.float32)
+            new[f"{name}.int8"] = np.clip(np.round(weights / scales[name]), -127, 127).astype(np.int8)
+            new[f"{name}.scale"] = scales[name]
             new[f"{name}.zero"] = np.zeros(weights.shape[1] if weights_only else (), np.int8)
         make = _dequantised if weights_only else _integer_product
-        nodes[id(node)] = make(helper, node)
+        nodes[node.output[0]] = make(helper, node)
     tables = [node for node in graph.node if node.op_type == "Gather" and _is_table(node, held)]
     for node in tables:
         name = node.input[0]
         table = numpy_helper.to_array(held[name]).astype(np.float32)
-        scales = np.maximum(np.abs(table).max(axis=1, keepdims=True) / 127, 1e-12).astype(np.float32)
-        new[f"{name}.int8"] = np.round(table / scales).astype(np.int8)
-        new[f"{name}.scale"] = scales
-        nodes[id(node)] = _rows_of_table(helper, node, onnx.TensorProto.FLOAT)
-    replaced = [each for node in graph.node for each in nodes.get(id(node), [node])]
+        row_scales = np.maximum(np.abs(table).max(axis=1, keepdims=True) / 127, 1e-12).astype(np.float32)
+        new[f"{name}.int8"] = np.round(table / row_scales).astype(np.int8)
+        new[f"{name}.scale"] = row_scales
+        nodes[node.output[0]] = _rows_of_table(helper, node, onnx.TensorProto.FLOAT)
+    replaced = [each for node in graph.node for each in nodes.get(node.output[0], [node])]
     del graph.node[:]
     graph.node.extend(replaced)
     used = {name for node in graph.node for name in node.input}
@@ -155,7 +172,41 @@ def quantise(source: Path, path: Path, texts: Sequence[Sequence[int]], *, weight
     del graph.value_info[:]  # shapes of what is no longer there
     onnx.checker.check_model(model)
     onnx.save(model, path)
-    return len(products)
+
+
+def within_cosine(scales: Mapping[str, np.ndarray], cosines: Cosines, least: float) -> dict[str, np.ndarray]:
+    """Return the scales of as many matrices as can be int8 with all cosines at least as wanted.
+
+    Each matrix is tried alone; then those that turn the embeddings least are taken first, as many as go together.
+
+    Args:
+        scales: Of all matrices.
+        cosines: Measures the embeddings with the given matrices in int8.
+        least: The least cosine of any text.
+
+    Raises:
+        CocktailError: Not even without any the cosines are so near; the rest of the export turns them further.
+    """
+    if cosines(scales).min() >= least:
+        return dict(scales)
+    reached = float(cosines({}).min())
+    if reached < least:
+        raise CocktailError(f"least_cosine={least:g} can't be had: with no matrix in int8 it is {reached:.6f}")
+    harm = {}
+    with progress("trying matrices in int8", len(scales)) as advance:
+        for name, own in scales.items():
+            harm[name] = 1 - float(cosines({name: own}).mean())
+            advance(1)
+    order = sorted(scales, key=harm.__getitem__)
+    fits, fails = 0, len(order)
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        together = {name: scales[name] for name in order[:middle]}
+        if cosines(together).min() >= least:
+            fits = middle
+        else:
+            fails = middle
+    return {name: scales[name] for name in order[:fits]}
 
 
 def best_scales(weights: np.ndarray, moments: np.ndarray) -> np.ndarray:
@@ -179,6 +230,15 @@ def best_scales(weights: np.ndarray, moments: np.ndarray) -> np.ndarray:
         best[better], chosen[better] = losses[better], tried[better]
     scales: np.ndarray = chosen.astype(np.float32)
     return scales
+
+
+def _products(graph: Any, held: Mapping[str, Any]) -> list[Any]:
+    """Return the nodes that multiply by a matrix of weights."""
+    return [
+        node
+        for node in graph.node
+        if node.op_type == "MatMul" and node.input[1] in held and len(held[node.input[1]].dims) == 2
+    ]
 
 
 def _is_table(node: Any, held: dict[str, Any]) -> bool:
