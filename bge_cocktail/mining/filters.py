@@ -24,7 +24,7 @@ class Block:
     Attributes:
         ranks: From 1, shape (records, width).
         similarities: Of query and candidate, by the main encoder, shape (records, width).
-        lowest: The similarity of each query to the least similar of its positives, shape (records,).
+        margin_from: The similarity of each query to its positives: the lowest, mean or highest, shape (records,).
         to_positive: The similarity of each candidate to the most similar positive, shape (records, width); None
             unless asked for.
         positive: Candidates that are known positives of the query, shape (records, width).
@@ -34,11 +34,28 @@ class Block:
 
     ranks: NDArray[np.int64]
     similarities: NDArray[np.float32]
-    lowest: NDArray[np.float64]
+    margin_from: NDArray[np.float64]
     to_positive: NDArray[np.float32] | None
     positive: Mask
     query: Mask
     taken: Mask
+
+
+_OF_SEVERAL = {"lowest": np.minimum, "mean": np.add, "highest": np.maximum}
+
+
+def margins_start(
+    similarities: NDArray[np.float64], first: NDArray[np.int64], options: MineOptions
+) -> NDArray[np.float64]:
+    """Return for each query the similarity that its margins are measured from.
+
+    Args:
+        similarities: Of each query to its positives, all in one row.
+        first: Where each query's begin in it, shape (queries,).
+        options: Says which of several it is.
+    """
+    found: NDArray[np.float64] = _OF_SEVERAL[options.margin_from].reduceat(similarities, first)
+    return found / np.diff(first, append=len(similarities)) if options.margin_from == "mean" else found
 
 
 Filter = Callable[[Block, MineOptions], Mask | None]
@@ -72,20 +89,20 @@ def skipped(block: Block, options: MineOptions) -> Mask | None:
 
 @negative_filters("above the relative margin", order=4)
 def relative_margin(block: Block, options: MineOptions) -> Mask | None:
-    """More similar than (1 - margin) of the lowest positive (NV-Retriever's TopK-PercPos, arXiv:2407.15831)."""
+    """More similar than (1 - margin) of the positive (NV-Retriever's TopK-PercPos, arXiv:2407.15831)."""
     if options.relative_margin is None:
         return None
     # a similarity below zero has no meaningful share: the margin then goes the other way, hence abs()
-    limit = block.lowest - options.relative_margin * np.abs(block.lowest)
+    limit = block.margin_from - options.relative_margin * np.abs(block.margin_from)
     return block.similarities > limit[:, None]
 
 
 @negative_filters("above the absolute margin", order=5)
 def absolute_margin(block: Block, options: MineOptions) -> Mask | None:
-    """More similar than the lowest positive minus the margin (NV-Retriever's TopK-MarginPos)."""
+    """More similar than the positive minus the margin (NV-Retriever's TopK-MarginPos)."""
     if options.absolute_margin is None:
         return None
-    return block.similarities > (block.lowest - options.absolute_margin)[:, None]
+    return block.similarities > (block.margin_from - options.absolute_margin)[:, None]
 
 
 @negative_filters("above the highest similarity", order=6)
@@ -190,10 +207,10 @@ class TeacherScores:
 
 def teacher_limit(positives: Sequence[float], options: MineOptions) -> float:
     """Return the score above which a candidate is taken for relevant; infinite without a margin or limit."""
-    lowest = min(positives)
     limit = float("inf")
     if options.teacher_margin is not None:
-        limit = lowest - options.teacher_margin * abs(lowest)
+        start = margins_start(np.asarray(positives, np.float64), np.zeros(1, np.int64), options)[0]
+        limit = start - options.teacher_margin * abs(start)
     if options.teacher_max is not None:
         limit = min(limit, options.teacher_max)
     return limit

@@ -37,6 +37,7 @@ from bge_cocktail.mining.filters import (
     TeacherScores,
     choices,
     filters_in_order,
+    margins_start,
     teacher_limit,
     with_scores,
 )
@@ -97,12 +98,12 @@ class Miner:
         rows = self._candidates.rows[start:stop]
         ranks = self._candidates.ranks[start:stop]
         there = rows >= 0
-        similarities, to_positive, lowest = _similarities(
+        similarities, to_positive, margin_from = _similarities(
             self._sought, self._candidates, self._known.positives[start:stop], start, self._options
         )
         kept = [self._kept(record, row) for row, record in enumerate(self._sought.records[start:stop], start)]
         positive, query, taken = self._known.masks(rows, start, kept)
-        block = Block(ranks, similarities, lowest, to_positive, positive, query, taken)
+        block = Block(ranks, similarities, margin_from, to_positive, positive, query, taken)
         reasons = np.where(there, LEFT, NONE).astype(np.int16)
         for number, (_, drop) in enumerate(self._filters):
             mask: Mask | None = drop(block, self._options)
@@ -227,27 +228,27 @@ class Miner:
 def _similarities(
     sought: MiningInput, candidates: Candidates, positives: Sequence[Sequence[int]], start: int, options: MineOptions
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None, NDArray[np.float64]]:
-    """Of candidates to the query, of candidates to the nearest positive (if asked for), of the lowest positive."""
+    """Of candidates to the query and (if asked for) to the nearest positive; and what margins are measured from."""
     rows = candidates.rows[start : start + len(positives)]
     queries = sought.queries[start : start + len(rows)]
     owner = np.repeat(np.arange(len(rows)), [len(own) for own in positives])
     own = take(sought.embeddings, np.concatenate([np.asarray(positive, np.int64) for positive in positives]))
-    lowest = np.full(len(rows), np.inf)
-    np.minimum.at(lowest, owner, np.einsum("pd,pd->p", queries[owner], own).astype(np.float64))
+    to_query = np.einsum("pd,pd->p", queries[owner], own).astype(np.float64)
+    first = np.searchsorted(owner, np.arange(len(rows)))  # every record has a positive; most have no other
+    margin_from = margins_start(to_query, first, options)
     known = candidates.similarities
     if known is not None and options.duplicate_similarity is None:
-        return known[start : start + len(rows)], None, lowest
+        return known[start : start + len(rows)], None, margin_from
     embedded = take(sought.embeddings, np.maximum(rows, 0))  # (records, width, dimensions)
     similarities = np.einsum("rwd,rd->rw", embedded, queries) if known is None else known[start : start + len(rows)]
     if options.duplicate_similarity is None:
-        return similarities, None, lowest
-    first = np.searchsorted(owner, np.arange(len(rows)))  # every record has a positive; most have no other
+        return similarities, None, margin_from
     to_positive = np.einsum("rwd,rd->rw", embedded, own[first])
     more = np.setdiff1d(np.arange(len(owner)), first)
     for begin in range(0, len(more), BLOCK):
         part = more[begin : begin + BLOCK]
         np.maximum.at(to_positive, owner[part], np.einsum("pwd,pd->pw", embedded[owner[part]], own[part]))
-    return similarities, to_positive, lowest
+    return similarities, to_positive, margin_from
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,8 @@ class MineOptions(Options):
 
     panels: ClassVar[dict[str, str]] = {
         "Candidates": "candidates also skip depth index min_recall",
-        "What is left out": "relative_margin absolute_margin max_similarity min_similarity duplicate_similarity",
+        "What is left out": "relative_margin absolute_margin margin_from max_similarity min_similarity "
+        "duplicate_similarity",
         "Choice": "negatives choice choice_temperature keep_negatives pad seed",
         "Teacher": "teacher teacher_margin teacher_max teacher_depth",
     }
@@ -53,11 +54,14 @@ class MineOptions(Options):
         0.05,
         ge=0,
         lt=1,
-        description="keep only documents with similarity at most (1 - this) of the lowest positive's "
-        "(NV-Retriever, arXiv:2407.15831); none turns it off",
+        description="keep only documents with similarity at most (1 - this) of the positive's (NV-Retriever, "
+        "arXiv:2407.15831); none turns it off",
     )
     absolute_margin: float | None = Field(
-        None, ge=0, description="keep only documents this much less similar than the lowest positive"
+        None, ge=0, description="keep only documents this much less similar than the positive"
+    )
+    margin_from: Literal["lowest", "mean", "highest"] = Field(
+        "mean", description="which similarity of a query's several positives the margins are measured from"
     )
     max_similarity: float | None = Field(
         None, ge=-1, le=1, description="keep only documents at most this similar to the query"
@@ -98,7 +102,7 @@ class MineOptions(Options):
         None,
         ge=0,
         lt=1,
-        description="keep only documents that the teacher scores at most (1 - this) of the lowest positive's",
+        description="keep only documents that the teacher scores at most (1 - this) of the positive's",
     )
     teacher_max: float | None = Field(None, description="keep only documents that the teacher scores at most this")
     teacher_depth: int = Field(30, ge=1, description="candidates of each query that the teacher judges by its limits")

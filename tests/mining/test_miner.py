@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -52,6 +53,7 @@ options = st.builds(
     relative_margin=st.none() | st.floats(0, 0.9),
     absolute_margin=st.none() | st.floats(0, 0.5),
     max_similarity=st.none() | st.floats(-1, 1),
+    margin_from=st.sampled_from(["lowest", "mean", "highest"]),
     choice=st.sampled_from(["top", "random"]),
     keep_negatives=st.booleans(),
 )
@@ -122,8 +124,9 @@ def test_equals_a_slow_reference(data: tuple[list[Record], list[str] | None], op
         known = {
             normalise(t) for other in records if normalise(other.query) == normalise(record.query) for t in other.pos
         }
-        known_texts = [t for other in records if normalise(other.query) == normalise(record.query) for t in other.pos]
-        floor = min(float(np.dot(query, encoder.encode_document([text])[0])) for text in known_texts)
+        known_texts = {t for other in records if normalise(other.query) == normalise(record.query) for t in other.pos}
+        of_several = {"lowest": min, "mean": fmean, "highest": max}[options.margin_from]
+        start = of_several([float(np.dot(query, encoder.encode_document([text])[0])) for text in sorted(known_texts)])
         kept = kept_negatives(record, known) if options.keep_negatives else ()
         taken: list[str] = []
         for rank, (_, text) in enumerate(ranked, 1):
@@ -134,8 +137,8 @@ def test_equals_a_slow_reference(data: tuple[list[Record], list[str] | None], op
                 and key != normalise(record.query)
                 and key not in {normalise(t) for t in kept}
                 and rank > options.skip
-                and (options.relative_margin is None or similarity <= floor - options.relative_margin * abs(floor))
-                and (options.absolute_margin is None or similarity <= floor - options.absolute_margin)
+                and (options.relative_margin is None or similarity <= start - options.relative_margin * abs(start))
+                and (options.absolute_margin is None or similarity <= start - options.absolute_margin)
                 and (options.max_similarity is None or similarity <= options.max_similarity)
             )
             if allowed and len(taken) < options.negatives:

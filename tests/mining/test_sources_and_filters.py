@@ -19,7 +19,7 @@ from bge_cocktail.data.beir import RetrievalData, read_corpus, read_judgements
 from bge_cocktail.data.record import Record, normalise
 from bge_cocktail.data.record_files import read_records
 from bge_cocktail.mining.candidates import candidate_sources, false_negatives
-from bge_cocktail.mining.filters import choices, negative_filters
+from bge_cocktail.mining.filters import choices, negative_filters, teacher_limit
 from bge_cocktail.mining.miner import mine
 from bge_cocktail.models.encoder import CachedEncoder, load_encoder
 from bge_cocktail.models.reranker import load_reranker
@@ -354,7 +354,7 @@ def test_the_same_negatives_as_sentence_transformers(beir: Path, tiny: Path) -> 
 
 
 def test_positives_of_the_query_in_other_records_count_for_the_margins() -> None:
-    """One row for each pair is the usual file: the lowest positive is that of the query, not of the row."""
+    """One row for each pair is the usual file: margins are from the positives of the query, not of the row."""
     corpus = [*CORPUS, "one", "two"]
     apart = [Record("q", ("one",)), Record("q", ("two",))]
     together = [Record("q", ("one", "two"))]
@@ -363,6 +363,13 @@ def test_positives_of_the_query_in_other_records_count_for_the_margins() -> None
         one = mine(apart, HashEncoder(), options, corpus=corpus, known_positives=more)
         both = mine(together, HashEncoder(), options, corpus=corpus, known_positives=more)
         assert one.records[0].neg == one.records[1].neg == both.records[0].neg
+
+
+def test_where_margins_are_measured_from() -> None:
+    """Of several positives; the similarities' margins have a slow reference in test_miner.py."""
+    for margin_from, limit in (("lowest", 0.18), ("mean", 0.36), ("highest", 0.63)):
+        options = MineOptions(margin_from=margin_from, teacher_margin=0.1)  # type: ignore[arg-type]
+        assert teacher_limit([0.3, 0.7, 0.2], options) == pytest.approx(limit)
 
 
 def test_no_words_no_candidates() -> None:
