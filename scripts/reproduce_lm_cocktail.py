@@ -6,10 +6,11 @@
 
 *small*: MiniLM on nine tasks of --data and of this repository, subsampled so that two cores do it in hours. *full*: the
 paper's setting, BGE on nine data sets of the hub, on one GPU; --dry-run says what it would fetch and cost. Both can be
-cut off and started again: what is done is kept in WORK. For each target and seed: the base, the model tuned on the
-target, its cocktails and the other ways, judged on the target's test and on those of all others; what is chosen is
-chosen on dev. `tables` prints means over the targets with bootstrap intervals over the targets, and whether the bars
-are met, and with --results writes them as Markdown and JSON. Needs the extra `demo`.
+cut off and started again: what is done is kept in WORK, and seeds (--seeds) or targets (--targets) can be done side by
+side (OMP_NUM_THREADS=1). For each target and seed: the base, the model tuned on the target, its cocktails and the other
+ways, judged on the target's test and on those of all others; what is chosen is chosen on dev. `tables` prints means
+over the targets with bootstrap intervals over the targets, and whether the bars are met, and with --results writes them
+as Markdown and JSON. Needs the extra `demo`.
 """
 
 from __future__ import annotations
@@ -168,7 +169,7 @@ class Reproduction:
         """What is to be done, and the file that says it is."""
         tasks = [open_task(task_folder(self.work / "tasks", name), "target") for name in self.names]
         uncached = self.encoding.model_copy(update={"cache": False})
-        results, scratch = self.work / "results", self.work / "models/scratch"
+        results = self.work / "results"
         yield results / f"{BASE}.json", lambda: scores_of(self.base, tasks, uncached)
         scored = frozenset(source.name for source in self.recipe.sources if source.kind == "sts")
         common = (self.base, self.names, scored, self.work / "tasks", self.work / "models")
@@ -178,6 +179,8 @@ class Reproduction:
                 yield results / f"{seed}/{name}/training.json", partial(_tuned, bench, name)
             for target in targets:
                 own = [task for task in tasks if task.name == target]
+                # its own, for seeds and targets may be done side by side
+                scratch = self.work / f"models/{seed}/scratch-{target}"
                 for way, make in (*WAYS.items(), *NEW_TASK_WAYS.items()):
                     judged = tasks if way in WAYS else own
                     step = partial(_judged, make, bench, target, scratch, judged, uncached)
@@ -206,7 +209,10 @@ def _judged(
     make: Way, bench: Bench, target: str, scratch: Path, tasks: Sequence[Task], encoding: EncodeOptions
 ) -> dict[str, Any]:
     shutil.rmtree(scratch, ignore_errors=True)
-    return scores_of(make(bench, target, scratch), tasks, encoding)
+    try:
+        return scores_of(make(bench, target, scratch), tasks, encoding)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _tuned(bench: Bench, name: str) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def merge_with_heads(
     classifier: Path,
     output: Path,
     examples: Path | None,
+    own_examples: tuple[Path, ...],
     split: str,
     encoding: dict[str, Any],
     overwrite: bool,
@@ -54,6 +55,7 @@ def merge_with_heads(
         classifier: The folder of the first model.
         output: The folder to write.
         examples: Labelled texts: a file, or a folder with splits.
+        own_examples: Those of each model's own task, whatever their labels.
         split: Which of those.
         encoding: The flags that were given of how texts are embedded.
         overwrite: Replace an older output.
@@ -72,17 +74,22 @@ def merge_with_heads(
     idle = next((name for name in encoding if name != "device"), None)
     if idle is not None:
         raise UsageError(f"--{idle.replace('_', '-')} does nothing here: classifiers have no prompts and no embeddings")
-    texts = None
-    if examples is not None:
+    texts, own = None, []
+    if examples is not None or own_examples:
         settings = read_config(classifier)
+        own = [read_split(Source(str(path), split=split), settings.clean) for path in own_examples]
+    if examples is not None:
         rows = read_split(Source(str(examples), split=split), settings.clean)
         texts = number_labels(rows, settings.labels, settings.multi_label, str(examples))
     return merge_classifiers(
         recipe,
         output,
         examples=texts,
+        own_texts=[[text for text, _, _ in rows] for rows in own],
         device=encoding.get("device", "auto"),
-        more_inputs={} if examples is None else {f"{examples} ({split})": hash_path(examples)},
+        more_inputs={
+            f"{path} ({split})": hash_path(path) for path in (*([examples] if examples else []), *own_examples)
+        },
         overwrite=overwrite,
     )
 
@@ -116,6 +123,13 @@ def merge_with_heads(
     type=PATH,
     help="Records with negatives, for weights and methods that look at data; for classifiers, labelled texts.",
 )
+@click.option(
+    "--own-examples",
+    type=PATH,
+    multiple=True,
+    help="Records (for classifiers, labelled texts) of what a model was tuned on, one file for each model in their "
+    "order: for methods that measure each model (regmean, regmean++, fisher).",
+)
 @click.option("--target", type=PATH, multiple=True, help="A task to get better at, for weights that are searched.")
 @click.option("--general", type=PATH, multiple=True, help="A task not to get worse at, for weights pareto.")
 @click.option(
@@ -138,6 +152,7 @@ def command(
     weights_for: tuple[tuple[str, str], ...],
     density_for: tuple[tuple[str, str], ...],
     examples: Path | None,
+    own_examples: tuple[Path, ...],
     target: tuple[Path, ...],
     general: tuple[Path, ...],
     split: str,
@@ -163,7 +178,7 @@ def command(
         patterns = weights_for or density_for
         if models or recipe_file or given_flags(MergeOptions, flags) or patterns or target or general or dry_run:
             raise UsageError("--verify takes the recipe from the output folder; give only -o FOLDER (and --examples)")
-        _verify(output, examples, options_from(EncodeOptions, flags), output_format)
+        _verify(output, examples, own_examples, options_from(EncodeOptions, flags), output_format)
         return
     for name, pairs in (("weights_for", weights_for), ("density_for", density_for)):
         if pairs:
@@ -175,7 +190,7 @@ def command(
         recipe = read_recipe(recipe_file, given_flags(MergeOptions, flags))
     else:
         recipe = Recipe(tuple(expand(models)), options)
-    _refuse_unused(recipe, examples, target, general)
+    _refuse_unused(recipe, examples, own_examples, target, general)
     if dry_run:
         plan = plan_merge(recipe, output, overwrite=overwrite)
         rows = [[name.replace("_", " "), str(value)] for name, value in plan.items()]
@@ -186,7 +201,7 @@ def command(
         if target or general:
             raise UsageError("--target and --general judge encoders; a merge of classifiers looks at --examples")
         merged = merge_with_heads(
-            recipe, classifier, output, examples, split, given_flags(EncodeOptions, flags), overwrite
+            recipe, classifier, output, examples, own_examples, split, given_flags(EncodeOptions, flags), overwrite
         )
     else:
         encoding = options_from(EncodeOptions, flags)
@@ -195,22 +210,32 @@ def command(
             recipe,
             output,
             examples=_records(examples),
+            own_examples=[_records(path) for path in own_examples],
             encoding=encoding,
             score=_score(tasks, split, general_split),
-            more_inputs=_more_inputs(encoding, examples, tasks),
+            more_inputs=_more_inputs(encoding, _files(examples, own_examples), tasks),
             draw=_draw(target, general),
             overwrite=overwrite,
         )
     _show_merged(merged, output, output_format)
 
 
-def _verify(output: Path, examples: Path | None, encoding: EncodeOptions, output_format: str) -> None:
+def _verify(
+    output: Path,
+    examples: Path | None,
+    own_examples: tuple[Path, ...],
+    encoding: EncodeOptions,
+    output_format: str,
+) -> None:
     from bge_cocktail.merging.merge import verify_merge
     from bge_cocktail.models.folder import is_classifier
 
-    if examples is not None and is_classifier(output):
-        raise UsageError("--verify goes by the recorded weights of classifiers; leave --examples out")
-    checked = verify_merge(output, examples=_records(examples), encoding=encoding)
+    if (examples is not None or own_examples) and is_classifier(output):
+        raise UsageError(
+            "--verify goes by the recorded weights of classifiers; leave --examples and --own-examples out"
+        )
+    own = [_records(path) for path in own_examples]
+    checked = verify_merge(output, examples=_records(examples), own_examples=own, encoding=encoding)
     show(checked, "\n".join(f"{name}: {value}" for name, value in checked.items()), output_format)
 
 
@@ -232,6 +257,10 @@ def _show_merged(merged: Merged, output: Path, output_format: str) -> None:
         text,
         output_format,
     )
+
+
+def _files(examples: Path | None, own_examples: tuple[Path, ...]) -> list[Path]:
+    return [*([examples] if examples is not None else []), *own_examples]
 
 
 def _records(examples: Path | None) -> Any:
@@ -274,21 +303,30 @@ def _draw(target: tuple[Path, ...], general: tuple[Path, ...]) -> Callable[[Any,
     return draw
 
 
-def _more_inputs(encoding: EncodeOptions, examples: Path | None, tasks: Sequence[Task]) -> dict[str, str]:
+def _more_inputs(encoding: EncodeOptions, examples: Sequence[Path], tasks: Sequence[Task]) -> dict[str, str]:
     from bge_cocktail.core.runs import hash_path, hash_value
 
-    hashes = {} if examples is None else {str(examples): hash_path(examples)}
+    hashes = {str(path): hash_path(path) for path in examples}
     hashes |= {str(task.path): task.hash for task in tasks}
     embedded = encoding.what_counts()
     return {**hashes, f"embedded with {embedded}": hash_value(embedded)} if hashes else {}
 
 
-def _refuse_unused(recipe: Any, examples: Path | None, target: tuple[Path, ...], general: tuple[Path, ...]) -> None:
+def _refuse_unused(
+    recipe: Any,
+    examples: Path | None,
+    own_examples: tuple[Path, ...],
+    target: tuple[Path, ...],
+    general: tuple[Path, ...],
+) -> None:
     """Refuse data that nothing in the recipe looks at."""
     from bge_cocktail.core.errors import UsageError
     from bge_cocktail.merging.recipe import every_options
+    from bge_cocktail.merging.resolve import looks_itself
     from bge_cocktail.merging.weights import data_of
 
+    if own_examples and not any(looks_itself(options) for options in every_options(recipe)):
+        raise UsageError("--own-examples goes with methods that measure each model: regmean, regmean++, fisher")
     wanted = {what for options in every_options(recipe) for what in data_of(options)}
     for flag, given in (("examples", examples is not None), ("target", target), ("general", general)):
         if given and flag not in wanted:

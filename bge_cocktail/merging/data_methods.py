@@ -1,23 +1,23 @@
-"""The merge methods that look at what models do with examples (Fisher, RegMean), and what they need of each."""
+"""The merge methods that measure each model on examples (Fisher, RegMean, RegMean++), and what they measure."""
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
 from bge_cocktail.core.progress import progress
-from bge_cocktail.data.record import positives_by_query
 from bge_cocktail.merging.checkpoints import Checkpoint
 from bge_cocktail.merging.methods import Stack, merge_methods
-from bge_cocktail.merging.objective import EXAMPLES_A_BATCH, EncoderObjective, Features
+from bge_cocktail.merging.objective import EncoderObjective, Features, put_tensors
 from bge_cocktail.merging.plan import Plan
 from bge_cocktail.merging.tensors import Floats, Key, header_bytes, read_header
+from bge_cocktail.models.layers import EMBEDDINGS, layer_of
 
 if TYPE_CHECKING:
     import torch
@@ -69,47 +69,124 @@ def regmean(stack: Stack, *, shrinkage: float) -> Iterator[Floats]:
     yield (first - np.linalg.solve(total, moved.T).T).astype(np.float32).reshape(-1)
 
 
+@merge_methods("regmean++", data="regmean++", normalises="always", known_weights=True)
+def regmean_of_merged_inputs(stack: Stack, *, shrinkage: float) -> Iterator[Floats]:
+    """RegMean, where the inputs of a layer come out of the layers that are merged before it (arXiv:2508.03121)."""
+    yield from regmean(stack, shrinkage=shrinkage)
+
+
 Numbers = dict[Key, "torch.Tensor"]
 
 
-def collect_statistics(plan: Plan, objective: EncoderObjective, what: str) -> Plan:
+class Measured(Protocol):
+    """Models that are loaded in turns and run on examples."""
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for files."""
+        ...
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """One loaded model of the form of all."""
+        ...
+
+    @property
+    def parameters(self) -> dict[Key, torch.Tensor]:
+        """The loaded model's parameters by tensor."""
+        ...
+
+    def place(self, row: int) -> Any:
+        """Put the weights of one of the models into the loaded one."""
+        ...
+
+    def run(self, row: int) -> None:
+        """Run the loaded model on the examples that model `row` is measured on."""
+        ...
+
+
+def collect_statistics(plan: Plan, objective: Measured, what: str) -> Plan:
     """Measure every model on the examples.
 
     The numbers go to files in the scratch folder: Fisher's are as large as the model.
 
     Args:
-        plan: The merge.
+        plan: The merge; with its weights, for ``regmean++``.
         objective: Holds the loaded model and the examples.
-        what: ``fisher`` or ``regmean``.
+        what: ``fisher``, ``regmean`` or ``regmean++``.
 
     Returns:
         The merge with its statistics.
     """
     folder = Path(tempfile.mkdtemp(dir=objective.scratch))
-    gather: Callable[[EncoderObjective], Numbers] = {"fisher": squared_gradients, "regmean": input_products}[what]
+    if what == "regmean++":
+        return _measured_in_turn(plan, objective, folder)
     measured = []
     with progress(f"measuring for {what}", len(plan.checkpoints)) as advance:
         for row, checkpoint in enumerate(plan.checkpoints):
             objective.place(row)
-            measured.append(_store(checkpoint.name, gather(objective), folder / f"{row}.safetensors"))
+            if what == "fisher":
+                numbers = squared_gradients(cast(EncoderObjective, objective), row)
+            else:
+                numbers = input_products(objective, row, list(objective.parameters))
+            measured.append(_store(checkpoint.name, numbers, folder / f"{row}.safetensors"))
             advance(1)
     return replace(plan, statistics=tuple(measured))
 
 
-def squared_gradients(objective: EncoderObjective) -> Numbers:
+def _measured_in_turn(plan: Plan, objective: Measured, folder: Path) -> Plan:
+    """Return the merge with inner products of inputs that pass through merged layers first, each model's own last."""
+    groups: dict[float, list[Key]] = {}
+    for key in objective.parameters:
+        groups.setdefault(_place(key), []).append(key)
+    measured = tuple(Checkpoint(checkpoint.name, folder, {}, {}) for checkpoint in plan.checkpoints)
+    merged: dict[Key, Floats] = {}
+    with progress("measuring for regmean++", len(groups)) as advance:
+        for number, place in enumerate(sorted(groups)):
+            found = []
+            for row, before in enumerate(measured):
+                objective.place(row)
+                put_tensors(objective.parameters, ((key, [values]) for key, values in merged.items()))
+                numbers = input_products(objective, row, groups[place])
+                new = _store(before.name, numbers, folder / f"{row}-{number}.safetensors")
+                tensors, sources = {**before.tensors, **new.tensors}, (*before.sources, *new.sources)
+                found.append(replace(before, tensors=tensors, sources=sources))
+            measured = tuple(found)
+            plan = replace(plan, statistics=measured)
+            merged |= {key: np.concatenate(list(plan.tiles(key))) for key in groups[place]}
+            advance(1)
+    return plan
+
+
+def _place(key: Key) -> float:
+    """Return where in the forward pass a tensor stands: embeddings first, heads and last norms last."""
+    module, name = key
+    layer = layer_of(name)
+    if module == 0 and layer is not None:
+        return layer
+    return -1 if module == 0 and EMBEDDINGS.search(name) else math.inf
+
+
+def squared_gradients(objective: EncoderObjective, row: int) -> Numbers:
     """Mean squared gradient of the loss over batches of two examples: the diagonal of the Fisher information.
+
+    Args:
+        objective: Holds the loaded model.
+        row: Whose examples are looked at.
 
     Returns:
         One number for each parameter, shaped as it.
     """
     import torch
 
-    names = objective.parameter_names
-    parameters = dict(objective.model.named_parameters())
-    wanted = {key: parameters[name] for key, name in names.items() if name in parameters}
+    # the parameters themselves, to which gradients belong
+    by_place = {parameter.data_ptr(): parameter for parameter in objective.model.parameters()}
+    wanted = {
+        key: by_place[value.data_ptr()] for key, value in objective.parameters.items() if value.data_ptr() in by_place
+    }
     total = {key: torch.zeros_like(parameter) for key, parameter in wanted.items()}
     count = 0
-    for loss in _losses(objective):
+    for loss in objective.batch_losses(row):
         objective.model.zero_grad()
         loss.backward()
         count += 1
@@ -120,73 +197,45 @@ def squared_gradients(objective: EncoderObjective) -> Numbers:
     return {key: value / count for key, value in total.items()}
 
 
-def input_products(objective: EncoderObjective) -> Numbers:
-    """Inner products of the inputs of each linear layer over all tokens of the examples, padding left out.
+def input_products(objective: Measured, row: int, keys: Iterable[Key]) -> Numbers:
+    """Inner products of the inputs of linear layers over all tokens of the examples, padding left out.
+
+    Args:
+        objective: Holds the loaded model.
+        row: Whose examples are looked at.
+        keys: The tensors to look at; those that are no linear layer's weight are passed over.
 
     Returns:
         For each layer's weight, shape (outputs, inputs), an array of shape (inputs, inputs).
     """
     import torch
 
-    keys = {name: key for key, name in objective.parameter_names.items()}
+    by_place = {objective.parameters[key].data_ptr(): key for key in keys}
+    linear = [layer for layer in objective.model.modules() if isinstance(layer, torch.nn.Linear)]
+    layers = {layer: by_place[place] for layer in linear if (place := layer.weight.data_ptr()) in by_place}
     total: Numbers = {}
-    with _linear_inputs(objective.model) as (seen, mask), torch.no_grad():
-
-        def forward(features: Features) -> torch.Tensor:
-            mask[:] = [features["attention_mask"].bool()] if "attention_mask" in features else []
-            output: torch.Tensor = objective.model(features)["sentence_embedding"]
-            for name, inputs in seen:
-                key = keys.get(f"{name}.weight")
-                if key is not None:
-                    product = inputs.T @ inputs
-                    total[key] = total[key] + product if key in total else product
-            seen.clear()
-            return output
-
-        for _ in _losses(objective, forward):
-            continue
-    return total
-
-
-@contextmanager
-def _linear_inputs(model: Any) -> Iterator[tuple[list[tuple[str, torch.Tensor]], list[torch.Tensor]]]:
-    """Collects what goes into each linear layer, as (name of the layer, inputs of shape (tokens, inputs))."""
-    import torch
-
-    seen: list[tuple[str, torch.Tensor]] = []
     mask: list[torch.Tensor] = []
 
-    def hook(name: str) -> Callable[..., None]:
-        def collect(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-            values = inputs[0]
-            if mask and values.shape[:-1] == mask[0].shape:
-                values = values[mask[0]]
-            seen.append((name, values.reshape(-1, values.shape[-1]).float()))
+    def see_mask(_model: Any, inputs: tuple[Features]) -> None:
+        mask[:] = [inputs[0]["attention_mask"].bool()] if "attention_mask" in inputs[0] else []
 
-        return collect
+    def collect(layer: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        values = inputs[0].detach()
+        if mask and values.shape[:-1] == mask[0].shape:
+            values = values[mask[0]]
+        values = values.reshape(-1, values.shape[-1]).float()
+        product, key = values.T @ values, layers[layer]
+        total[key] = total[key] + product if key in total else product
 
-    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)]
-    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers]
+    handles = [layer.register_forward_pre_hook(collect) for layer in layers]
+    handles.append(objective.model.register_forward_pre_hook(see_mask))
     try:
-        yield seen, mask
+        with torch.no_grad():
+            objective.run(row)
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _losses(
-    objective: EncoderObjective, forward: Callable[[Features], torch.Tensor] | None = None
-) -> Iterator[torch.Tensor]:
-    examples = objective.needed_examples
-    known = positives_by_query(examples)
-    model = objective.model.eval()
-
-    def plain(features: Features) -> torch.Tensor:
-        output: torch.Tensor = model(features)["sentence_embedding"]
-        return output
-
-    for first in range(0, len(examples), EXAMPLES_A_BATCH):
-        yield objective.batch_loss(examples[first : first + EXAMPLES_A_BATCH], known, forward or plain)
+    return total
 
 
 def _store(name: str, numbers: Numbers, path: Path) -> Checkpoint:

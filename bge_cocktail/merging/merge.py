@@ -64,6 +64,7 @@ def merge(
     options: MergeOptions | None = None,
     *,
     examples: Sequence[Record] = (),
+    own_examples: Sequence[Sequence[Record]] = (),
     encoding: EncodeOptions | None = None,
     score: Scorer | None = None,
     make_objective: Callable[[Plan, Path], Objective] | None = None,
@@ -81,6 +82,8 @@ def merge(
         output: The folder to write, in the portable layout.
         options: The method, its parameters, and the weights or how to find them.
         examples: Records with negatives, for weights or methods that look at data.
+        own_examples: For each model records of what it was tuned on, for methods that measure each model; without,
+            all are measured on the same examples.
         encoding: How the texts of the examples are embedded.
         score: Judges a merge on tasks, for weights that are searched; without it, the loss on the examples does.
         make_objective: Makes what weights are judged by, from the merge and a folder for scratch files, where the
@@ -95,7 +98,7 @@ def merge(
     """
     started = time.monotonic()
     recipe = as_recipe(models, options)
-    with open_context(examples, encoding, score, make_objective) as context:
+    with open_context(examples, encoding, score, make_objective, own_examples) as context:
         plan, result = resolve(recipe, context, lambda plan: _check_output(plan, output, overwrite))
         if merge_methods.trait(plan.options.method, "for_tasks") and not is_classifier(plan.checkpoints[0].folder):
             log.warning(
@@ -192,10 +195,12 @@ def open_context(
     encoding: EncodeOptions | None,
     score: Scorer | None,
     make_objective: Callable[[Plan, Path], Objective] | None = None,
+    own_examples: Sequence[Sequence[Record]] = (),
 ) -> Iterator[MergeContext]:
     """What merges are made with; its files are closed, and what it wrote is removed, at the end."""
     with scratch_folder() as scratch:
-        context = MergeContext(scratch, tuple(examples), encoding or EncodeOptions(), score, make_objective)
+        own = tuple(tuple(one) for one in own_examples)
+        context = MergeContext(scratch, tuple(examples), encoding or EncodeOptions(), score, make_objective, own)
         try:
             yield context
         finally:
@@ -309,12 +314,18 @@ class Verified(TypedDict):
     identical: bool
 
 
-def verify_merge(folder: Path, *, examples: Sequence[Record] = (), encoding: EncodeOptions | None = None) -> Verified:
+def verify_merge(
+    folder: Path,
+    *,
+    examples: Sequence[Record] = (),
+    own_examples: Sequence[Sequence[Record]] = (),
+    encoding: EncodeOptions | None = None,
+) -> Verified:
     """Merge again by the recipe and the weights that a folder records, and compare every byte; nothing is written.
 
     Args:
         folder: An output of `merge`.
-        examples: For methods that look at data; weights that were found are not sought again.
+        examples, own_examples: For methods that look at data; weights that were found are not sought again.
         encoding: How examples are embedded for that.
 
     Returns:
@@ -329,7 +340,7 @@ def verify_merge(folder: Path, *, examples: Sequence[Record] = (), encoding: Enc
         recorded = _recorded(folder, recipe)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError) as error:
         raise DataError(f"{folder} was not made by bge-cocktail merge: {error}") from None
-    with open_context(examples, encoding, None) as context, one_thread():
+    with open_context(examples, encoding, None, None, own_examples) as context, one_thread():
         plan, _ = resolve(recipe, context, recorded=recorded)
         for name, now in input_hashes(recipe, plan).items():
             if recorded["inputs"].get(name) != now:

@@ -289,6 +289,7 @@ class EncoderObjective:
         encoding: Prompts, precision, cache.
         score: Judges an encoder on tasks; without it, the examples do.
         scratch: A folder for what must be written to be loaded.
+        own_examples: Those that each model is measured on, for methods that do that; without, `examples`.
     """
 
     plan: Plan
@@ -296,6 +297,7 @@ class EncoderObjective:
     encoding: EncodeOptions
     score: Scorer | None
     scratch: Path
+    own_examples: Sequence[Sequence[Record]] = ()
 
     @property
     def names(self) -> Sequence[str]:
@@ -392,6 +394,24 @@ class EncoderObjective:
         """The name that each tensor has in the loaded model."""
         by_place = {value.data_ptr(): name for name, value in self.model.state_dict().items()}
         return {key: by_place[parameter.data_ptr()] for key, parameter in self.parameters.items()}
+
+    def batch_losses(self, row: int) -> Iterator[torch.Tensor]:
+        """Yield the losses of the loaded model, to differentiate, on batches of what model `row` is measured on."""
+        examples = self.own_examples[row] if self.own_examples else self.needed_examples
+        known = positives_by_query(examples)
+        model = self.model.eval()
+
+        def forward(features: Features) -> torch.Tensor:
+            output: torch.Tensor = model(features)["sentence_embedding"]
+            return output
+
+        for first in range(0, len(examples), EXAMPLES_A_BATCH):
+            yield self.batch_loss(examples[first : first + EXAMPLES_A_BATCH], known, forward)
+
+    def run(self, row: int) -> None:
+        """Embed what model `row` is measured on with the loaded model."""
+        for _ in self.batch_losses(row):
+            continue
 
     def batch_loss(self, batch: Sequence[Record], known: Mapping[str, set[str]], forward: Forward) -> torch.Tensor:
         """Return the loss of some examples as something to differentiate; see `batch_loss`."""

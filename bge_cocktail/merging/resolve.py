@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from bge_cocktail.core.errors import DataError, UsageError
 from bge_cocktail.core.outputs import read_object
@@ -40,12 +40,16 @@ from bge_cocktail.merging.weights import (
     data_of,
     find_weights,
     given_weights,
+    known_weights,
     weightings,
 )
 from bge_cocktail.merging.write import SETTINGS, written_keys
 from bge_cocktail.models.folder import architectures, is_classifier, model_folder
 from bge_cocktail.models.layout import declare_pooling, refuse_unportable
 from bge_cocktail.options import EncodeOptions, MergeOptions
+
+if TYPE_CHECKING:
+    from bge_cocktail.merging.data_methods import Measured
 
 
 def open_model(name: str, scratch: Path, pooling: str | None = None, *, under_head: bool = False) -> Checkpoint:
@@ -107,6 +111,7 @@ class MergeContext:
         encoding: How texts are embedded.
         score: Judges merges on tasks.
         make_objective: Makes what answers weightings, where that is not an encoder's loss on examples or its score.
+        own_examples: Those that each model is measured on, for methods that do that; without, `examples`.
         opened: The models whose files are open.
     """
 
@@ -115,6 +120,7 @@ class MergeContext:
     encoding: EncodeOptions
     score: Scorer | None
     make_objective: Callable[[Plan, Path], Objective] | None = None
+    own_examples: tuple[tuple[Record, ...], ...] = ()
     opened: list[Checkpoint] = field(default_factory=list)
 
 
@@ -161,7 +167,7 @@ def resolve(
     options = recipe.options
     _check_recipe(recipe)
     if find and recorded is None:
-        _need_data(options, context)
+        _need_data(options, context, len(recipe.models))
     inner = [model.get("recipe") for model in recorded["models"]] if recorded else [None] * len(recipe.models)
     first = _open(recipe.models[0], options.pooling, context, find, recorded=inner[0])
     headed = is_classifier(first.folder)
@@ -240,12 +246,13 @@ def _objective(plan: Plan, context: MergeContext) -> Objective:
 
 
 def _encoder_objective(plan: Plan, context: MergeContext) -> EncoderObjective:
-    examples = context.examples
-    if examples:
-        from bge_cocktail.merging.objective import draw_negatives
+    from bge_cocktail.merging.objective import draw_negatives
 
-        examples = tuple(draw_negatives(examples, plan.options.negatives, plan.options.seed))
-    return EncoderObjective(plan, examples, context.encoding, context.score, context.scratch)
+    shared, *own = (
+        tuple(draw_negatives(examples, plan.options.negatives, plan.options.seed)) if examples else ()
+        for examples in (context.examples, *context.own_examples)
+    )
+    return EncoderObjective(plan, shared, context.encoding, context.score, context.scratch, own)
 
 
 def _measured(plan: Plan, context: MergeContext) -> Plan:
@@ -255,7 +262,12 @@ def _measured(plan: Plan, context: MergeContext) -> Plan:
         return plan
     from bge_cocktail.merging.data_methods import collect_statistics
 
-    plan = collect_statistics(plan, _encoder_objective(plan, context), wanted)
+    if known_weights(plan.options):
+        names = [checkpoint.name for checkpoint in plan.checkpoints]
+        given = find_weights(names, plan.options, _objective(plan, context), normalise=True)
+        plan = with_weights(plan, given.weights, {}, None)
+    objective = cast("Measured", _objective(plan, context))
+    plan = collect_statistics(plan, objective, wanted)
     context.opened += plan.statistics
     return plan
 
@@ -283,7 +295,7 @@ def _open(
     return checkpoint
 
 
-def _need_data(options: MergeOptions, context: MergeContext) -> None:
+def _need_data(options: MergeOptions, context: MergeContext, models: int) -> None:
     """Refuse weights or a method whose data isn't there, before anything is embedded.
 
     Raises:
@@ -292,7 +304,12 @@ def _need_data(options: MergeOptions, context: MergeContext) -> None:
     looks = data_of(options)
     if "general" in looks and context.score is None:
         raise UsageError(f"weights '{options.weights}' need `target` and `general` tasks")
-    what = f"method {options.method} needs" if looks_itself(options) else f"weights '{options.weights}' need"
+    if context.own_examples and looks_itself(options) and len(context.own_examples) != models:
+        raise UsageError(f"`own_examples` are of {len(context.own_examples)} models, and {models} are merged")
+    weighting = isinstance(options.weights, str) and "examples" in weightings.trait(options.weights, "data", ())
+    if context.own_examples and looks_itself(options) and not weighting:
+        return  # each model's own are enough
+    what = f"weights '{options.weights}' need" if weighting else f"method {options.method} needs"
     if (
         "examples" in looks
         and not context.examples
@@ -323,8 +340,8 @@ def _check_classifiers(first: Checkpoint, options: MergeOptions, context: MergeC
         )
         kind = "classifier" if context.make_objective is None else "encoder"
         raise UsageError(f"{first.name} is {'a' if kind == 'classifier' else 'an'} {kind}; its examples are {what}")
-    if classifies and looks_itself(options):
-        raise UsageError(f"method {options.method} measures encoders; classifiers are merged by the other methods")
+    if classifies and options.method == "fisher":
+        raise UsageError("method fisher measures encoders; classifiers are merged by the other methods")
 
 
 def _refuse_too_few(recipe: Recipe) -> None:

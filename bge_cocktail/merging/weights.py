@@ -280,10 +280,17 @@ def check_weights(options: MergeOptions) -> None:
             raise UsageError(f"`share` doesn't go with weights '{options.weights}', which weigh all models at once")
     if options.layer_weights is not None and (options.weights != "uniform" or options.share is not None):
         raise UsageError("`layer_weights` say the weights of all layers; leave out `weights` and `share`")
+    if isinstance(options.weights, str) and options.weights != "uniform" and known_weights(options):
+        raise UsageError(f"{options.method} measures with the weights that it merges with; give numbers, or uniform")
     if options.tokenizer_from not in (None, 1) and "examples" in data_of(options):
         raise UsageError(
             "`tokenizer_from` doesn't go with weights or methods that look at examples; put that model first"
         )
+
+
+def known_weights(options: MergeOptions) -> bool:
+    """Return whether the method must know the weights before it measures models."""
+    return options.method in merge_methods and bool(merge_methods.trait(options.method, "known_weights"))
 
 
 def data_of(options: MergeOptions) -> list[str]:

@@ -63,7 +63,7 @@ class Sizes:
     train: int | None = 250
     dev: int | None = 80
     test: int | None = 150
-    documents: int | None = 300
+    documents: int | None = 500
     negatives: int = 3
 
 
@@ -75,9 +75,15 @@ DRAW = 0
 
 
 def prepare_tasks(
-    sources: Iterable[TaskSource], folder: Path, sizes: Sizes, base: Path, encoding: EncodeOptions
+    sources: Iterable[TaskSource],
+    folder: Path,
+    sizes: Sizes,
+    base: Path,
+    encoding: EncodeOptions,
+    mining: MineOptions | None = None,
 ) -> None:
     """Write each task that isn't written yet: what judges it, train.jsonl to tune on, examples.jsonl for weights."""
+    mining = (mining or MineOptions(depth=50)).model_copy(update={"negatives": sizes.negatives})
     for source in sources:
         place = folder / source.name
         if (place / "examples.jsonl").is_file():
@@ -87,8 +93,7 @@ def prepare_tasks(
         records, examples, corpus = _WRITE[source.kind](source, place / source.name, own)
         encoder = CachedEncoder(base, encoding)
         if corpus:
-            mined = MineOptions(negatives=sizes.negatives, depth=50)
-            records = mine(records, encoder, mined, corpus=corpus).records
+            records = mine(records, encoder, mining, corpus=corpus).records
             more = MineOptions(negatives=EXAMPLE_NEGATIVES, depth=100, relative_margin=None, pad=True)
             examples = mine(examples, encoder, more, corpus=corpus, known_positives=records).records
         write_records(records, place / "train.jsonl")

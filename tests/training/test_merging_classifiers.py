@@ -241,6 +241,27 @@ def test_pooled_heads(tiny: Path, labelled: Path, tmp_path: Path) -> None:
             np.testing.assert_allclose(out[name], (one[name] + other[name]) / 2, atol=1e-7)
 
 
+@pytest.mark.parametrize("method", ["regmean", "regmean++"])
+def test_classifiers_measured_on_texts_of_their_own(
+    cli: Cli, kinds: Path, again: Path, labelled: Path, tmp_path: Path, method: str
+) -> None:
+    """The inputs of each model are those of its own texts: with all texts on one side the other has no say there."""
+    options = ["--method", method, "--split", "test", "--shrinkage", "1"]
+    texts = write_lines(tmp_path / "one.jsonl", [{"text": "the red wolf", "label": "animal"}])
+    cli("merge", kinds, again, *options, "--own-examples", labelled, "--own-examples", texts, "-o", tmp_path / "out")
+    cli("merge", kinds, again, *options, "--own-examples", texts, "--own-examples", labelled, "-o", tmp_path / "turned")
+    one, two, out, turned = (
+        load_file(f / "model.safetensors") for f in (kinds, again, tmp_path / "out", tmp_path / "turned")
+    )
+    name = next(name for name in one if name.endswith("layer.0.attention.self.query.weight"))
+    # many texts weigh more than one
+    assert np.abs(out[name] - one[name]).mean() < np.abs(out[name] - two[name]).mean()
+    assert np.abs(turned[name] - two[name]).mean() < np.abs(turned[name] - one[name]).mean()
+    assert {str(labelled), str(texts)} <= {
+        known.removesuffix(" (test)") for known in json.loads((tmp_path / "out/run.json").read_text())["inputs"]
+    }
+
+
 def test_calibration_is_forgotten(kinds: Path, again: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = json.loads((kinds / "classifier.json").read_text())
     assert settings["temperature"] != 1.0
@@ -257,6 +278,21 @@ def test_calibration_is_forgotten(kinds: Path, again: Path, tmp_path: Path, capl
         (["kinds", "again"], ["--weights", "cocktail"], "need examples"),
         (["kinds", "again"], ["--weights", "gradient", "--examples", "{data}", "--split", "test"], "take cocktail"),
         (["kinds", "again"], ["--method", "fisher", "--examples", "{data}", "--split", "test"], "measures encoders"),
+        (["kinds", "again"], ["--method", "regmean"], "needs examples"),
+        (["kinds", "again"], ["--own-examples", "{data}"], "methods that measure each model"),
+        (
+            ["kinds", "again"],
+            ["--method", "regmean++", "--own-examples", "{data}", "--split", "test"],
+            "of 1 models, and 2 are merged",
+        ),
+        (
+            ["kinds", "again"],
+            [
+                *("--method", "regmean", "--weights", "cocktail", "--split", "test"),
+                *("--own-examples", "{data}", "--own-examples", "{data}"),
+            ],
+            "need labelled texts",
+        ),
         (["kinds", "again"], ["--target", "{data}", "--weights", "search"], "looks at --examples"),
         (
             ["kinds", "again"],

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bge_cocktail.core.errors import UsageError
 from bge_cocktail.data.labelled import LabelledTexts
+from bge_cocktail.data.record import Text
 from bge_cocktail.merging.merge import Merged, merge
 from bge_cocktail.merging.objective import loadable_folder, parameters_by_key, put_tensors, tiles_of
 from bge_cocktail.merging.plan import Plan, source_of, with_weights
@@ -25,6 +26,7 @@ from bge_cocktail.training.classifier.predict import cleaned, logits_of
 
 if TYPE_CHECKING:
     import torch
+    from sentence_transformers import CrossEncoder
 
     from bge_cocktail.merging.tensors import Key
 
@@ -43,12 +45,14 @@ class ClassifierObjective:
         examples: Labelled texts; the numbers of their labels are the first model's.
         device: Where they are predicted.
         scratch: A folder for what must be written to be loaded.
+        own_texts: Those that each model is measured on, for methods that do that; without, those of `examples`.
     """
 
     plan: Plan
     examples: LabelledTexts
     device: str
     scratch: Path
+    own_texts: Sequence[Sequence[Text]] = ()
 
     @property
     def names(self) -> Sequence[str]:
@@ -90,15 +94,33 @@ class ClassifierObjective:
     def _truth(self) -> np.ndarray:
         return self.examples.targets(len(self.classifier.settings.labels)).astype(bool)
 
-    def _losses_of(self, row: int) -> NDArray[np.float64]:
+    @property
+    def model(self) -> CrossEncoder:
+        """That model, without its settings."""
+        return self.classifier.model
+
+    def place(self, row: int) -> CrossEncoder:
+        """Put the weights of one of the models into the loaded one."""
         put_tensors(self.parameters, ((key, tiles_of(source_of(self.plan, row, key))) for key in self.parameters))
+        return self.model
+
+    def run(self, row: int) -> None:
+        """Predict what model `row` is measured on with the loaded model."""
+        self._logits(self.own_texts[row] if self.own_texts else self.examples.texts)
+
+    def _losses_of(self, row: int) -> NDArray[np.float64]:
+        self.place(row)
         return self._losses()
 
     def _losses(self) -> NDArray[np.float64]:
-        model, settings = self.classifier.model, self.classifier.settings
-        texts = cleaned(self.examples.texts, settings)
-        logits = logits_of(model, texts, settings.truncation, PredictOptions(device=self.device, precision="fp32"))
-        return log_losses(logits, self._truth, settings.multi_label)
+        if not self.examples.texts:
+            raise UsageError(f"weights '{self.plan.options.weights}' need labelled texts: `examples`")
+        return log_losses(self._logits(self.examples.texts), self._truth, self.classifier.settings.multi_label)
+
+    def _logits(self, texts: Sequence[Text]) -> NDArray[np.float32]:
+        settings = self.classifier.settings
+        options = PredictOptions(device=self.device, precision="fp32")
+        return logits_of(self.model, cleaned(texts, settings), settings.truncation, options)
 
 
 def merge_classifiers(
@@ -107,6 +129,7 @@ def merge_classifiers(
     options: MergeOptions | None = None,
     *,
     examples: LabelledTexts | None = None,
+    own_texts: Sequence[Sequence[Text]] = (),
     device: str = "auto",
     more_inputs: Mapping[str, str] | None = None,
     overwrite: bool = False,
@@ -120,7 +143,8 @@ def merge_classifiers(
         models: Folders or hub names, the classifier whose labels are kept first; or a recipe.
         output: The folder to write.
         options: Method, weights, whether heads are merged.
-        examples: Labelled texts of the first model's labels, for weights that look at data.
+        examples: Labelled texts of the first model's labels, for weights and methods that look at data.
+        own_texts: Texts of each model's own task, for methods that measure each model; without, the examples.
         device: Where they are predicted.
         more_inputs: What else the result depends on, by name and hash.
         overwrite: Replace an older output of this tool.
@@ -130,6 +154,8 @@ def merge_classifiers(
     """
 
     def make_objective(plan: Plan, scratch: Path) -> ClassifierObjective:
+        if examples is None:
+            return ClassifierObjective(plan, LabelledTexts(), device, scratch, own_texts)
         # an inner merge has a first model of its own, whose labels may be in another order
         own = declared_labels(plan.checkpoints[0].folder)
         if sorted(own) != sorted(labels):
@@ -137,10 +163,12 @@ def merge_classifiers(
                 f"{plan.checkpoints[0].name} has the labels {', '.join(own[:5])}, the examples "
                 f"{', '.join(labels[:5])}; give the weights of that merge as numbers"
             )
-        data = examples or LabelledTexts()
-        numbered = [tuple(sorted(own.index(labels[number]) for number in row)) for row in data.labels]
-        return ClassifierObjective(plan, replace(data, labels=numbered), device, scratch)
+        numbered = [tuple(sorted(own.index(labels[number]) for number in row)) for row in examples.labels]
+        return ClassifierObjective(plan, replace(examples, labels=numbered), device, scratch, own_texts)
 
+    wanted = len(models.models if isinstance(models, Recipe) else models)
+    if own_texts and len(own_texts) != wanted:
+        raise UsageError(f"`own_texts` are of {len(own_texts)} models, and {wanted} are merged")
     labels = declared_labels(_first_folder(models)) if examples is not None else []
-    chosen = make_objective if examples is not None and len(examples) else None
+    chosen = make_objective if own_texts or (examples is not None and len(examples)) else None
     return merge(models, output, options, make_objective=chosen, more_inputs=more_inputs, overwrite=overwrite)
