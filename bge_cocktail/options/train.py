@@ -55,6 +55,13 @@ class CommonTrainOptions(Options):
     evaluations: int = Field(2, ge=1, le=10_000, description="dev evaluations (and checkpoints) in an epoch")
     save_steps: int = Field(0, ge=0, description="steps between checkpoints; 0: at every evaluation")
     patience: int = Field(3, ge=0, description="stop after so many evaluations without a better one; 0: never")
+    average: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="write the mean of the weights at so many of the last evaluations (checkpoint averaging); 0: those "
+        "of the best one",
+    )
     report_to: Names = Field(
         default_factory=list, description="where curves also go: tensorboard, mlflow, trackio, wandb"
     )
@@ -91,7 +98,7 @@ class TrainOptions(CommonTrainOptions):
         "task_heads",
         "Memory and speed": "precision device gradient_cache gradient_checkpointing chunk_tokens shard tf32 compile "
         "workers",
-        "Watching": "evaluations save_steps dev_queries dev_documents general_split patience report_to",
+        "Watching": "evaluations save_steps average dev_queries dev_documents general_split patience report_to",
     }
 
     batch_size: int = Field(

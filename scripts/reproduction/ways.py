@@ -26,6 +26,7 @@ TRIALS = 20
 STEPS = 20
 SHARES = [0.3, 0.5, 0.7]
 ANCHOR = 1.0
+AVERAGED = 3
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,10 @@ def _positioned(bench: Bench, target: str, output: Path) -> Path:
     return merged(bench, models, output, options, target=target, examples=SOME)
 
 
+def _averaged(bench: Bench, target: str, output: Path) -> Path:
+    return bench.tune(target, output, average=AVERAGED)
+
+
 def _anchored(bench: Bench, target: str, output: Path) -> Path:
     return bench.tune(target, output, anchor=ANCHOR)
 
@@ -170,6 +175,7 @@ WAYS: dict[str, Way] = {
     "TIES": _ties,
     "self-positioning": _positioned,
     "anchored training": _anchored,
+    "mean of the last three checkpoints": _averaged,
 }
 """For a target, with a model that was tuned on it."""
 

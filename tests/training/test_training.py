@@ -6,11 +6,13 @@ import json
 import logging
 import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import leftovers, python
 from safetensors.numpy import load_file
 
@@ -19,17 +21,19 @@ from bge_cocktail.core.errors import CocktailError, UsageError
 from bge_cocktail.data.beir import read_beir
 from bge_cocktail.data.record import Record
 from bge_cocktail.data.record_files import read_records
+from bge_cocktail.evaluating.evaluate import evaluate, open_tasks
 from bge_cocktail.models.encoder import CachedEncoder, load_encoder
 from bge_cocktail.models.prompts import Prompts
-from bge_cocktail.options import TrainOptions
+from bge_cocktail.options import EncodeOptions, EvaluateOptions, TrainOptions
 from bge_cocktail.training.encoder import validation as watching
 from bge_cocktail.training.encoder.batches import Collator
 from bge_cocktail.training.encoder.loss import BatchLoss, make_trainer
 from bge_cocktail.training.encoder.train import train, training_key
 from bge_cocktail.training.encoder.training_pairs import TrainingPairs
+from bge_cocktail.training.engine import checkpoints
 from bge_cocktail.training.engine.callbacks import CheckpointCallback
 from bge_cocktail.training.engine.checkpoints import last_checkpoint, seal
-from bge_cocktail.training.engine.run import Interrupted
+from bge_cocktail.training.engine.run import PRIMARY, Interrupted
 from bge_cocktail.training.engine.trainer import DeviceSetup
 
 FAST = {
@@ -204,6 +208,50 @@ def test_told_to_stop_at_any_step_it_goes_on_the_same(
     assert weights(cut) == weights(whole)
 
 
+def test_the_mean_of_the_last_evaluations(
+    tiny: Path, beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of their checkpoints, whatever was saved between them; dev judges the mean."""
+    records, dev, chosen = read_records(beir), read_beir(beir, "dev"), options(epochs=3, patience=0, average=3)
+    kept: dict[str, list[np.ndarray]] = {}
+    real = checkpoints.load_mean
+
+    def load_mean(parts: torch.nn.Module, folders: Sequence[Path]) -> None:
+        assert [folder.name for folder in folders] == ["checkpoint-15", "checkpoint-12", "checkpoint-9"]
+        for folder in folders:
+            for name, value in load_file(folder / "model.safetensors").items():
+                kept.setdefault(name, []).append(value)
+        real(parts, folders)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "load_mean", load_mean)
+        whole = train(tiny, records, tmp_path / "whole", chosen, dev=dev)
+    for name, value in load_file(whole / "model.safetensors").items():
+        (expected,) = (np.mean(all_of, axis=0, dtype=np.float64) for key, all_of in kept.items() if key.endswith(name))
+        np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-8)
+    described = json.loads((whole / "run.json").read_text())
+    assert (described["averaged_steps"], described["best_step"]) == ([9, 12, 15], 15)
+    judged = evaluate(CachedEncoder(whole, EncodeOptions()), open_tasks([beir], []), EvaluateOptions(split="dev"))
+    assert described["dev_best"] == pytest.approx(next(one.value for one in judged if one.main), abs=1e-6)
+    points = [json.loads(line) for line in (whole / "curves.jsonl").read_text().splitlines()]
+    assert [point["step"] for point in points if PRIMARY in point] == [0, 3, 6, 9, 12, 15]
+
+    count, forward = 0, BatchLoss.forward
+
+    def stops(self: BatchLoss, *args: object) -> object:
+        nonlocal count
+        count += 1
+        if count == 10:
+            signal.raise_signal(signal.SIGTERM)
+        return forward(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchLoss, "forward", stops)
+        with pytest.raises(Interrupted):
+            train(tiny, records, tmp_path / "cut", chosen, dev=dev)
+    assert weights(train(tiny, records, tmp_path / "cut", chosen, dev=dev, resume=True)) == weights(whole)
+
+
 def test_what_had_stopped_early_is_not_trained_on(
     tiny: Path, beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,8 +280,9 @@ def test_a_damaged_newer_checkpoint_never_comes_back(tmp_path: Path) -> None:
     seal(tmp_path / "checkpoint-5")
     (tmp_path / "checkpoint-6").mkdir()
     (tmp_path / "checkpoint-6/model.safetensors").write_bytes(b"content")
-    state = SimpleNamespace(is_world_process_zero=True, global_step=6, best_global_step=None)
-    CheckpointCallback().on_save(SimpleNamespace(world_size=1, output_dir=str(tmp_path)), state, None)
+    state = SimpleNamespace(is_world_process_zero=True, global_step=6, best_global_step=None, max_steps=9)
+    arguments = SimpleNamespace(world_size=1, output_dir=str(tmp_path), save_steps=5)
+    CheckpointCallback().on_save(arguments, state, None)
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-6"
     seal(tmp_path / "checkpoint-6")
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-6"

@@ -15,7 +15,7 @@ import torch
 from transformers import TrainerCallback
 
 from bge_cocktail.core.progress import Advance, progress
-from bge_cocktail.training.engine.checkpoints import checkpoints_in, seal
+from bge_cocktail.training.engine.checkpoints import checkpoints_in, checkpoints_of_evaluations, seal
 from bge_cocktail.training.engine.cpu_speed import free_memory, resident_memory
 
 log = logging.getLogger(__name__)
@@ -60,10 +60,17 @@ class ProgressCallback(TrainerCallback):
 
 
 class CheckpointCallback(TrainerCallback):
-    """Seals each checkpoint when it is written; only then are older ones removed: the best and two of the last stay."""
+    """Seals each checkpoint when it is written; only then are older ones removed.
 
-    def __init__(self, save_steps: int = 0) -> None:
-        self._save_steps = save_steps
+    The best and two of the last stay, and those that are averaged.
+
+    Args:
+        save_steps: How often one is written beside those of evaluations.
+        average: How many of evaluations are averaged.
+    """
+
+    def __init__(self, save_steps: int = 0, average: int = 0) -> None:
+        self._save_steps, self._average = save_steps, average
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._save_steps and state.global_step % self._save_steps == 0:
@@ -76,8 +83,9 @@ class CheckpointCallback(TrainerCallback):
             return
         folder = Path(args.output_dir)
         seal(folder / f"checkpoint-{state.global_step}")
+        averaged = checkpoints_of_evaluations(folder, int(args.save_steps), state.max_steps)[: self._average]
         for path in checkpoints_in(folder)[2:]:
-            if path.name != f"checkpoint-{state.best_global_step}":
+            if path.name != f"checkpoint-{state.best_global_step}" and path not in averaged:
                 shutil.rmtree(path)
 
 

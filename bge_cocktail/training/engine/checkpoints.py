@@ -155,10 +155,49 @@ def had_stopped(folder: Path, options: CommonTrainOptions) -> bool:
     return bool(options.patience) and kept.get("early_stopping_patience_counter", 0) >= options.patience
 
 
+def load_mean(parts: nn.Module, folders: Sequence[Path]) -> None:
+    """Put the mean of the weights of checkpoints into a model.
+
+    Raises:
+        CocktailError: One can't be read.
+    """
+    total: dict[str, torch.Tensor] = {}
+    try:
+        for folder in folders:
+            if not is_whole(folder):
+                raise CocktailError(f"the checkpoint {folder} is damaged; begin again without `resume`")
+            for name, value in load_file(folder / WEIGHTS).items():
+                # numbers of positions and the like are the same in all
+                added = value.double() / len(folders) if value.is_floating_point() else value
+                total[name] = total[name] + added if name in total and value.is_floating_point() else added
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CocktailError(f"a checkpoint in {folders[0].parent} can't be loaded: {error}") from error
+    own = parts.state_dict()
+    load_whole(parts, {name: value.to(own[name].dtype) for name, value in total.items()})
+
+
+def step_of(folder: Path) -> int:
+    """Return the step after which a checkpoint was written."""
+    return int(folder.name.rsplit("-", 1)[1])
+
+
 def checkpoints_in(folder: Path) -> list[Path]:
     """Return all checkpoints, the newest first, whole or not."""
     folders = [path for path in folder.glob("checkpoint-*") if path.name.rsplit("-", 1)[1].isdigit()]
-    return sorted(folders, key=lambda path: -int(path.name.rsplit("-", 1)[1]))
+    return sorted(folders, key=lambda path: -step_of(path))
+
+
+def checkpoints_of_evaluations(folder: Path, every: int, last: int) -> list[Path]:
+    """Return the checkpoints of evaluations, the newest first.
+
+    Others are written when a training is stopped, or by `save_steps`: what comes out may not depend on those.
+
+    Args:
+        folder: Holds all checkpoints.
+        every: Steps between evaluations.
+        last: The last step of all.
+    """
+    return [path for path in checkpoints_in(folder) if step_of(path) % every == 0 or step_of(path) == last]
 
 
 def last_checkpoint(folder: Path) -> Path | None:

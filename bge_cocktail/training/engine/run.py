@@ -348,7 +348,8 @@ def run_training(
         Interrupted: SIGTERM or Ctrl-C; a checkpoint was saved.
     """
     # weights and two moments of AdamW in each of four checkpoints (three kept, one being written), and the result
-    require_space(output.parent, 13 * sum(file.stat().st_size for file in training.base.rglob("*.safetensors")))
+    copies = 3 * max(4, options.average + 2) + 1
+    require_space(output.parent, copies * sum(file.stat().st_size for file in training.base.rglob("*.safetensors")))
     started = time.monotonic()
     working = output.with_name(output.name + ".unfinished")
     with shared_work_folder(processes, working, training.what, training.key, resume=resume, overwrite=overwrite):
@@ -397,14 +398,20 @@ def fit(
     from transformers import TrainerState
 
     from bge_cocktail.training.engine.callbacks import StopCallback
-    from bge_cocktail.training.engine.checkpoints import checkpoints_in, had_stopped, last_checkpoint, load_weights
+    from bge_cocktail.training.engine.checkpoints import (
+        checkpoints_in,
+        had_stopped,
+        last_checkpoint,
+        load_weights,
+        step_of,
+    )
     from bge_cocktail.training.engine.trainer import explain_failure
 
     checkpoints = working / "checkpoints"
     last = last_checkpoint(checkpoints) if resume else None
     if resume:
         for damaged in checkpoints_in(checkpoints):
-            if last is None or int(damaged.name.rsplit("-", 1)[1]) > int(last.name.rsplit("-", 1)[1]):
+            if last is None or step_of(damaged) > step_of(last):
                 log.warning("%s is cut off or damaged and is passed over", damaged)
                 if trainer.is_world_process_zero():
                     shutil.rmtree(damaged)
@@ -432,9 +439,27 @@ def fit(
     state = trainer.state
     if stop.signal is not None and state.global_step < state.max_steps:
         raise Interrupted(signal.Signals(stop.signal).name)
+    primary = (trainer.args.metric_for_best_model or "").removeprefix("eval_") or None
+    if options.average:
+        return history(state, primary) | _averaged(trainer, checkpoints, options.average, primary)
     if state.best_model_checkpoint and state.best_global_step != state.global_step:
         load_weights(trainer.parts(), Path(state.best_model_checkpoint))
-    return history(trainer.state, (trainer.args.metric_for_best_model or "").removeprefix("eval_") or None)
+    return history(state, primary)
+
+
+def _averaged(trainer: Trainer, checkpoints: Path, count: int, primary: str | None) -> dict[str, Any]:
+    """Give the model the mean weights of the last evaluations; return the steps, and what dev says of the mean."""
+    from bge_cocktail.training.engine.checkpoints import checkpoints_of_evaluations, load_mean, step_of
+
+    every, last = int(trainer.args.save_steps), trainer.state.max_steps
+    chosen = checkpoints_of_evaluations(checkpoints, every, last)[:count]
+    load_mean(trainer.parts(), chosen)
+    steps = sorted(step_of(path) for path in chosen)
+    seen: dict[str, Any] = {"averaged_steps": steps, "best_step": steps[-1]}
+    if primary is not None:
+        seen["dev_best"] = trainer.evaluate()[f"eval_{primary}"]
+        trainer.state.log_history.pop()  # no step of its own in the curves
+    return seen
 
 
 class BadLoss(CocktailError):

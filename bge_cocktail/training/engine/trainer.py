@@ -288,7 +288,7 @@ def assemble(
         loss=loss,
         evaluator=Evaluator(metrics, primary or "") if metrics else None,
         data_collator=collator,
-        callbacks=[*callbacks, CheckpointCallback(options.save_steps)],
+        callbacks=[*callbacks, CheckpointCallback(options.save_steps, options.average)],
     )
     trainer.batches = batches
     trainer.remove_callback(PrinterCallback)
