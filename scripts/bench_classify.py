@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--data", type=Path, help="a folder with classification/sst2")
-    parser.add_argument("--readme", action="store_true", help="put the figures into README")
+    parser.add_argument("--write", action="store_true", help="put the figures into docs/")
     arguments = parser.parse_args()
     from transformers import pipeline
 
@@ -119,7 +119,7 @@ def main() -> None:
             accuracy([one.labels[0] for one in quick], labels),
         ]
         figures.note("default precision, points of accuracy apart", abs(scores[0] - scores[1]), None, 0.2, "test")
-    figures.finish(readme=arguments.readme)
+    figures.finish(write=arguments.write)
 
 
 if __name__ == "__main__":

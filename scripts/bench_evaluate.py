@@ -146,7 +146,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--readme", action="store_true", help="put the figures into README")
+    parser.add_argument("--write", action="store_true", help="put the figures into docs/")
     arguments = parser.parse_args()
     queries, documents = (1000, 5000) if arguments.quick else (5000, 20_000)
     figures = Figures("evaluate")
@@ -179,7 +179,7 @@ def main() -> None:
         page = html_page(build_report(collect(runs), "twenty"))
         figures.note("report over 20 evaluations, CPU s", time.process_time() - started, None, 10, "21 models, 3 tasks")
         figures.note("report over 20 evaluations, MB", len(page.encode()) / 1e6, None, 8, "21 models, 3 tasks")
-    figures.finish(readme=arguments.readme)
+    figures.finish(write=arguments.write)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--model", type=Path, default=demo_model())
-    parser.add_argument("--readme", action="store_true")
+    parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     count = 200 if arguments.quick else 1000
@@ -113,7 +113,7 @@ def main() -> None:
                 after = main_score(evaluate(served, [task], EvaluateOptions()))
                 what = f"{before:.4f} becomes {after:.4f}"
                 figures.note(f"{path.name}, {form}, points of nDCG@10 lost", 100 * (before - after), None, 0.5, what)
-    figures.finish(readme=arguments.readme)
+    figures.finish(write=arguments.write)
 
 
 def main_score(scores: list[Any]) -> float:

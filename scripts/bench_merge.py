@@ -296,7 +296,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="models of BERT-base's size, one repeat")
     parser.add_argument("--folder", type=Path, help="where models are made, and kept")
     parser.add_argument("--without-peers", action="store_true")
-    parser.add_argument("--readme", action="store_true", help="put the figures into README")
+    parser.add_argument("--write", action="store_true", help="put the figures into docs/")
     parser.add_argument("--only", choices=["methods", "many", "minilm", "weights"], help="one part of it")
     arguments = parser.parse_args()
     size = "base" if arguments.quick else "large"
@@ -316,7 +316,7 @@ def main() -> None:
             bench_minilm(bench)
         if "weights" in parts:
             bench_weights(bench, arguments.quick)
-    bench.figures.finish(readme=arguments.readme)
+    bench.figures.finish(write=arguments.write)
 
 
 if __name__ == "__main__":

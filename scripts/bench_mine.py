@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["alone", "large", "commands"], help="one part of it")
     parser.add_argument("--folder", type=Path, help="where texts and the cache are kept; else a temporary one")
     parser.add_argument("--without-peers", action="store_true")
-    parser.add_argument("--readme", action="store_true", help="put the figures into README")
+    parser.add_argument("--write", action="store_true", help="put the figures into docs/")
     arguments = parser.parse_args()
     queries, documents = (600, 2400) if arguments.quick else (5000, 20_000)
     figures = Figures("mine")
@@ -230,7 +230,7 @@ def main() -> None:
             bench_large(figures, *(("2000", "200000") if arguments.quick else ("20000", "2000000")))
         if "commands" in parts:
             bench_commands(figures, folder, label, not arguments.without_peers)
-    figures.finish(readme=arguments.readme)
+    figures.finish(write=arguments.write)
 
 
 if __name__ == "__main__":

@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--model", type=Path, default=demo_model())
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--readme", action="store_true")
+    parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     seconds, long = (10.0, 20.0) if arguments.quick else (30.0, 600.0)
     lines = (demo_data() / "handbook/queries.jsonl").read_text().splitlines()
@@ -216,7 +216,7 @@ def main() -> None:
     figures.note("p99 / p50", asked.quantile(0.99) / asked.quantile(0.5), None, 3, f"over {long:g} s")
     figures.note("requests lost", asked.failed, None, 0, f"of {len(asked.seconds):,} in {long:g} s")
     figures.note("memory grown, MB", after - before, None, 50, f"over {long:g} s")
-    figures.finish(readme=arguments.readme)
+    figures.finish(write=arguments.write)
 
 
 if __name__ == "__main__":

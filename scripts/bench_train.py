@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--peak-tflops", type=float, default=989, help="of the card in bf16; default: an H100's")
     parser.add_argument("--without-peers", action="store_true")
-    parser.add_argument("--readme", action="store_true", help="put the figures into README")
+    parser.add_argument("--write", action="store_true", help="put the figures into docs/")
     arguments = parser.parse_args()
     steps = 6 if arguments.quick else 30
     figures = Figures("train")
@@ -236,7 +236,7 @@ def main() -> None:
             bench_memory(figures, bench)
         if "start" in parts:
             bench_start(figures, bench, 100_000 if arguments.quick else 1_000_000)
-    figures.finish(readme=arguments.readme)
+    figures.finish(write=arguments.write)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import into_readme
+from measuring import into_docs
 
 from bge_cocktail.data.labelled import LabelledTexts
 from bge_cocktail.data.sources import Source
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--sets", default="sst2,mnli,imdb")
     parser.add_argument("--texts", type=int, default=2000)
     parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--readme", action="store_true", help="put the table into README")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/")
     arguments = parser.parse_args()
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     found = {}
@@ -114,8 +114,8 @@ def main() -> None:
         for name in arguments.sets.split(","):
             found[name] = measure(arguments.data / "classification" / name, arguments.texts, seeds, Path(scratch))
             print(markdown(found), file=sys.stderr, flush=True)
-    if arguments.readme:
-        into_readme("ways to classify", markdown(found))
+    if arguments.write:
+        into_docs("ways to classify", markdown(found))
     print(markdown(found))
     print(json.dumps({"name": "compare_classifiers", **found}))
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import into_readme
+from measuring import into_docs
 
 from bge_cocktail.data.labelled import LabelledTexts
 from bge_cocktail.data.sources import Source
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--texts", type=int, default=1000)
     parser.add_argument("--examples", type=int, default=100)
-    parser.add_argument("--readme", action="store_true", help="put the table into README")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/")
     arguments = parser.parse_args()
     data: dict[str, ClassifierData] = {}
     tests: dict[str, LabelledTexts] = {}
@@ -87,8 +87,8 @@ def main() -> None:
             for target in SENTIMENT
             for model, scores in judged(target, models, data, tests, Path(scratch), arguments.examples).items()
         ]
-    if arguments.readme:
-        into_readme("cocktails of classifiers", markdown(rows))
+    if arguments.write:
+        into_docs("cocktails of classifiers", markdown(rows))
     print(markdown(rows))
     print(json.dumps({"name": "compare_cocktails", "results": rows}))
 

@@ -1,6 +1,6 @@
 """What the defaults of `train` and `mine` are chosen by: one option changed at a time, on five sets and three seeds.
 
-    .venv/bin/python scripts/compare_defaults.py --data DIR -o WORK [--seeds 1,2,3] [--minutes N] [--readme]
+    .venv/bin/python scripts/compare_defaults.py --data DIR -o WORK [--seeds 1,2,3] [--minutes N] [--write]
 
 Three retrieval sets and two sets of labels, 300 records of each, texts cut at 64 tokens, three mined negatives, all
 else as by default. Each model is judged on the test part of its own set (1,000 documents and 150 queries, or 150
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import into_readme
+from measuring import into_docs
 from reproduction.tables import over_targets
 from reproduction.tasks import Sizes, TaskSource, prepare_tasks, task_folder, training_records
 from reproduction.ways import scores_of
@@ -150,15 +150,15 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--minutes", type=float, help="begin no training after so long; a later call goes on")
-    parser.add_argument("--readme", action="store_true")
+    parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     seconds = None if arguments.minutes is None else 60 * arguments.minutes
     whole = measure(arguments.data, arguments.output, seeds, seconds)
     text, numbers = table(read(arguments.output))
     print(text)
-    if arguments.readme:
-        into_readme("defaults", text)
+    if arguments.write:
+        into_docs("defaults", text)
     print(json.dumps({"name": "compare_defaults", "whole": whole, "differences": numbers}))
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import into_readme
+from measuring import into_docs
 from peers import SETFIT, peer_environment
 
 from bge_cocktail.data.sources import Source
@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--per-class", default="8,64")
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--test", type=int, default=1000)
-    parser.add_argument("--readme", action="store_true", help="put the table into README")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/")
     arguments = parser.parse_args()
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     results = [
@@ -135,8 +135,8 @@ def main() -> None:
         for name in arguments.sets.split(",")
         for count in arguments.per_class.split(",")
     ]
-    if arguments.readme:
-        into_readme("few shot", markdown(results))
+    if arguments.write:
+        into_docs("few shot", markdown(results))
     print(markdown(results))
     print(json.dumps({"name": "compare_few_shot", "results": results}))
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import into_readme
+from measuring import into_docs
 
 from bge_cocktail.core.outputs import read_object
 from bge_cocktail.data.labelled import LabelledTexts
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--heads", default="")
     parser.add_argument("--test", type=int, default=1000)
     parser.add_argument("--options", default="{}", help="more options, as JSON")
-    parser.add_argument("--readme", action="store_true", help="put the table into README")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/")
     arguments = parser.parse_args()
     more: dict[str, Any] = json.loads(arguments.options)
     heads = arguments.heads.split(",") if arguments.heads else [ClassifyOptions().head]
@@ -100,8 +100,8 @@ def main() -> None:
                 }
             )
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    if arguments.readme:
-        into_readme("classifiers and their probe", markdown(rows))
+    if arguments.write:
+        into_docs("classifiers and their probe", markdown(rows))
     print(markdown(rows))
     print(json.dumps({"name": "compare_probe", "results": rows, "met": not any(row["below"] for row in rows)}))
 

@@ -1,6 +1,6 @@
 """Ways to train on real data: what each brings on the target and costs on general tasks, with several seeds.
 
-    .venv/bin/python scripts/compare_training.py --data DIR [--sets medquad,squad,banking77] [--records 400] [--readme]
+    .venv/bin/python scripts/compare_training.py --data DIR [--sets medquad,squad,banking77] [--records 400] [--write]
 
 Plain (in-batch negatives alone), with mined negatives, with a mask for false negatives, with the base's own
 similarities to learn from (distillation; no reranker is at hand), held to the base (anchor), and two of them merged
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import into_readme
+from measuring import into_docs
 
 from bge_cocktail.data.beir import read_corpus
 from bge_cocktail.data.examples import LabelledText, records_from_labels
@@ -189,15 +189,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--sets", default="medquad,squad,banking77")
     parser.add_argument("--records", type=int, default=400)
-    parser.add_argument("--readme", action="store_true", help="put the table into README")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/")
     arguments = parser.parse_args()
     found = {}
     with tempfile.TemporaryDirectory(prefix="compare-training-") as scratch:
         for name in arguments.sets.split(","):
             found[name] = Ways(arguments.data, name, arguments.records, Path(scratch)).measure()
             print(markdown(found), file=sys.stderr, flush=True)
-    if arguments.readme:
-        into_readme("ways to train", markdown(found))
+    if arguments.write:
+        into_docs("ways to train", markdown(found))
     print(markdown(found))
     print(json.dumps({"name": "compare_training", **found}))
 

@@ -78,7 +78,7 @@ def main() -> None:
         )
     if device.startswith("cuda"):
         figures.note("peak memory, GB", torch.cuda.max_memory_allocated() / 1e9, None, 40, torch.cuda.get_device_name())
-    figures.finish(readme=False)
+    figures.finish(write=False)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What benchmarks share: the CPU time and memory of a command, figures with targets, README's tables."""
+"""What benchmarks share: the CPU time and memory of a command, figures with targets, the tables of docs/."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+DOCS = ROOT / "docs"
 # started from a small process, because a child's peak memory begins with that of its parent
 _RUN = """
 import os, resource, subprocess, sys
@@ -50,7 +50,7 @@ class Figures:
     """What a benchmark measured.
 
     Args:
-        name: Of the benchmark; README's table stands between ``<!-- bench NAME -->`` and ``<!-- /bench NAME -->``.
+        name: Of the benchmark; its table in docs/ stands between ``<!-- bench NAME -->`` and ``<!-- /bench NAME -->``.
     """
 
     def __init__(self, name: str) -> None:
@@ -87,9 +87,9 @@ class Figures:
         self.all.append({**figure, "ratio": ratio, "target": target, "met": met, "what": what})
         print(json.dumps(self.all[-1]), flush=True)
 
-    def finish(self, *, readme: bool) -> None:
-        """Print the last line, which sums up, and put the figures into README if asked."""
-        if readme:
+    def finish(self, *, write: bool) -> None:
+        """Print the last line, which sums up, and put the figures into docs/ if asked."""
+        if write:
             write_table(self.name, [figure for figure in self.all if figure["met"] is not None])
         missed = [figure["name"] for figure in self.all if figure["met"] is False]
         against = [figure for figure in self.all if figure["ratio"] is not None]
@@ -104,20 +104,20 @@ Cells = dict[str, dict[str, str]]
 
 
 def write_table(name: str, figures: list[dict[str, Any]]) -> None:
-    """Put figures into README's table of a benchmark; rows of figures that weren't measured this time stay."""
-    _, old, _ = _readme_block(name)
+    """Put figures into the table of a benchmark; rows of figures that weren't measured this time stay."""
+    _, _, old, _ = _block(name)
     corner, _ = _read(old)
     lines = [_row([corner or "whole command, CPU seconds unless said", *_COLUMNS]), "|---" * (len(_COLUMNS) + 1) + "|"]
     for figure in figures:
         shown = ["-" if figure[key] is None else f"{figure[key]:g}" for key in ("ours", "peer", "ratio", "target")]
         lines.append(_row([figure["name"], *shown, "yes" if figure["met"] else "no"]))
-    into_readme(name, "\n".join(lines))
+    into_docs(name, "\n".join(lines))
 
 
-def into_readme(name: str, table: str) -> None:
+def into_docs(name: str, table: str) -> None:
     """Put a Markdown table between the marks of a benchmark; rows and columns that it doesn't have stay as they are."""
-    before, old, after = _readme_block(name)
-    README.write_text(f"{before}\n{joined(old, table)}\n{after}", encoding="utf-8")
+    page, before, old, after = _block(name)
+    page.write_text(f"{before}\n{joined(old, table)}\n{after}", encoding="utf-8")
 
 
 def joined(old: str, new: str) -> str:
@@ -152,12 +152,13 @@ def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |".replace("|  |", "| |")
 
 
-def _readme_block(name: str) -> tuple[str, str, str]:
-    """README up to and with the opening mark, what is between the marks, and the rest."""
+def _block(name: str) -> tuple[Path, str, str, str]:
+    """The page of a table, what stands there up to and with the opening mark, between the marks, and after."""
     start, end = f"<!-- bench {name} -->", f"<!-- /bench {name} -->"
-    text = README.read_text(encoding="utf-8")
-    if start not in text or end not in text:
-        raise SystemExit(f"README has no marks {start} and {end}")
-    before, _, rest = text.partition(start)
-    old, _, after = rest.partition(end)
-    return before + start, old, end + after
+    for page in sorted(DOCS.glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        if start in text and end in text:
+            before, _, rest = text.partition(start)
+            old, _, after = rest.partition(end)
+            return page, before + start, old, end + after
+    raise SystemExit(f"no page of docs/ has the marks {start} and {end}")

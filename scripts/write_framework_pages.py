@@ -91,7 +91,7 @@ def page(name: str) -> str:
     lines += [f"```{language}", plugs[name](MODEL).rstrip(), "```", ""]
     if name in ADAPTERS:
         lines += [
-            f"Beside bge-cocktail (`pip install 'bge-cocktail[{name}]'`) an adapter does it by itself:",
+            f"Beside bge-cocktail (`pip install -c constraints.txt '.[{name}]'` in the checkout) an adapter does it:",
             "",
             "```python",
             ADAPTERS[name].rstrip(),

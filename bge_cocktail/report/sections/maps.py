@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_cocktail.core.errors import UsageError
+from bge_cocktail.core.errors import UsageError, how_to_install
 from bge_cocktail.report.blocks import (
     COLOURS,
     MUTED,
@@ -73,7 +73,7 @@ def project(embeddings: NDArray[np.float32], reduce: str, seed: int, onto: Plane
         try:
             from umap import UMAP
         except ImportError:
-            raise UsageError("`map=umap` needs umap-learn: pip install 'bge-cocktail[umap]'") from None
+            raise UsageError(f"`map=umap` needs umap-learn; {how_to_install('umap')}") from None
         neighbours = min(15, max(2, len(embeddings) - 1))
         plane = np.asarray(UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed).fit_transform(embeddings))
         plane = plane.astype(np.float64)

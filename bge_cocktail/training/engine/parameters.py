@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bge_cocktail.core.devices import choose_device, resolve_precision
-from bge_cocktail.core.errors import CocktailError, DataError, UsageError, nearest
+from bge_cocktail.core.errors import CocktailError, DataError, UsageError, how_to_install, nearest
 from bge_cocktail.core.outputs import read_object
 from bge_cocktail.models.layers import EMBEDDINGS, LAYER, POSITIONS, layer_count, layer_of
 from bge_cocktail.models.layout import check_length, transformer_folder
@@ -111,7 +111,7 @@ def _layers(base: Path, options: CommonTrainOptions) -> Iterator[str]:
 
 def _tools(options: CommonTrainOptions) -> Iterator[str]:
     if options.lora and not find_spec("peft"):
-        yield "lora needs peft: pip install 'bge-cocktail[lora]'"
+        yield f"lora needs peft; {how_to_install('lora')}"
     if options.compile and choose_device(options.device) == "cpu" and not (shutil.which("c++") or shutil.which("g++")):
         yield "compile needs a C++ compiler on the CPU, and there is none"
 
@@ -240,7 +240,7 @@ def _add_lora(transformer: Any, options: CommonTrainOptions) -> Callable[[], obj
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise UsageError("lora needs peft: pip install 'bge-cocktail[lora]'") from None
+        raise UsageError(f"lora needs peft; {how_to_install('lora')}") from None
     config = LoraConfig(
         r=options.lora,
         lora_alpha=options.lora_alpha or 2 * options.lora,

@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
-from bge_cocktail.core.errors import CocktailError, UsageError, nearest
+from bge_cocktail.core.errors import CocktailError, UsageError, how_to_install, nearest
 from bge_cocktail.core.outputs import new_file, new_folder, write_json
 from bge_cocktail.core.runs import RUN_FILE, finished_key, hash_value
 from bge_cocktail.training.engine.processes import refuse_several
@@ -168,7 +168,7 @@ def search(
     try:
         import optuna
     except ImportError:
-        raise UsageError("a search needs optuna: pip install 'bge-cocktail[search]'") from None
+        raise UsageError(f"a search needs optuna; {how_to_install('search')}") from None
     refuse_several("`search`")
     working = output.with_name(output.name + ".search")
     with work_folder(working, "search", hash_value([key, sorted(names)]), resume=resume, overwrite=overwrite):
