@@ -81,7 +81,7 @@ def test_all_the_weight_gives_the_model(models: list[Path], tmp_path: Path, meth
 
 
 @pytest.mark.parametrize("method", PLAIN)
-@settings(deadline=None, max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(weights=st.lists(st.floats(0.01, 1), min_size=3, max_size=3))
 def test_order_does_not_matter(
     models: list[Path], tmp_path_factory: pytest.TempPathFactory, method: str, weights: list[float]

@@ -68,7 +68,6 @@ def flags(**values: object) -> list[object]:
 @pytest.mark.parametrize(
     "more",
     [
-        {},
         {"loss": ["info-nce", "kl"], "matryoshka": [8], "mask_margin": 0.1, "anchor": 1.0},
         {"gradient_cache": True, "task_heads": True, "chunk_tokens": 60},
     ],

@@ -40,7 +40,7 @@ def switches(more: dict[str, object]) -> tuple[list[str], dict[str, object]]:
     "more",
     [
         {"loss": ["info-nce", "kl"], "matryoshka": [8], "mask_margin": 0.1, "anchor": 1.0, "chunk_tokens": 60},
-        {"gradient_cache": True, "task_heads": True, "chunk_tokens": 60, "layer_decay": 0.8},
+        {"gradient_cache": True, "task_heads": True, "chunk_tokens": 60, "layer_decay": 0.8, "accumulate": 2},
         {"lora": 4, "gradient_checkpointing": True, "chunk_tokens": 60, "accumulate": 2},
     ],
     ids=str,

@@ -12,6 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses import CachedLossMixin
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
 from bge_cocktail.losses.total import Embedded, LossSettings, total_loss
@@ -75,12 +76,18 @@ class BatchLoss(CachedLossMixin, nn.Module):
 
     def calculate_loss(self, reps: list[list[Tensor]], labels: Any = None, *, with_backward: bool = False) -> Tensor:
         """Return the loss of chunks that are embedded already, as sentence-transformers' gradient cache asks for it."""
+        before: list[Tensor | None] = []
+        if with_backward:
+            # the heads' gradients wait for the factor that the real backward pass brings (accumulation, fp16's scale);
+            # taken before the forward pass, in which heads that are cut into parts have other parameters
+            for head in self.heads:
+                if isinstance(head, FSDPModule):
+                    head.reshard()
+            before = [parameter.grad for parameter in self.heads.parameters()]
+            self.heads.zero_grad()
         losses = self._losses(torch.cat([one for [one] in reps]), labels, labels["anchors"])
         total: Tensor = torch.stack(list(losses.values())).sum()
         if with_backward:
-            # the heads' gradients wait for the factor that the real backward pass brings (accumulation, fp16's scale)
-            before = [parameter.grad for parameter in self.heads.parameters()]
-            self.heads.zero_grad()
             total.backward()
             self._of_heads = [parameter.grad for parameter in self.heads.parameters()]
             for one, gradient in zip(self.heads.parameters(), before, strict=True):
