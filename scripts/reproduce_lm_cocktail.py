@@ -16,6 +16,7 @@ as Markdown and JSON. Needs the extra `demo`.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import resource
@@ -38,6 +39,7 @@ from bge_cocktail.evaluating.tasks.task import Task, open_task
 from bge_cocktail.flow.demo import demo_model
 from bge_cocktail.models.folder import model_folder
 from bge_cocktail.options import EncodeOptions, TrainOptions
+from bge_cocktail.training.engine.cpu_speed import free_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = "base"
@@ -160,6 +162,8 @@ class Reproduction:
             cost["peak_megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, {"scores": made, "cost": cost})
+            gc.collect()
+            free_memory()  # a training leaves holes that the next step would add to
             print(f"{path.relative_to(self.work)}: {cost['seconds']:.0f} s", file=sys.stderr, flush=True)
         return True
 

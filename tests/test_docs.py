@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import html
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import Result
 from conftest import ROOT
+
+import bge_cocktail
+from bge_cocktail.cli import main
+from bge_cocktail.cli.registries import KINDS, describe
 
 sys.path.insert(0, str(ROOT / "scripts"))
 from measuring import joined
@@ -80,6 +87,32 @@ def test_files_that_are_named_exist(page: Path) -> None:
         assert (page.parent / name).is_file(), name
     for name in re.findall(r"scripts/\w+(?:\.py)?", text):
         assert (ROOT / name).is_file(), name
+
+
+def test_the_site_has_every_command_flag_and_name(tmp_path: Path) -> None:
+    """Built strictly: a link that leads nowhere is an error."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path / "site")]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    commands = html.unescape((tmp_path / "site/reference/cli.html").read_text())
+    todo: list[tuple[str, click.Command]] = [("bge-cocktail", main)]
+    while todo:
+        name, one = todo.pop()
+        assert name in commands
+        for flag in (flag for parameter in one.params for flag in parameter.opts if flag.startswith("--")):
+            assert flag in commands, (name, flag)
+        if isinstance(one, click.Group):
+            context = click.Context(one)
+            todo += [(sub, found) for sub in one.list_commands(context) if (found := one.get_command(context, sub))]
+    names = html.unescape((tmp_path / "site/reference/registries.html").read_text())
+    for kind in KINDS:
+        for name in describe(kind):
+            assert f"<code>{name}</code>" in names, (kind, name)
+    library = (tmp_path / "site/reference/python.html").read_text()
+    assert all(f"{bge_cocktail._HOMES[name]}.{name}" in library for name in bge_cocktail.__all__)
+    # nothing is loaded from elsewhere
+    for page in (tmp_path / "site").rglob("*.html"):
+        assert not re.search(r"""<(?:script|link|img)[^>]*(?:src|href)=["']?https?:""", page.read_text()), page
 
 
 def test_contributing_adds_a_method_that_keeps_the_laws(

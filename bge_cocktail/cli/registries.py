@@ -38,6 +38,12 @@ def command(kind: str, output_format: str) -> None:
     """List what can be chosen by name."""
     from bge_cocktail.report.text import text_table
 
+    found = describe(kind)
+    show(found, text_table((kind, "what it is"), list(found.items())), output_format)
+
+
+def describe(kind: str) -> dict[str, str]:
+    """Return what a registry holds: names, and what each is."""
     room, name = KINDS[kind]
-    described = getattr(import_module(f"bge_cocktail.{room}"), name).describe()
-    show(described, text_table((kind, "what it is"), list(described.items())), output_format)
+    found: dict[str, str] = getattr(import_module(f"bge_cocktail.{room}"), name).describe()
+    return found
