@@ -1,7 +1,7 @@
 """Pages of the site that stand elsewhere or in the code, for mkdocs (`mkdocs build --strict`, extra `docs`).
 
-README is the first page; CONTRIBUTING, CHANGELOG and the description of the data have one each. The reference is made
-of the code: commands with all their options, what the registries hold, the library's functions.
+README is the first page, in Chinese the second; CONTRIBUTING, CHANGELOG and the description of the data have one each.
+The reference is made of the code: commands with all their options, what the registries hold, the library's functions.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from bge_cocktail.cli.registries import KINDS, describe
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
     "index.md": "README.md",
+    "zh.md": "README.zh.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
     "data.md": "data/README.md",

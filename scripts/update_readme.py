@@ -1,4 +1,4 @@
-"""Put the demo's output and the measured figures into README.md, or check that they still hold.
+"""Put the demo's output into README.md and README.zh.md, or check that it still holds.
 
     .venv/bin/python scripts/update_readme.py           # write
     .venv/bin/python scripts/update_readme.py --check   # compare (in CI)
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+READMES = (ROOT / "README.md", ROOT / "README.zh.md")
 PICTURE, PAGE = ROOT / "docs/tradeoff.png", ROOT / "docs/report.png"
 # the first screen of the report
 BROWSER = (
@@ -38,16 +38,19 @@ def main() -> None:
         subprocess.run([*command, "--format", "json"], cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
     )
     problems = what_the_demo_must_show(found)
-    text = README.read_text(encoding="utf-8")
-    block = re.search(r"<!-- demo -->\n```console\n(.*?)```\n<!-- /demo -->", text, re.DOTALL)
-    if block is None:
-        sys.exit("README.md has no demo block")
     new = f"$ scripts/demo\n{table}"
+    for readme in READMES:
+        text = readme.read_text(encoding="utf-8")
+        block = re.search(r"<!-- demo -->\n```console\n(.*?)```\n<!-- /demo -->", text, re.DOTALL)
+        if block is None:
+            sys.exit(f"{readme.name} has no demo block")
+        if check:
+            problems += differences(block[1], new)
+        else:
+            readme.write_text(text[: block.start(1)] + new + text[block.end(1) :], encoding="utf-8")
     if check:
-        problems += differences(block[1], new)
         problems += [f"{one.relative_to(ROOT)} is missing" for one in (PICTURE, PAGE) if not one.is_file()]
     else:
-        README.write_text(text[: block.start(1)] + new + text[block.end(1) :], encoding="utf-8")
         PICTURE.parent.mkdir(exist_ok=True)
         shutil.copyfile(found["picture"], PICTURE)
         take_screenshot(ROOT / found["report"])

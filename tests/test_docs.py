@@ -72,6 +72,23 @@ def test_python(tiny: Path, in_folder: Path, capsys: pytest.CaptureFixture[str])
     assert "nDCG@10" in printed
 
 
+def test_the_chinese_readme_has_the_same_commands_and_pages() -> None:
+    """And nothing of the command line is translated."""
+    pages = [(ROOT / name).read_text() for name in ("README.md", "README.zh.md")]
+    for pattern in (r"```console\n(.*?)```", r"\]\((docs/[^)]+)\)", r"`(--[\w-]+)`"):
+        one, two = (re.findall(pattern, page, re.DOTALL) for page in pages)
+        assert [name for name in one if name in two] == one, pattern
+    one, two = (
+        [
+            line.split("#")[0].rstrip()
+            for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+            for line in block.splitlines()
+        ]
+        for page in pages
+    )
+    assert one == two
+
+
 def test_readme_is_short_and_no_page_is_forgotten() -> None:
     readme = PAGES[0].read_text()
     assert len(readme.splitlines()) <= 150
