@@ -48,6 +48,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return markdown if "/" in page.file.src_uri else linked(markdown)
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """Leave out what mkdocs-click writes where an option has no default; called by mkdocs."""
+    return html.replace("<code>Sentinel.UNSET</code>", "")
+
+
 def moved(source: str) -> str:
     """Return a page of the repository as one of the site's first folder."""
     return linked((ROOT / source).read_text(encoding="utf-8"))

@@ -112,6 +112,7 @@ def test_the_site_has_every_command_flag_and_name(tmp_path: Path) -> None:
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
     commands = html.unescape((tmp_path / "site/reference/cli.html").read_text())
+    assert "UNSET" not in commands
     todo: list[tuple[str, click.Command]] = [("bge-cocktail", main)]
     while todo:
         name, one = todo.pop()
