@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -198,12 +199,14 @@ def predict_command(
     if output_format == "csv":
         added = ["predicted", *(f"p_{label}" for label in settings.labels)]
     names: list[str] = []
+    counts: Counter[str] = Counter()
     number = -1
     with _opened(output) as file:
         table = csv.writer(file, lineterminator="\n")
         for number, (where, row, prediction) in enumerate(predict_file(classifier, texts, options, columns)):
             if taken := [name for name in added if name in row]:
                 raise DataError(f"{where}: there is a column '{taken[0]}' already; rename it")
+            counts.update(prediction.labels)
             if output_format == "json":
                 file.write(as_json(row, prediction, settings) + "\n")
                 continue
@@ -219,6 +222,9 @@ def predict_command(
             table.writerow([_no_formula(cell) for cell in cells] if escape_formulas else cells)
         if number < 0:
             raise DataError(f"{texts} holds no texts")
+    if output is not None:
+        shares = ", ".join(f"{label} {count:,}" for label, count in counts.most_common(6))
+        click.echo(f"{output}: {number + 1:,} texts predicted ({shares}{', ...' if len(counts) > 6 else ''})")
 
 
 def _no_formula(cell: object) -> object:

@@ -87,9 +87,7 @@ def merge_with_heads(
         examples=texts,
         own_texts=[[text for text, _, _ in rows] for rows in own],
         device=encoding.get("device", "auto"),
-        more_inputs={
-            f"{path} ({split})": hash_path(path) for path in (*([examples] if examples else []), *own_examples)
-        },
+        more_inputs={f"{path} ({split})": hash_path(path) for path in _files(examples, own_examples)},
         overwrite=overwrite,
     )
 

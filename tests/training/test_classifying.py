@@ -398,7 +398,8 @@ def test_the_command_line_from_data_to_predictions(cli: Cli, tiny: Path, labelle
     assert lines[0]["id"] == 7
     assert sum(lines[0]["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     out = tmp_path / "out.csv"
-    cli("classify", "predict", model, file, "--format", "csv", "-o", out)
+    said = cli("classify", "predict", model, file, "--format", "csv", "-o", out)
+    assert said.stdout == f"{out}: 2 texts predicted (animal 1, vehicle 1)\n"
     with out.open(newline="") as opened:
         table = list(csv.DictReader(opened))
     assert [row["predicted"] for row in table] == ["animal", "vehicle"]
