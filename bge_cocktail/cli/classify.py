@@ -135,6 +135,8 @@ def _show(output: Path, described: dict[str, Any], options: ClassifyOptions, out
         ("labels", f"{len(labels)}: {', '.join(labels[:6])}{', ...' if len(labels) > 6 else ''}"),
     ]
     for name, value in summary.items():
+        if value is None:  # no dev, nothing to judge the start by
+            continue
         shown = f"{value:.0f}" if name == "seconds" else f"{value:.4f}" if isinstance(value, float) else str(value)
         rows.append((named.get(name, name.replace("_", " ")), shown))
         if name == "dev_best" and options.metric in probe.get("dev", {}):

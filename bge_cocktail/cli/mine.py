@@ -57,7 +57,10 @@ def command(
         overwrite=overwrite,
     )
     rows = [(name.replace("_", " "), str(value)) for name, value in run.summary.items() if name != "dropped"]
-    rows += [(f"dropped: {reason}", str(count)) for reason, count in run.mined.dropped.items()]
+    rows += [
+        ("candidates beyond those needed" if reason == "not needed" else f"dropped: {reason}", str(count))
+        for reason, count in run.mined.dropped.items()
+    ]
     tables = [text_table(("mined", "count"), rows), *map(audit_text, run.mined.audits)]
     if run.wrong is not None:
         share = f"{run.wrong.relevant} of {run.wrong.negatives} negatives are judged relevant: {run.wrong.rate:.2%}"

@@ -44,7 +44,7 @@ def scores(collected: ReportInput) -> Section | None:
                 Words(
                     f"▲ ▼: measurably better or worse than {group.baseline.model} "
                     f"(paired test over the same queries, {100 * group.confidence:g} %, corrected for the number of "
-                    "tasks); numbers behind are points."
+                    "tasks), with the difference in points."
                 )
             )
         for model, reasons in group.untested.items():
