@@ -121,7 +121,7 @@ def _show_runs(output: Path, described: RepeatedResult, output_format: str) -> N
     lines = {**described["runs"], "mean": described["mean"], "spread (sd)": described["spread"]}
     rows = [[name.replace("-", " "), *(f"{value:.4f}" for value in one.values())] for name, one in lines.items()]
     content = {"output": str(output), **{key: value for key, value in described.items() if key != "seconds"}}
-    show(content, text_table(("", *described["mean"]), rows), output_format)
+    show(content, text_table(("", *described["mean"]), rows), output_format, output)
 
 
 def _show(output: Path, described: dict[str, Any], options: ClassifyOptions, output_format: str) -> None:
@@ -146,7 +146,8 @@ def _show(output: Path, described: dict[str, Any], options: ClassifyOptions, out
         rows.append((f"test {name}", f"{value:.4f}{beside}"))
     content = {"output": str(output), **summary, "texts": texts, "labels": labels, "test": described.get("test")}
     content["probe"] = probe or None
-    show(content, text_table(("trained", ""), rows), output_format)
+    then = ("classify", "predict", output, "FILE")
+    show(content, text_table(("trained", ""), rows), output_format, output, then)
 
 
 @click.command("predict")
@@ -285,7 +286,8 @@ def evaluate_command(
     source = Source(data, split=split, config=config, columns=columns, labels=pairs_of(labels))
     options = options_from(PredictOptions, flags)
     judged = run_classifier_evaluate(model, source, output, options, encoder=encoder, overwrite=overwrite)
-    show({"output": str(output), **judged}, _text(judged), output_format)
+    then = ("report", output, "-o", "report.html")
+    show({"output": str(output), **judged}, _text(judged), output_format, output, then)
 
 
 def _text(judged: Judgement) -> str:

@@ -63,4 +63,5 @@ def command(
         card=card,
         overwrite=overwrite,
     )
-    show({"models": [result.to_json() for result in results]}, score_table(results), output_format)
+    then = ("compare", output) if len(results) > 1 else ("report", output, "-o", "report.html")
+    show({"models": [result.to_json() for result in results]}, score_table(results), output_format, output, then)

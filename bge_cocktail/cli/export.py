@@ -53,7 +53,7 @@ def command(
     options = options_from(ExportOptions, flags)
     report = export(model, output, options, target=target, texts=texts, judge=judge, overwrite=overwrite)
     if report is None:
-        show({"output": str(output), "judged": None}, f"{output}: written, and not judged", output_format)
+        show({"output": str(output), "judged": None}, "not judged", output_format, output)
         return
     rows = [[name, f"{one:,.1f}", f"{two:,.1f}", ""] for name, (one, two) in _pairs(report)]
     for change in report["scores"]:
@@ -64,7 +64,8 @@ def command(
     if report["cosine"] is not None:
         rows.append(["cosine, mean and least", "", f"{report['cosine']:.5f}", f"{report['least_cosine']:.5f}"])
     rows.append(["first ten neighbours kept", "", f"{report['first_ten']:.1%}", ""])
-    show(dict(report), text_table(("", "model", report["to"], "change"), rows), output_format)
+    then = () if options.to == "gguf" else ("serve", output)
+    show(dict(report), text_table(("", "model", report["to"], "change"), rows), output_format, output, then)
 
 
 def _pairs(report: Any) -> list[tuple[str, tuple[float, float]]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -181,9 +182,25 @@ def given_flags(model: type[Options], flags: dict[str, Any]) -> dict[str, Any]:
     return {name: flags[name] for name in model.model_fields if flags.get(name) is not None}
 
 
-def show(value: Any, as_text: str, output_format: str) -> None:
-    """Print a result: text for people or JSON for programs."""
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str) if output_format == "json" else as_text)
+def show(
+    value: Any, as_text: str, output_format: str, written: Path | None = None, then: Sequence[object] = ()
+) -> None:
+    """Print a result: text for people or JSON for programs.
+
+    Args:
+        value: For programs.
+        as_text: For people.
+        output_format: ``json`` or ``table``.
+        written: What was written.
+        then: The command that one would use next, in parts; words in capitals are the user's to fill in.
+    """
+    if output_format == "json":
+        click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+        return
+    ending = [f"written: {written}"] if written is not None else []
+    if then:
+        ending.append(f"next:    bge-cocktail {shlex.join(map(str, then))}")
+    click.echo("\n".join([as_text, *(["", *ending] if ending else [])]))
 
 
 def numbers(_context: Any, _parameter: Any, given: str | None) -> list[int] | None:

@@ -58,4 +58,4 @@ def command(
     table = text_table(("index", f"recall@{k}", f"nDCG@{k}", "MB", "queries/s", "build s"), rows)
     if any(score["rescored"] for score in run.indexes):
         table += "\n\n* full embeddings order its candidates, and are kept beside it"
-    show({"output": str(output), "indexes": run.indexes}, table, output_format)
+    show({"output": str(output), "indexes": run.indexes}, table, output_format, output)

@@ -48,7 +48,7 @@ def command(
         inspection = inspect(models, base, pooling)
     else:
         inspection = run_inspect(models, output, base=base, pooling=pooling, overwrite=overwrite)
-    show(inspection.to_json(), "\n\n".join(_tables(inspection)), output_format)
+    show(inspection.to_json(), "\n\n".join(_tables(inspection)), output_format, output)
 
 
 def _tables(inspection: Inspection) -> list[str]:

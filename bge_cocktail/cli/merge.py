@@ -254,6 +254,8 @@ def _show_merged(merged: Merged, output: Path, output_format: str) -> None:
         {"output": str(output), "models": described, "note": merged.found.note, "trials": merged.found.trials},
         text,
         output_format,
+        output,
+        ("evaluate", output, *merged.models, "--target", "DATA", "-o", "FOLDER"),
     )
 
 

@@ -66,4 +66,5 @@ def command(
         share = f"{run.wrong.relevant} of {run.wrong.negatives} negatives are judged relevant: {run.wrong.rate:.2%}"
         tables.append(f"{share} (judgements are never complete: at least so many are false)")
     decisions = [decided.to_json() for decided in run.mined.audits]
-    show({"output": str(output), **run.summary, "audit": decisions}, "\n\n".join(tables), output_format)
+    content = {"output": str(output), **run.summary, "audit": decisions}
+    show(content, "\n\n".join(tables), output_format, output, ("train", output, "-m", model, "-o", "FOLDER"))

@@ -73,4 +73,5 @@ def command(
         overwrite=overwrite,
         page=lambda content: data_page(content, f"Data of {', '.join(Path(name).name for name in sources)}"),
     )
-    show({"output": str(output), **report}, f"{data_text(report)}\n\nwritten: {output}", output_format)
+    then = ("mine", output, "-m", "MODEL", "-o", "FOLDER")
+    show({"output": str(output), **report}, data_text(report), output_format, output, then)

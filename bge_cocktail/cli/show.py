@@ -37,7 +37,7 @@ def show_search(output: Path, result: SearchResult, names: Sequence[str], metric
     ]
     matter = ", ".join(f"{name} {value:.2f}" for name, value in result["importance"].items())
     text = text_table(("trial", *names, f"dev {metric}", ""), rows) + (f"\n\nimportance: {matter}" if matter else "")
-    show({"output": str(output), **result}, text, output_format)
+    show({"output": str(output), **result}, text, output_format, output)
 
 
 @contextmanager

@@ -103,10 +103,10 @@ def command(
         else:
             train(model, records, output, options, dev=judged, datasets=[str(data)], **common)
     if is_first_process() and searched is None and seeds is None and bag is None:
-        _show(output, json.loads((output / RUN_FILE).read_text()), output_format)
+        _show(output, model, json.loads((output / RUN_FILE).read_text()), output_format)
 
 
-def _show(output: Path, described: dict[str, Any], output_format: str) -> None:
+def _show(output: Path, model: str, described: dict[str, Any], output_format: str) -> None:
     from bge_cocktail.report.text import text_table
 
     summary = {name: described[name] for name in _SHOWN}
@@ -114,7 +114,8 @@ def _show(output: Path, described: dict[str, Any], output_format: str) -> None:
     rows = [(name.replace("_", " "), _shown(value)) for name, value in summary.items() if value is not None]
     rows += [(f"general {name}", change) for name, change in watched.items()]
     content = {"output": str(output), **summary, "general": described["general"]}
-    show(content, text_table(("trained", ""), rows), output_format)
+    then = ("merge", output, model, "--share", 0.5, "-o", "FOLDER")
+    show(content, text_table(("trained", ""), rows), output_format, output, then)
 
 
 def _show_seeds(output: Path, described: RepeatedResult, output_format: str) -> None:
@@ -125,7 +126,7 @@ def _show_seeds(output: Path, described: RepeatedResult, output_format: str) -> 
     lines["soup"] = described["soup"]
     rows = [[name, *(f"{one[key]:.4f}" if key in one else "" for key in names)] for name, one in lines.items()]
     content = {"output": str(output), **{key: value for key, value in described.items() if key != "seconds"}}
-    show(content, text_table(("", *names), rows), output_format)
+    show(content, text_table(("", *names), rows), output_format, output)
 
 
 def _shown(value: object) -> str:

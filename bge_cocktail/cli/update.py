@@ -87,4 +87,5 @@ def command(
         ("model to use", str(output / UPDATED)),
     ]
     content = {"output": str(output / UPDATED), "records": records, "steps": described["steps"]}
-    show(content, text_table(("updated", ""), rows), output_format)
+    then = ("evaluate", model, output / UPDATED, "--target", "DATA", "-o", "FOLDER")
+    show(content, text_table(("updated", ""), rows), output_format, output, then)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +39,7 @@ def test_the_steps_one_by_one(cli: Cli, tiny: Path, beir: Path, labelled: Path, 
     result = cli("merge", tuned, tiny, "-o", cocktail, "--share", 0.5)
     assert result.stdout.count("0.5000") == 2
     result = cli("evaluate", f"base={tiny}", tuned, cocktail, "--target", beir, "--general", labelled, "-o", judged)
-    header, _, *rows = result.stdout.splitlines()
+    header, _, *rows = result.stdout.partition("\n\nwritten: ")[0].splitlines()
     assert header.split() == ["model", "animals", "(target)", "nDCG@10", "kinds", "accuracy"]
     assert [row.split()[0] for row in rows] == ["base", "tuned", "cocktail"]
     for folder in (mined, tuned, cocktail, judged):
@@ -238,6 +239,19 @@ def test_every_command_is_documented(cli: Cli) -> None:
     described = cli("--help").stdout
     for name in COMMANDS:
         assert f" {name} " in described
+
+
+def test_each_command_names_the_next_which_runs(cli: Cli, tiny: Path, beir: Path, tmp_path: Path) -> None:
+    said = cli("prepare", beir, "--keep-splits", "-o", tmp_path / "prepare").stdout
+    for command in ("mine", "train", "merge", "evaluate", "compare"):
+        written, following = said.strip().splitlines()[-2:]
+        assert Path(written.removeprefix("written: ")).is_dir()
+        own = {"MODEL": str(tiny), "FOLDER": str(tmp_path / command), "DATA": str(beir)}
+        name, *arguments = shlex.split(following.removeprefix("next:    bge-cocktail "))
+        assert name == command
+        quick = ["--epochs", "1", "--batch-size", "8"] if command == "train" else []
+        said = cli(name, *(own.get(one, one) for one in arguments), *quick).stdout
+    assert "nDCG@10" in said
 
 
 def test_the_list_of_commands_says_what_each_says_of_itself() -> None:
