@@ -16,7 +16,6 @@ as Markdown and JSON. Needs the extra `demo`.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import resource
@@ -162,7 +161,6 @@ class Reproduction:
             cost["peak_megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, {"scores": made, "cost": cost})
-            gc.collect()
             free_memory()  # a training leaves holes that the next step would add to
             print(f"{path.relative_to(self.work)}: {cost['seconds']:.0f} s", file=sys.stderr, flush=True)
         return True

@@ -65,15 +65,10 @@ def flags(**values: object) -> list[object]:
     return [part for name, value in values.items() for part in ("--" + name.replace("_", "-"), value)]
 
 
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"loss": ["info-nce", "kl"], "matryoshka": [8], "mask_margin": 0.1, "anchor": 1.0},
-        {"gradient_cache": True, "task_heads": True, "chunk_tokens": 60},
-    ],
-    ids=str,
-)
-def test_two_processes_learn_what_one_does(tiny: Path, beir: Path, tmp_path: Path, more: dict[str, object]) -> None:
+def test_two_processes_learn_what_one_does(tiny: Path, beir: Path, tmp_path: Path) -> None:
+    """With many options at once: those of losses, and those of memory."""
+    more: dict[str, object] = {"loss": ["info-nce", "kl"], "mask_margin": 0.1, "anchor": 1.0}
+    more |= {"gradient_cache": True, "task_heads": True, "chunk_tokens": 60}
     write_records(data(beir), tmp_path / "records.jsonl")
     alike = {"epochs": 1, "negatives": 2, "dropout": 0.0, "patience": 0}
     one = train(tiny, data(beir), tmp_path / "one", options(**alike, **more, batch_size=10), dev=read_beir(beir, "dev"))

@@ -39,11 +39,13 @@ def switches(more: dict[str, object]) -> tuple[list[str], dict[str, object]]:
 @pytest.mark.parametrize(
     "more",
     [
-        {"loss": ["info-nce", "kl"], "matryoshka": [8], "mask_margin": 0.1, "anchor": 1.0, "chunk_tokens": 60},
-        {"gradient_cache": True, "task_heads": True, "chunk_tokens": 60, "layer_decay": 0.8, "accumulate": 2},
-        {"lora": 4, "gradient_checkpointing": True, "chunk_tokens": 60, "accumulate": 2},
+        {
+            **{"loss": ["info-nce", "kl"], "mask_margin": 0.1, "anchor": 1.0, "layer_decay": 0.8},
+            **{"gradient_cache": True, "task_heads": True, "chunk_tokens": 60, "accumulate": 2},
+        },
+        {"lora": 4, "matryoshka": [8], "gradient_checkpointing": True, "chunk_tokens": 60, "accumulate": 2},
     ],
-    ids=str,
+    ids=["many options", "lora"],
 )
 def test_parts_learn_what_the_whole_does(tiny: Path, beir: Path, tmp_path: Path, more: dict[str, object]) -> None:
     write_records(data(beir), tmp_path / "records.jsonl")
