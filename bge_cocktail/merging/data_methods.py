@@ -179,11 +179,9 @@ def squared_gradients(objective: EncoderObjective, row: int) -> Numbers:
     """
     import torch
 
-    # the parameters themselves, to which gradients belong
-    by_place = {parameter.data_ptr(): parameter for parameter in objective.model.parameters()}
-    wanted = {
-        key: by_place[value.data_ptr()] for key, value in objective.parameters.items() if value.data_ptr() in by_place
-    }
+    names = objective.parameter_names
+    parameters = dict(objective.model.named_parameters())
+    wanted = {key: parameters[name] for key, name in names.items() if name in parameters}
     total = {key: torch.zeros_like(parameter) for key, parameter in wanted.items()}
     count = 0
     for loss in objective.batch_losses(row):

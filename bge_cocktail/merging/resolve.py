@@ -305,7 +305,7 @@ def _need_data(options: MergeOptions, context: MergeContext, models: int) -> Non
     if "general" in looks and context.score is None:
         raise UsageError(f"weights '{options.weights}' need `target` and `general` tasks")
     if context.own_examples and looks_itself(options) and len(context.own_examples) != models:
-        raise UsageError(f"`own_examples` are of {len(context.own_examples)} models, and {models} are merged")
+        raise UsageError(f"{len(context.own_examples)} `own_examples` for {models} models: give one for each, in order")
     weighting = isinstance(options.weights, str) and "examples" in weightings.trait(options.weights, "data", ())
     if context.own_examples and looks_itself(options) and not weighting:
         return  # each model's own are enough

@@ -191,7 +191,10 @@ def within_cosine(scales: Mapping[str, np.ndarray], cosines: Cosines, least: flo
         return dict(scales)
     reached = float(cosines({}).min())
     if reached < least:
-        raise CocktailError(f"least_cosine={least:g} can't be had: with no matrix in int8 it is {reached:.6f}")
+        raise CocktailError(
+            f"least_cosine={least:g} can't be had: with no matrix in int8 it is {reached:.6f}; ask for less, or for a "
+            "form without int8"
+        )
     harm = {}
     with progress("trying matrices in int8", len(scales)) as advance:
         for name, own in scales.items():

@@ -82,7 +82,7 @@ def test_regmean_plus_plus_sees_what_comes_out_of_merged_layers(nudged: list[Pat
 @pytest.mark.parametrize(
     ("options", "own", "said"),
     [
-        ({"method": "regmean++"}, OWN[:1], "`own_examples` are of 1 models, and 2 are merged"),
+        ({"method": "regmean++"}, OWN[:1], "1 `own_examples` for 2 models: give one for each"),
         ({"method": "regmean++", "weights": "cocktail"}, OWN, "give numbers, or uniform"),
         ({"method": "regmean", "weights": "cocktail"}, OWN, "need examples"),
         ({"method": "regmean"}, [], "method regmean needs examples"),

@@ -283,7 +283,7 @@ def test_calibration_is_forgotten(kinds: Path, again: Path, tmp_path: Path, capl
         (
             ["kinds", "again"],
             ["--method", "regmean++", "--own-examples", "{data}", "--split", "test"],
-            "of 1 models, and 2 are merged",
+            "1 --own-examples for 2 models: give one for each",
         ),
         (
             ["kinds", "again"],

@@ -231,6 +231,7 @@ def test_the_mean_of_the_last_evaluations(
         np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-8)
     described = json.loads((whole / "run.json").read_text())
     assert (described["averaged_steps"], described["best_step"]) == ([9, 12, 15], 15)
+    assert "the mean of whose weights at 9, 12, 15 this is" in (whole / "README.md").read_text()
     judged = evaluate(CachedEncoder(whole, EncodeOptions()), open_tasks([beir], []), EvaluateOptions(split="dev"))
     assert described["dev_best"] == pytest.approx(next(one.value for one in judged if one.main), abs=1e-6)
     points = [json.loads(line) for line in (whole / "curves.jsonl").read_text().splitlines()]

@@ -168,7 +168,7 @@ def merge_classifiers(
 
     wanted = len(models.models if isinstance(models, Recipe) else models)
     if own_texts and len(own_texts) != wanted:
-        raise UsageError(f"`own_texts` are of {len(own_texts)} models, and {wanted} are merged")
+        raise UsageError(f"{len(own_texts)} `own_examples` for {wanted} models: give one for each, in order")
     labels = declared_labels(_first_folder(models)) if examples is not None else []
     chosen = make_objective if own_texts or (examples is not None and len(examples)) else None
     return merge(models, output, options, make_objective=chosen, more_inputs=more_inputs, overwrite=overwrite)

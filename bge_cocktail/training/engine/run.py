@@ -248,7 +248,7 @@ def describe_training(base: str, run: Mapping[str, Any], defaults: CommonTrainOp
         count += f" of {', '.join(f'`{name}`' for name in run['datasets'])}"
     lines = [
         f"Tuned from `{shown_name(base)}` on {count}, made with bge-cocktail {__version__}: "
-        f"{run['steps']:,} steps, of which the best was {run['best_step']:,}."
+        f"{run['steps']:,} steps, {_kept(run)}."
     ]
     usual = defaults.model_dump(mode="json")
     metric = run["options"].get("metric") or DEV_METRIC
@@ -268,6 +268,12 @@ def describe_training(base: str, run: Mapping[str, Any], defaults: CommonTrainOp
         }
         lines += ["", "## Options", "", "```toml", *tomli_w.dumps(_without_none(shown)).splitlines(), "```"]
     return lines
+
+
+def _kept(run: Mapping[str, Any]) -> str:
+    if averaged := run.get("averaged_steps"):
+        return f"the mean of whose weights at {', '.join(f'{step:,}' for step in averaged)} this is"
+    return f"of which the best was {run['best_step']:,}"
 
 
 def _without_none(value: Any) -> Any:
@@ -361,6 +367,7 @@ def run_training(
             del prepared
             prepared = training.prepare(working)
             seen |= {"best_step": 0, "dev_best": before}
+            seen.pop("averaged_steps", None)
         model = prepared.finish()
         if processes.is_first:
             seconds = time.monotonic() - started
@@ -453,6 +460,8 @@ def _averaged(trainer: Trainer, checkpoints: Path, count: int, primary: str | No
 
     every, last = int(trainer.args.save_steps), trainer.state.max_steps
     chosen = checkpoints_of_evaluations(checkpoints, every, last)[:count]
+    if len(chosen) < count:
+        log.warning("average=%d: there were only %d evaluations, all of which are averaged", count, len(chosen))
     load_mean(trainer.parts(), chosen)
     steps = sorted(step_of(path) for path in chosen)
     seen: dict[str, Any] = {"averaged_steps": steps, "best_step": steps[-1]}
