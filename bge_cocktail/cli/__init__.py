@@ -87,7 +87,12 @@ class Commands(LazyGroup):
                 click.echo(f"Error: the argument {word!a} is no UTF-8", err=True)
                 sys.exit(2)
         with started_as(words, os.environ):
-            return super().main(words, *more, **settings)
+            try:
+                return super().main(words, *more, **settings)
+            except SystemExit as end:
+                if processes := sys.modules.get("bge_cocktail.training.engine.processes"):
+                    processes.end_process(end.code)
+                raise
 
     def invoke(self, ctx: click.Context) -> object:  # noqa: RET503  (ctx.exit never returns)
         from bge_cocktail.core.progress import report_progress_to

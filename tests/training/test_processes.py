@@ -137,3 +137,28 @@ def test_an_encoder_in_parts_is_refused(
     result = cli("train", beir, "-m", tiny, "-o", tmp_path / "out", code=2)
     assert "FSDP of accelerate isn't supported" in result.stderr
     assert not (tmp_path / "out.unfinished").exists()
+
+
+@pytest.mark.parametrize("met", [True, False])
+def test_a_process_that_met_others_ends_before_a_thread_of_gloo_could_abort_it(met: bool) -> None:
+    # what the interpreter drops at its own end says so: there a thread of gloo that waits for its lock would abort
+    script = f"""
+import atexit
+import torch.distributed as dist
+from bge_cocktail.training.engine.processes import end_process
+if {met}:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.barrier()
+class Last:
+    def __del__(self):
+        print("the interpreter's end")
+last = Last()
+atexit.register(print, "what was registered")
+print("the command", end=" ")
+end_process(3)
+raise SystemExit(3)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 3
+    said = "the command what was registered\n"
+    assert (ended.stdout, ended.stderr) == (said if met else said + "the interpreter's end\n", "")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,12 +98,34 @@ def join_processes(device: str) -> Processes:
     return Processes(state.process_index, state.num_processes)
 
 
+def end_process(status: str | int | None) -> None:
+    """End this process, if it met others, when its command is done; what is registered with atexit is done first.
+
+    The interpreter's own end is left out. A thread of gloo that still drops its last work there (PyTorch's #179291)
+    asks for the interpreter's lock, is ended instead, and takes the process with it: "terminate called without an
+    active exception".
+
+    Args:
+        status: As in SystemExit.
+    """
+    if "torch.distributed" not in sys.modules:
+        return
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status if isinstance(status, int) else int(status is not None))
+
+
 def _leave() -> None:
-    """Close the connections before the interpreter ends: a thread that waits on one would abort it."""
+    """Close the connections before the interpreter ends."""
     import torch.distributed as dist
 
     if dist.is_initialized():
         dist.destroy_process_group()
+        time.sleep(0.1)  # gives the interpreter's lock to threads that wait for it to drop their last work
 
 
 def _state(device: str) -> Any:
