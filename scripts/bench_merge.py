@@ -1,4 +1,4 @@
-"""CPU seconds and peak memory of merges, beside mergekit and LM_Cocktail on the same models in the same run.
+"""CPU seconds and peak memory of merges, beside mergekit, LM_Cocktail and sentence-transformers in the same run.
 
     .venv/bin/python scripts/bench_merge.py [--quick] [--folder DIR] [--without-peers]
 
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from measuring import CommandFailedError, Figures, Measured, measure
-from peers import LM_COCKTAIL, MERGEKIT, peer_environment
+from peers import LM_COCKTAIL, MERGEKIT, SENTENCE_TRANSFORMERS_MERGE, peer_environment
 
 from bge_cocktail.flow.demo import demo_model
 from bge_cocktail.merging.tensors import header_bytes
@@ -32,6 +32,12 @@ import json, sys
 from LM_Cocktail import mix_models
 models, output = json.loads(sys.argv[1]), sys.argv[2]
 mix_models(models, "encoder", [1 / len(models)] * len(models), output)
+"""
+MERGE = """
+import json, sys
+from sentence_transformers import SentenceTransformer
+models, output = json.loads(sys.argv[1]), sys.argv[2]
+SentenceTransformer.merge(models).save_pretrained(output, create_model_card=False)
 """
 WEIGH = """
 import json, sys
@@ -130,8 +136,10 @@ class Bench:
         self.folder, self.repeats = folder, repeats
         self.figures = Figures("merge")
         self.note = self.figures.note
-        self.mergekit = self.lm_cocktail = None
+        self.mergekit = self.lm_cocktail = self.sentence_transformers = None
         if with_peers:
+            merge = peer_environment("sentence-transformers-merge", SENTENCE_TRANSFORMERS_MERGE)
+            self.sentence_transformers = str(merge / "bin/python")
             self.mergekit = str(peer_environment("mergekit", MERGEKIT) / "bin/mergekit-yaml")
             self.lm_cocktail = str(peer_environment("lm_cocktail", LM_COCKTAIL) / "bin/python")
 
@@ -156,11 +164,17 @@ class Bench:
 
     def by_lm_cocktail(self, models: list[Path]) -> Measured | None:
         """LM_Cocktail's mix_models, imports and all."""
-        if self.lm_cocktail is None:
+        return self._by_python(self.lm_cocktail, MIX, models)
+
+    def by_sentence_transformers(self, models: list[Path]) -> Measured | None:
+        """SentenceTransformer.merge, imports and all."""
+        return self._by_python(self.sentence_transformers, MERGE, models)
+
+    def _by_python(self, python: str | None, code: str, models: list[Path]) -> Measured | None:
+        if python is None:
             return None
         output = self.folder / "theirs"
-        command = [self.lm_cocktail, "-c", MIX, json.dumps([str(path) for path in models]), str(output)]
-        return measure(command, output, 1)
+        return measure([python, "-c", code, json.dumps([str(path) for path in models]), str(output)], output, 1)
 
     def floor(self, models: list[Path]) -> float:
         """Reading all weights and writing one of them."""
@@ -236,6 +250,10 @@ def bench_minilm(bench: Bench) -> None:
     bench.note("linear 10 MiniLM, CPU s against mergekit", ours[0], cpu, 1, "CPU seconds", least=True)
     cpu = (bench.by_lm_cocktail(models) or (None, None))[0]
     bench.note("linear 10 MiniLM, CPU s against LM_Cocktail", ours[0], cpu, 1, "CPU seconds", least=True)
+    ours, theirs = bench.ours(models[:4], repeats=bench.repeats), bench.by_sentence_transformers(models[:4])
+    cpu, peak = theirs or (None, None)
+    bench.note("linear 4 MiniLM, CPU s against sentence-transformers", ours[0], cpu, 10, "CPU seconds", least=True)
+    bench.note("linear 4 MiniLM, peak MB against sentence-transformers", ours[1], peak, 15, "peak memory", least=True)
 
 
 def bench_weights(bench: Bench, quick: bool) -> None:

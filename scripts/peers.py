@@ -12,12 +12,14 @@ FOLDER = ROOT / ".peers"
 # transformers 5 no longer has what LM_Cocktail 0.0.4 imports
 LM_COCKTAIL = ["LM_Cocktail==0.0.4", "transformers<5", "sentence-transformers<5.2"]
 MERGEKIT = ["mergekit"]
+# its `merge` calls mergekit
+SENTENCE_TRANSFORMERS_MERGE = ["sentence-transformers[merge]>=6.2"]
 # the last version whose package holds hn_mine
 FLAGEMBEDDING = ["FlagEmbedding==1.2.11", "faiss-cpu", "transformers<5", "sentence-transformers<5.2"]
 # as it was tested: transformers 5 no longer has what SetFit 1.1 imports
 SETFIT = ["setfit==1.1.3", "transformers<5", "sentence-transformers<5.2"]
-# its trainer
-FLAGEMBEDDING_TRAIN = ["FlagEmbedding==1.4.2"]
+# its trainer, which imports what transformers 5 no longer has
+FLAGEMBEDDING_TRAIN = ["FlagEmbedding==1.4.2", "transformers<5"]
 
 
 def peer_environment(name: str, packages: list[str]) -> Path:

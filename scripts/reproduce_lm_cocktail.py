@@ -38,7 +38,7 @@ from bge_cocktail.evaluating.tasks.task import Task, open_task
 from bge_cocktail.flow.demo import demo_model
 from bge_cocktail.models.folder import model_folder
 from bge_cocktail.options import EncodeOptions, TrainOptions
-from bge_cocktail.training.engine.cpu_speed import free_memory
+from bge_cocktail.training.engine.malloc import free_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = "base"

@@ -49,7 +49,7 @@ def training(device: str, kept: str = "") -> Iterator[None]:
         kept: What there is to go on from.
     """
     from bge_cocktail.core.devices import choose_device
-    from bge_cocktail.training.engine.cpu_speed import keep_memory
+    from bge_cocktail.training.engine.malloc import keep_memory
     from bge_cocktail.training.engine.run import Interrupted
 
     if choose_device(device) == "cpu":

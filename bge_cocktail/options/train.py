@@ -96,8 +96,8 @@ class TrainOptions(CommonTrainOptions):
         "Batches and texts": "mix mix_power query_prompt document_prompt query_max_length max_length",
         "Parameters": "freeze_embeddings freeze_layers fixed_positions reinit_layers dropout lora lora_alpha dense "
         "task_heads",
-        "Memory and speed": "precision device gradient_cache gradient_checkpointing chunk_tokens shard tf32 compile "
-        "workers",
+        "Memory and speed": "precision device memory gradient_cache gradient_checkpointing chunk_tokens shard tf32 "
+        "compile workers",
         "Watching": "evaluations save_steps average dev_queries dev_documents general_split patience report_to",
     }
 
@@ -160,8 +160,11 @@ class TrainOptions(CommonTrainOptions):
     task_heads: bool = Field(
         False, description="a linear head for each task between embeddings and loss, dropped after training"
     )
+    memory: float = Field(
+        0, ge=0, description="GB that the training may take, its weights too; 0: what it needs of half of the free ones"
+    )
     gradient_cache: bool = Field(
-        False, description="large batches in the memory of a small one, embedded twice (GradCache, arXiv:2101.06983)"
+        False, description="embed all twice, in the memory of one chunk, even where there is more (arXiv:2101.06983)"
     )
     shard: bool = Field(
         False, description="with several processes, each holds a part of model and optimizer instead of all (FSDP)"

@@ -19,7 +19,7 @@ from bge_cocktail.options import TrainOptions
 from bge_cocktail.training.encoder.batches import Batches, Collator
 from bge_cocktail.training.encoder.loss import make_trainer
 from bge_cocktail.training.encoder.training_pairs import TrainingPairs
-from bge_cocktail.training.engine.cpu_speed import keep_memory
+from bge_cocktail.training.engine.malloc import keep_memory
 from bge_cocktail.training.engine.parameters import prepare_parameters
 from bge_cocktail.training.engine.trainer import DeviceSetup, Trainer
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -180,6 +181,35 @@ def test_chunks_hold_each_text_once_sorted_by_tokens(tiny: Path) -> None:
         assert mask.numel() <= 24 or len(mask) == 1
         lengths += mask.sum(dim=1).tolist()
     assert lengths == sorted(lengths, reverse=True)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_texts_are_tokenised_once_to_what_each_chunk_would_be_alone(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, side: str
+) -> None:
+    records = [Record(f"dog {'cat ' * (row % 7)}", (f"the same horse {row}",), ("the cat",)) for row in range(9)]
+    chosen = TrainOptions(negatives=1, batch_size=9, chunk_tokens=24)
+    model = load_encoder(tiny, device="cpu")
+    model.tokenizer.padding_side = side
+    documents = dict.fromkeys(text for record in records for text in (*record.pos, *record.neg))
+    texts = [record.query for record in records] + list(documents)
+    collator = Collator(model, TrainingPairs(records, chosen), chosen, Prompts("a "))
+    calls: list[int] = []
+    plain = model.preprocess
+
+    def counted(inputs: list[str], **more: object) -> object:
+        calls.append(len(inputs))
+        return plain(inputs, **more)
+
+    monkeypatch.setattr(model, "preprocess", counted)
+    batch = collator([(0, row) for row in range(9)])
+    assert sorted(calls) == [9, 10]  # queries with their prompt, and documents
+    order = iter(batch["targets"]["embedded"].tolist())
+    for chunk in batch["chunks"]:
+        places = [next(order) for _ in chunk["input_ids"]]
+        alone = plain([texts[place] for place in places], prompt="a " if places[0] < 9 else None)
+        assert alone.keys() == chunk.keys()
+        assert all(torch.equal(chunk[name], one) for name, one in alone.items() if isinstance(one, torch.Tensor))
 
 
 @pytest.mark.parametrize("processes", [2, 3])

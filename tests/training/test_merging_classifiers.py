@@ -89,7 +89,9 @@ def test_heads_of_equal_labels_are_merged(kinds: Path, again: Path, tmp_path: Pa
         np.testing.assert_allclose(out[name], (one[name] + other[name]) / 2, atol=1e-7)
     kept = merge([kinds, again], tmp_path / "kept", MergeOptions(heads="first")).folder
     for name, value in tensors_of(kept).items():
-        assert np.array_equal(value, one[name] if name in HEAD else out[name]), name
+        # without the heads, tiles end elsewhere, and so may the last bit of a sum
+        near = 0 if name in HEAD else 1e-7
+        np.testing.assert_allclose(value, one[name] if name in HEAD else out[name], rtol=0, atol=near, err_msg=name)
 
 
 def test_labels_in_another_order_are_the_same_labels(kinds: Path, again: Path, tmp_path: Path) -> None:

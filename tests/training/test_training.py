@@ -507,7 +507,9 @@ def test_kept_memory_is_given_back_when_it_grows(monkeypatch: pytest.MonkeyPatch
 
 def test_freed_memory_goes_back_to_the_system() -> None:
     code = (
-        "import torch; from bge_cocktail.training.engine.cpu_speed import free_memory, keep_memory, resident_memory\n"
+        "import torch\n"
+        "from bge_cocktail.training.engine.malloc import free_memory, keep_memory\n"
+        "from bge_cocktail.training.engine.memory import resident_memory\n"
         "keep_memory(); before = resident_memory(); kept = [torch.ones(1 << 20) for _ in range(100)]\n"
         "full = resident_memory(); last = kept[-1]; del kept; held = resident_memory(); free_memory()\n"
         "print(full - before > 300e6, full - held < 100e6, resident_memory() - before < 100e6)"

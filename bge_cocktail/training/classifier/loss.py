@@ -14,7 +14,7 @@ from bge_cocktail.data.labelled import LabelledTexts
 from bge_cocktail.models.embed import tokens_at_once
 from bge_cocktail.options import ClassifyOptions
 from bge_cocktail.training.classifier.predict import Tokens
-from bge_cocktail.training.engine.cpu_speed import fast_attention, joint_lookup
+from bge_cocktail.training.engine.cpu_functions import fast_functions
 from bge_cocktail.training.engine.run import BadLoss
 
 if TYPE_CHECKING:
@@ -112,19 +112,23 @@ class LabelLoss(nn.Module):
         model: Gives logits.
         options: Which loss, smoothing.
         class_weights: Multiply the loss of each class's texts, shape (classes,); see `class_weights`.
+        processes: How many train together.
     """
 
-    def __init__(self, model: CrossEncoder, options: ClassifyOptions, class_weights: Tensor) -> None:
+    def __init__(
+        self, model: CrossEncoder, options: ClassifyOptions, class_weights: Tensor, processes: int = 1
+    ) -> None:
         super().__init__()
         self.model = model
         self._options, self._device = options, model.device
+        self._functions = fast_functions(model.device.type, options.compile, processes)
         # read by the trainer, as the heads of an encoder's tasks are; the classifier's own head is in the model
         self.heads = nn.ModuleList()
         self.register_buffer("class_weights", class_weights.to(model.device), persistent=False)
 
     def forward(self, chunks: Sequence[dict[str, Tensor]], targets: Mapping[str, Any]) -> Tensor:
         """Return the loss of a batch."""
-        with fast_attention(self._device.type), joint_lookup(chunks, self._device.type, self._options.compile):
+        with self._functions:
             logits = torch.cat([self.model(dict(chunk))["scores"] for chunk in chunks])
         with torch.autocast(self._device.type, enabled=False):
             losses = label_loss(logits.float(), targets["labels"], self._options, self.class_weights)

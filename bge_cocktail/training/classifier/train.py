@@ -402,7 +402,7 @@ def _prepare(
         DeviceSetup(device, precision, *process),
         batches=ShuffledBatches(len(data.train), options.batch_size * process[1], options.seed, process[1]),
         rows=len(data.train),
-        loss=LabelLoss(model, options, class_weights(data.train, classes, options)),
+        loss=LabelLoss(model, options, class_weights(data.train, classes, options), process[1]),
         collator=LabelCollator(model, data.train, classes, options, process, precision),
         rates=rates,
         metrics=partial(_watch, data.dev, options),

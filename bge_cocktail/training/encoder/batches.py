@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -259,15 +259,32 @@ class Collator:
         for prompt, longest in dict.fromkeys(texts[index][1:] for index in share):
             alike = [index for index in share if texts[index][1:] == (prompt, longest)]
             self._model.max_seq_length = longest
-            short = {index: truncated(texts[index][0], longest) for index in alike}
-            counts = token_counts(self._model, list(short.values()), prompt)
-            lengths = [min(count, longest) for count in counts]
-            for chunk in batches_by_tokens(lengths, self._budget):
-                chosen = [alike[place] for place in chunk]
-                order += chosen
-                chunks.append(self._model.preprocess([short[index] for index in chosen], prompt=prompt or None))
+            short = [truncated(texts[index][0], longest) for index in alike]
+            features = self._model.preprocess(short, prompt=prompt or None)
+            padded = "attention_mask" in features
+            counts = (
+                features["attention_mask"].sum(dim=1).tolist() if padded else token_counts(self._model, short, prompt)
+            )
+            for chunk in batches_by_tokens(counts, self._budget):
+                order += [alike[place] for place in chunk]
+                if padded:
+                    chunks.append(_rows(features, chunk))
+                else:  # of a model that only looks words up
+                    chosen = [short[place] for place in chunk]
+                    chunks.append(self._model.preprocess(chosen, prompt=prompt or None))
         self._model.max_seq_length = self._longest
         return order, chunks
+
+
+def _rows(features: Mapping[str, Any], places: Sequence[int]) -> dict[str, Any]:
+    """Return the features of some texts, without the padding that only others need."""
+    shape = features["attention_mask"].shape
+    used = features["attention_mask"][places].any(dim=0).nonzero()
+    tokens = slice(int(used[0]), int(used[-1]) + 1)
+    return {
+        name: one[places, tokens].contiguous() if isinstance(one, torch.Tensor) and one.shape[:2] == shape else one
+        for name, one in features.items()
+    }
 
 
 def _with_negatives(record: Record, negatives: int, seed: tuple[int, ...]) -> Record:

@@ -106,8 +106,8 @@ def check_pairs(rows: TrainingPairs, options: TrainOptions, processes: int = 1) 
         log.info("%d of %d rows have more than %d negatives; %s", rows.longer, len(rows), options.negatives, chosen)
     if options.accumulate > 1:
         log.info(
-            "a step adds up %d batches of %d records; each batch has only its own in-batch negatives (gradient_cache "
-            "with batch_size=%d would have them all)",
+            "a step adds up %d batches of %d records; each batch has only its own in-batch negatives (batch_size=%d "
+            "would have them all, and takes no more memory than there is)",
             options.accumulate,
             options.batch_size,
             options.accumulate * options.batch_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,12 +23,16 @@ from bge_cocktail.training.encoder.batches import Batches, Collator
 from bge_cocktail.training.encoder.training_pairs import TrainingPairs
 from bge_cocktail.training.engine.callbacks import AnchorCallback
 from bge_cocktail.training.engine.checkpoints import shard
-from bge_cocktail.training.engine.cpu_speed import fast_attention, joint_lookup
+from bge_cocktail.training.engine.cpu_functions import fast_functions, recompute_layers
+from bge_cocktail.training.engine.memory import GB, bytes_a_token, give_back, most_memory, room_for_step
 from bge_cocktail.training.engine.parameters import learning_rates
 from bge_cocktail.training.engine.run import BadLoss
 from bge_cocktail.training.engine.trainer import DeviceSetup, Metrics, ShardedTrainer, Trainer, assemble
 
+log = logging.getLogger(__name__)
 Chunk = dict[str, Tensor]
+# of the first chunk, from which the memory that a token takes is known
+_MEASURED_TOKENS = 1024
 
 
 class BatchLoss(CachedLossMixin, nn.Module):
@@ -40,12 +45,15 @@ class BatchLoss(CachedLossMixin, nn.Module):
         model: The model.
         options: Losses, of single tasks too.
         tasks: Names of all tasks.
+        processes: How many train together.
     """
 
-    # each chunk is embedded whole; it was cut to fit
+    # a chunk is embedded whole, unless too little memory is free for it
     mini_batch_size = 2**31
 
-    def __init__(self, model: SentenceTransformer, options: TrainOptions, tasks: Sequence[str] = ("",)) -> None:
+    def __init__(
+        self, model: SentenceTransformer, options: TrainOptions, tasks: Sequence[str] = ("",), processes: int = 1
+    ) -> None:
         super().__init__()
         self.model = model
         self._options, self._device = options, model.device
@@ -56,17 +64,27 @@ class BatchLoss(CachedLossMixin, nn.Module):
         by_embeddings = bool(options.anchor) and options.anchor_by == "embeddings"
         # in a tuple, so that the base is no part of this module and its weights are not trained
         self._base = (copy.deepcopy(model).eval().requires_grad_(False),) if by_embeddings else ()
+        self._fits = processes == 1 and not options.compile
+        self._functions = fast_functions(model.device.type, options.compile, processes)
+        # tokens that a step has room for, of which so many are left, and the embeddings that have their graph
+        self._room: int | None = None
+        self._most, self._left, self._told = 0.0, 0, False
+        self._kept: dict[tuple[int, int], Tensor] = {}
+        self._shown: dict[str, Tensor] = {}
 
     def forward(self, chunks: Sequence[Chunk], targets: Mapping[str, Any]) -> Tensor | dict[str, Tensor]:
         """Return the loss of a batch; where there are several, by name, and their sum is trained on."""
         anchors = self._anchors(chunks)
         chunks = self._as_many(chunks)
-        if self._options.gradient_cache and self.training and torch.is_grad_enabled():
+        fits = self._fits and all("attention_mask" in chunk for chunk in chunks)
+        if (fits or self._options.gradient_cache) and self.training and torch.is_grad_enabled():
+            if fits:
+                self._make_fit(chunks)
             total = self.forward_cached([dict(chunk) for chunk in chunks], {**targets, "anchors": anchors})
             total.register_hook(partial(self._add_to_heads, gradients=self._of_heads))
-            losses = {"total": total}
+            losses = self._shown_with(total)
         else:
-            with fast_attention(self._device.type), joint_lookup(chunks, self._device.type, self._options.compile):
+            with self._functions:
                 embeddings = torch.cat([self.model(dict(chunk))["sentence_embedding"] for chunk in chunks])
             losses = self._losses(embeddings, targets, anchors)
         value = float(sum(losses.values(), torch.zeros(())).detach())
@@ -85,7 +103,8 @@ class BatchLoss(CachedLossMixin, nn.Module):
                     head.reshard()
             before = [parameter.grad for parameter in self.heads.parameters()]
             self.heads.zero_grad()
-        losses = self._losses(torch.cat([one for [one] in reps]), labels, labels["anchors"])
+        losses = self._losses(torch.cat([part for chunk in reps for part in chunk]), labels, labels["anchors"])
+        self._shown = {name: loss.detach() for name, loss in losses.items()}
         total: Tensor = torch.stack(list(losses.values())).sum()
         if with_backward:
             total.backward()
@@ -94,10 +113,83 @@ class BatchLoss(CachedLossMixin, nn.Module):
                 one.grad = gradient
         return total.detach() if with_backward else total
 
-    def embed_minibatch(self, *given: Any, **more: Any) -> Any:
-        """Return a chunk's embeddings, in the backward pass by the same arithmetic as before."""
-        with fast_attention(self._device.type):
-            return super().embed_minibatch(*given, **more)
+    def embed_minibatch(
+        self,
+        sentence_feature: Chunk,
+        begin: int,
+        end: int,
+        with_grad: bool,
+        copy_random_state: bool,
+        random_state: Any = None,
+    ) -> tuple[Tensor, Any]:
+        """Return a chunk's embeddings; the first time with their graph while there is room for it, else without.
+
+        What was kept isn't embedded again in the backward pass. The result is the same to the last bit.
+        """
+        place = id(sentence_feature), begin
+        if with_grad and place in self._kept:
+            return self._kept.pop(place), None
+        if self._fits:
+            give_back(self._most, self._device)
+        keep = False
+        if self._left and not with_grad:
+            tokens = sentence_feature["attention_mask"][begin:end].numel()
+            keep = tokens <= self._left
+            # the first chunks, which go first in the backward pass, too; and autocast remembers weights that were cast
+            # without a gradient, so that after them nothing can be kept
+            self._left = self._left - tokens if keep else 0
+        with self._functions:
+            embeddings, state = super().embed_minibatch(
+                sentence_feature, begin, end, with_grad or keep, copy_random_state, random_state
+            )
+        if keep:
+            self._kept[place] = embeddings
+        return embeddings, state
+
+    def _make_fit(self, chunks: Sequence[Chunk]) -> None:
+        """Keep the graphs of as many tokens as there is room for, and cut chunks that are larger than that.
+
+        The room is that of the first batch, and so is what a token takes.
+        """
+        tokens = [chunk["attention_mask"].numel() for chunk in chunks]
+        if self._room is None:
+            self._most = most_memory(self._options.memory, self._device)
+            self._room = self._measured_room(chunks[0])
+        self.mini_batch_num_tokens = self._room if self._room < max(tokens) else None
+        self._kept, self._left = {}, 0 if self._options.gradient_cache else self._room
+        if sum(tokens) > self._room and not self._told:
+            self._told = True
+            log.info(
+                "a batch has %s tokens, and there is memory to keep %s of them for the backward pass; the others are "
+                "embedded twice (`memory` sets how much may be taken)",
+                f"{sum(tokens):,}",
+                f"{self._left:,}",
+            )
+
+    def _measured_room(self, chunk: Chunk) -> int:
+        """Return how many tokens there is room for; where not for a whole text, its layers are computed again, too."""
+        texts, longest = chunk["attention_mask"].shape
+        texts = min(texts, max(1, _MEASURED_TOKENS // longest))
+        transformer = getattr(self.model[0], "auto_model", None)
+
+        def embed() -> Tensor:
+            with self._functions:
+                return CachedLossMixin.embed_minibatch(self, dict(chunk), 0, texts, True, False)[0]
+
+        room = room_for_step(self._most, self._device, self.model)
+        each = bytes_a_token(embed, texts * longest, self.model)
+        if room < each * longest and getattr(transformer, "supports_gradient_checkpointing", False):
+            recompute_layers(transformer, self._functions)
+            each = bytes_a_token(embed, texts * longest, self.model)
+            log.info("there is no memory for a text of %d tokens: layers are computed again (checkpointing)", longest)
+        if room < each * longest:
+            log.warning(
+                "a text of %d tokens takes %.1f GB, and %.1f are free for it; a lower `max_length` makes it fit",
+                longest,
+                each * longest / GB,
+                room / GB,
+            )
+        return max(1, int(room / each))
 
     def _as_many(self, chunks: Sequence[Chunk]) -> Sequence[Chunk]:
         """As many chunks as the process with most has, where all gather the model's parts for each chunk.
@@ -112,6 +204,12 @@ class BatchLoss(CachedLossMixin, nn.Module):
         dist.all_reduce(most, op=dist.ReduceOp.MAX)
         smallest = min(chunks, key=lambda chunk: chunk["input_ids"].numel())
         return [*chunks, *[smallest] * (int(most) - len(chunks))]
+
+    def _shown_with(self, total: Tensor) -> dict[str, Tensor]:
+        """Return the losses by name; their sum is the total, whose gradient the first one has."""
+        first, *others = self._shown
+        rest = {name: self._shown[name] for name in others}
+        return {first: total - sum(rest.values(), torch.zeros_like(total)), **rest}
 
     def _add_to_heads(self, factor: Tensor, gradients: Sequence[Tensor | None]) -> None:
         for one, gradient in zip(self.heads.parameters(), gradients, strict=True):
@@ -205,7 +303,7 @@ def make_trainer(
         report: Is told step and primary metric.
         more_callbacks: For the trainer.
     """
-    loss = BatchLoss(model, options, rows.tasks)
+    loss = BatchLoss(model, options, rows.tasks, setting.processes)
     if options.shard:
         shard(model, list(loss.heads), setting.processes)
     anchor = [AnchorCallback(options.anchor, model)] if options.anchor and options.anchor_by == "weights" else []

@@ -217,8 +217,8 @@ def _prepare(
 
 
 def _what_counts(options: TrainOptions) -> dict[str, Any]:
-    """Return the options that name a training; how the model is shared out changes nothing in what it learns."""
-    return options.model_dump(mode="json", exclude={"shard"})
+    """Return the options that name a training; where it has its memory changes nothing in what it learns."""
+    return options.model_dump(mode="json", exclude={"shard", "memory"})
 
 
 def _model(folder: Path, options: TrainOptions, device: str) -> tuple[SentenceTransformer, Callable[[], object]]:
@@ -251,7 +251,9 @@ def _write(
             raise CocktailError(f"{output} could not be written: {error}") from error
         write_curves(seen["curves"], new)
         more = {name: value for name, value in seen.items() if name != "curves"}
-        run = describe_run("train", options=_what_counts(options), **described, shard=options.shard, **more)
+        run = describe_run(
+            "train", options=_what_counts(options), **described, shard=options.shard, memory=options.memory, **more
+        )
         parent = Parent(next(iter(described["inputs"])), prepared.folder)
         made = describe_training(parent.name, run, TrainOptions())
         write_card(new, output.name, made, parents=[parent], relation="finetune", datasets=run.get("datasets", ()))

@@ -16,7 +16,8 @@ from transformers import TrainerCallback
 
 from bge_cocktail.core.progress import Advance, progress
 from bge_cocktail.training.engine.checkpoints import checkpoints_in, checkpoints_of_evaluations, seal
-from bge_cocktail.training.engine.cpu_speed import free_memory, resident_memory
+from bge_cocktail.training.engine.malloc import free_memory
+from bge_cocktail.training.engine.memory import resident_memory
 
 log = logging.getLogger(__name__)
 # memory may grow to this many times what the first steps took

@@ -29,6 +29,7 @@ from bge_cocktail.training.engine.callbacks import (
     ReportCallback,
 )
 from bge_cocktail.training.engine.checkpoints import load_weights, load_whole_optimizer, save_weights, whole
+from bge_cocktail.training.engine.cpu_functions import fast_functions, recompute_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,6 @@ def make_arguments(
         fp16=setting.precision == "fp16",
         tf32=True if options.tf32 else None,
         torch_compile=options.compile,
-        **_recomputing(options),
         use_cpu=setting.device == "cpu",
         dataloader_num_workers=options.workers,
         # processes embed different numbers of chunks: a broadcast with each would wait forever
@@ -114,13 +114,6 @@ def make_arguments(
     # several visible GPUs would make the trainer copy the model to each and split our batches between them
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
-
-
-def _recomputing(options: CommonTrainOptions) -> dict[str, bool]:
-    """Gradient checkpointing by the name that this version of transformers has for it; none where it is off."""
-    names = SentenceTransformerTrainingArguments.__dataclass_fields__
-    name = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
-    return {name: True} if options.gradient_checkpointing else {}
 
 
 Metrics = Callable[[SentenceTransformer], dict[str, float]]
@@ -273,6 +266,8 @@ def assemble(
         more_callbacks: For the trainer.
         kind: The class of the trainer.
     """
+    if options.gradient_checkpointing:
+        recompute_layers(model, fast_functions(setting.device, options.compile, setting.processes))
     arguments = make_arguments(options, checkpoints, setting, len(batches), rates, bool(metrics), primary)
     callbacks: list[TrainerCallback] = [ProgressCallback(), *more_callbacks]
     if setting.device == "cpu":
