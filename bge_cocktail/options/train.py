@@ -161,7 +161,7 @@ class TrainOptions(CommonTrainOptions):
         False, description="a linear head for each task between embeddings and loss, dropped after training"
     )
     memory: float = Field(
-        0, ge=0, description="GB that the training may take, its weights too; 0: what it needs of half of the free ones"
+        0, ge=0, description="GB that the training may take, its weights too; 0: up to half of what is free"
     )
     gradient_cache: bool = Field(
         False, description="embed all twice, in the memory of one chunk, even where there is more (arXiv:2101.06983)"

@@ -10,6 +10,7 @@ import torch
 from test_training import options
 from test_training_options import PLAIN, data
 
+from bge_cocktail.core.errors import UsageError
 from bge_cocktail.models.encoder import load_encoder
 from bge_cocktail.models.prompts import Prompts
 from bge_cocktail.training.encoder.batches import Collator
@@ -77,6 +78,16 @@ def test_chunks_and_texts_that_dont_fit_are_made_smaller(
     assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
     assert "layers are computed again (checkpointing)" in caplog.text
     assert "a lower `max_length` makes it fit" in caplog.text
+
+
+def test_a_limit_that_nothing_would_keep_to_is_refused(
+    tiny: Path, beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match="memory is kept to by one process .* take gradient_cache"):
+        train(tiny, data(beir), tmp_path / "out", options(memory=2.0, compile=True))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="memory is kept to by one process"):
+        train(tiny, data(beir), tmp_path / "out", options(memory=2.0))
 
 
 def test_the_bytes_of_a_token_are_those_that_are_saved() -> None:

@@ -188,6 +188,8 @@ def _together(options: TrainOptions) -> Iterator[str]:
         yield "anchor holds on to the base, which reinit_layers leaves; take one of them"
     if options.task_heads and options.matryoshka:
         yield "matryoshka is for the embeddings, and task_heads put a map behind them; take one of them"
+    if options.memory and (options.compile or int(os.environ.get("WORLD_SIZE", "1")) > 1):
+        yield "memory is kept to by one process that doesn't compile; take gradient_cache and a smaller chunk_tokens"
     if options.shard:
         yield from _sharding(options)
     if options.gradient_cache and options.gradient_checkpointing:
