@@ -1,4 +1,4 @@
-"""A loaded model and texts to embeddings, in batches of nearly equal length."""
+"""A loaded model and texts to embeddings, in batches of nearly equal length, each text tokenised once."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bge_cocktail.core.devices import enough_memory
 from bge_cocktail.core.errors import CocktailError, UsageError
 from bge_cocktail.core.progress import progress
 from bge_cocktail.models.cache import Embeddings, TokenNumbers
 from bge_cocktail.models.layout import declared_length
+from bge_cocktail.models.tokens import Packer, TokenisedTexts, tokenise
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from torch import Tensor
+
+# embeddings that stay on their device before they are fetched together
+_WAITING = 1 << 15
 
 
 def embed(
@@ -28,6 +34,7 @@ def embed(
     batch_tokens: int = 0,
     label: str = "texts",
     on_tokens: Callable[[TokenNumbers], None] | None = None,
+    pack: Packer | None = None,
 ) -> Embeddings:
     """Embed texts in batches of nearly equal length.
 
@@ -42,6 +49,7 @@ def embed(
         batch_tokens: Tokens in a batch, padding too; 0 chooses for the device.
         label: Names the work in the progress bar.
         on_tokens: Told what the tokenizer made of the texts.
+        pack: Makes a packed batch of some of them (see `packing.packer`); without it, batches are padded.
 
     Returns:
         Unit-norm embeddings, shape (texts, dimensions).
@@ -59,37 +67,53 @@ def embed(
     overhead = check_room(model, prompt)
     limit = model.max_seq_length or NO_LIMIT
     texts = [truncated(text, limit) for text in texts]
-    whole, unknown = _count_tokens(model, texts, prompt)
+    tokens = tokenise(model, texts, prompt)
+    whole, unknown = _whole(model, texts, prompt, tokens, limit)
     if on_tokens is not None:
-        on_tokens(np.array([[count, of, overhead, limit] for count, of in zip(whole, unknown, strict=True)], np.uint32))
-    lengths = [min(length, limit) for length in whole]
-    batches = batches_by_tokens(lengths, budget)
-    rows: list[Embeddings] = []
+        on_tokens(np.stack(np.broadcast_arrays(whole, unknown, overhead, limit), axis=1).astype(np.uint32))
+    batches = batches_by_tokens(np.minimum(whole, limit).tolist(), budget, packed=pack is not None)
+    rows: list[Tensor] = []
+    done: list[Embeddings] = []
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
     memory = enough_memory(label, "embed with a smaller `batch_tokens` or `max_length`")
-    with progress(label, len(texts)) as advance, autocast, memory:
+    model.eval()
+    with progress(label, len(texts)) as advance, autocast, memory, torch.inference_mode():
         for batch in batches:
-            rows.append(
-                model.encode(
-                    [texts[index] for index in batch],
-                    prompt=prompt,
-                    batch_size=len(batch),
-                    show_progress_bar=False,
-                    convert_to_tensor=True,
-                )
-                .float()
-                .cpu()
-                .numpy()
-            )
+            rows.append(_forward(model, texts, batch, prompt, tokens, pack))
+            if sum(map(len, rows)) >= _WAITING:  # for each batch, a device would wait
+                done.append(torch.cat(rows).float().cpu().numpy())
+                rows = []
             advance(len(batch))
-    embeddings = np.empty((len(texts), rows[0].shape[1]), np.float32)
-    embeddings[np.concatenate(batches)] = np.concatenate(rows)
+        if rows:
+            done.append(torch.cat(rows).float().cpu().numpy())
+    embeddings = np.empty((len(texts), done[0].shape[1]), np.float32)
+    embeddings[np.concatenate(batches)] = np.concatenate(done)
     norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
     if not np.isfinite(norms).all():
         bad = int(np.flatnonzero(~np.isfinite(norms[:, 0]))[0])
         raise CocktailError(f"the model gives NaN or infinite embeddings, first for: {texts[bad][:80]!r}")
     embeddings /= np.maximum(norms, 1e-12)
     return embeddings
+
+
+def _forward(
+    model: SentenceTransformer,
+    texts: Sequence[str],
+    batch: list[int],
+    prompt: str,
+    tokens: TokenisedTexts | None,
+    pack: Packer | None,
+) -> Tensor:
+    """Return what a model makes of a batch, still on its device."""
+    from sentence_transformers.util import batch_to_device, truncate_embeddings
+
+    if tokens is None:
+        features = model.preprocess([texts[place] for place in batch], prompt=prompt or None)
+    else:
+        features = tokens.padded(batch) if pack is None else pack(tokens, batch)
+    vectors = model(batch_to_device(features, model.device))["sentence_embedding"]
+    cut: Tensor = truncate_embeddings(vectors, model.truncate_dim)
+    return cut
 
 
 def compute_in_bf16(model: SentenceTransformer) -> bool:
@@ -131,6 +155,24 @@ def _count_tokens(model: SentenceTransformer, texts: Sequence[str], prompt: str)
         return [2 + len(prompt + text) // 4 for text in texts], [0] * len(texts)
     unknown = getattr(model.tokenizer, "unk_token_id", None)
     return [len(ids) for ids in tokens], [0 if unknown is None else ids.count(unknown) for ids in tokens]
+
+
+def _whole(
+    model: SentenceTransformer, texts: Sequence[str], prompt: str, tokens: TokenisedTexts | None, limit: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the tokens of each text, those that are cut off too, and how many of them are the one for unknown words.
+
+    Only texts that reach the limit are tokenised again, to see what is cut off.
+    """
+    if tokens is None:
+        counts, unknown = _count_tokens(model, texts, prompt)
+        return np.array(counts), np.array(unknown)
+    sign = getattr(model.tokenizer, "unk_token_id", None)
+    whole, of_unknown = tokens.lengths.copy(), tokens.of_token(-1 if sign is None else sign)
+    cut = np.flatnonzero(whole >= limit)
+    if len(cut):
+        whole[cut], of_unknown[cut] = _count_tokens(model, [texts[place] for place in cut.tolist()], prompt)
+    return whole, of_unknown
 
 
 NO_LIMIT = 10**9
@@ -185,15 +227,24 @@ def tokens_at_once(device: str, precision: str, *, training: bool = False) -> in
     return _TOKENS.get((device, precision), 65536)
 
 
-def batches_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices sorted from long to short, cut so that longest × count of a batch stays within the budget."""
+def batches_by_tokens(lengths: Sequence[int], budget: int, *, packed: bool = False) -> list[list[int]]:
+    """Return indices sorted from long to short, cut into batches.
+
+    Args:
+        lengths: Tokens of each text.
+        budget: What a batch keeps to: its longest text x its texts; packed, its tokens.
+        packed: Whether batches have no padding.
+    """
     order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
     batches: list[list[int]] = []
+    tokens = 0
     for index in order:
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
+        tokens = tokens + lengths[index] if packed or not batches else lengths[batches[-1][0]] * (len(batches[-1]) + 1)
+        if batches and tokens <= budget:
             batches[-1].append(index)
         else:
             batches.append([index])
+            tokens = lengths[index]
     return batches
 
 

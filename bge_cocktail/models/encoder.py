@@ -26,6 +26,7 @@ from bge_cocktail.models.folder import model_folder, sentence_transformers_folde
 from bge_cocktail.models.layers import layer_count
 from bge_cocktail.models.layout import check_length, declared_length, modules_of, positions_of, transformer_folder
 from bge_cocktail.models.prompts import Prompts, Role, model_prompts
+from bge_cocktail.models.tokens import Packer
 from bge_cocktail.options import EncodeOptions
 
 if TYPE_CHECKING:
@@ -261,6 +262,7 @@ class CachedEncoder:
             choose_device(self.options.device)  # before the work, part of which may come out of the cache
         self.load = load
         self._turned = False
+        self._pack: Packer | None = None
         self._said: set[str] = set()
         self.embedded = 0
         """Texts embedded so far, those from the cache not counted."""
@@ -289,7 +291,10 @@ class CachedEncoder:
         """The loaded model."""
         if self.load is not None:
             return self.load()
+        from bge_cocktail.models.packing import packer
+
         model = load_encoder(self.folder, device=self.options.device, max_length=self.options.max_length)
+        self._pack = packer(model, self.options.packed, self.precision)
         self._turned = self.precision == "bf16" and compute_in_bf16(model)
         return model
 
@@ -327,7 +332,7 @@ class CachedEncoder:
         # in blocks, so that hours of embedding that are cut off are not lost
         for start in range(0, len(missing), BLOCK):
             block, rows = missing[start : start + BLOCK], np.flatnonzero(~known)[start : start + BLOCK]
-            model = self.model  # loading it tells whether it could be turned to bf16
+            model = self.model  # loading it tells whether it could be turned to bf16, and be packed
             started = time.perf_counter()
             fresh = embed(
                 model,
@@ -337,6 +342,7 @@ class CachedEncoder:
                 batch_tokens=self.options.batch_tokens,
                 label=f"{self.name.rstrip('/').rsplit('/', 1)[-1]}: {PLURAL[role]}",
                 on_tokens=lambda numbers, rows=rows: tokens.__setitem__(rows, numbers),  # type: ignore[misc]
+                pack=self._pack,
             )
             self.embedded += len(block)
             self.seconds += time.perf_counter() - started

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from bge_cocktail.options.base import Options
+from bge_cocktail.options.base import PACKED_HELP, Options, Packed
 from bge_cocktail.options.prepare import AugmentOptions, Ratio, SomeNames
 from bge_cocktail.options.train import CommonTrainOptions
 
@@ -23,7 +23,7 @@ class ClassifyOptions(CommonTrainOptions, AugmentOptions):
         "thesaurus_file",
         "Parameters": "freeze_encoder freeze_embeddings freeze_layers fixed_positions reinit_layers dropout lora "
         "lora_alpha",
-        "Memory and speed": "precision device gradient_checkpointing chunk_tokens tf32 compile workers",
+        "Memory and speed": "precision device gradient_checkpointing chunk_tokens packed tf32 compile workers",
         "Watching": "metric evaluations save_steps patience report_to",
     }
 
@@ -106,6 +106,7 @@ class PredictOptions(Options):
     batch_tokens: int = Field(
         0, ge=0, description="tokens in a batch; 0 chooses for the device (CPU 2048, in bf16 4096; GPU 65536)"
     )
+    packed: Packed = Field("auto", description=PACKED_HELP)
     calibrated: bool = Field(
         False, description="probabilities by the temperature that training found on dev (arXiv:1706.04599)"
     )

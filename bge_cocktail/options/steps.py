@@ -7,14 +7,23 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from bge_cocktail.options.base import PROMPT_HELP, Limit, Names, Options, PluginOptions, Prompt
+from bge_cocktail.options.base import (
+    PACKED_HELP,
+    PROMPT_HELP,
+    Limit,
+    Names,
+    Options,
+    Packed,
+    PluginOptions,
+    Prompt,
+)
 
 
 class EncodeOptions(Options):
     """How texts become embeddings."""
 
     panels: ClassVar[dict[str, str]] = {
-        "Embedding": "device precision batch_tokens max_length query_prompt document_prompt cache cache_dir"
+        "Embedding": "device precision batch_tokens packed max_length query_prompt document_prompt cache cache_dir"
     }
 
     device: str = Field("auto", description="where to compute: auto, cpu, cuda, cuda:N or mps")
@@ -23,6 +32,7 @@ class EncodeOptions(Options):
         description="arithmetic of the encoder; auto takes bf16 where the device computes in it, else fp32",
     )
     batch_tokens: int = Field(0, ge=0, description="tokens in a batch; 0 chooses for the device (CPU 2048, GPU 65536)")
+    packed: Packed = Field("auto", description=PACKED_HELP)
     max_length: int | None = Field(
         None, ge=8, description="longest text in tokens; without it, what the model declares"
     )

@@ -6,7 +6,17 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from bge_cocktail.options.base import PROMPT_HELP, Directions, Integers, Names, Options, PositiveNumbers, Prompt
+from bge_cocktail.options.base import (
+    PACKED_HELP,
+    PROMPT_HELP,
+    Directions,
+    Integers,
+    Names,
+    Options,
+    Packed,
+    PositiveNumbers,
+    Prompt,
+)
 
 
 class CommonTrainOptions(Options):
@@ -49,6 +59,7 @@ class CommonTrainOptions(Options):
     chunk_tokens: int = Field(
         0, ge=0, description="tokens embedded at once; 0 chooses for the device (CPU 2048, in bf16 4096, GPU 16384)"
     )
+    packed: Packed = Field("auto", description=PACKED_HELP)
     tf32: bool = Field(False, description="let an NVIDIA GPU multiply fp32 matrices in TF32")
     compile: bool = Field(False, description="compile the model with torch.compile")
     workers: int = Field(0, ge=0, le=1024, description="processes that prepare batches ahead of the device")
@@ -96,8 +107,8 @@ class TrainOptions(CommonTrainOptions):
         "Batches and texts": "mix mix_power query_prompt document_prompt query_max_length max_length",
         "Parameters": "freeze_embeddings freeze_layers fixed_positions reinit_layers dropout lora lora_alpha dense "
         "task_heads",
-        "Memory and speed": "precision device memory gradient_cache gradient_checkpointing chunk_tokens shard tf32 "
-        "compile workers",
+        "Memory and speed": "precision device memory gradient_cache gradient_checkpointing chunk_tokens packed shard "
+        "tf32 compile workers",
         "Watching": "evaluations save_steps average dev_queries dev_documents general_split patience report_to",
     }
 

@@ -12,6 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from bge_cocktail.data.labelled import LabelledTexts
 from bge_cocktail.models.embed import tokens_at_once
+from bge_cocktail.models.tokens import Packer
 from bge_cocktail.options import ClassifyOptions
 from bge_cocktail.training.classifier.predict import Tokens
 from bge_cocktail.training.engine.cpu_functions import fast_functions
@@ -63,6 +64,7 @@ class LabelCollator:
         options: Truncation, tokens in a chunk.
         process: Which process this is, and how many there are.
         precision: Of the computation.
+        pack: Makes packed chunks; without it, they are padded.
     """
 
     # read by sentence-transformers' trainer: the data has no labels
@@ -76,7 +78,9 @@ class LabelCollator:
         options: ClassifyOptions,
         process: tuple[int, int] = (0, 1),
         precision: str = "fp32",
+        pack: Packer | None = None,
     ) -> None:
+        self._pack = pack
         self._model, self._data, self._classes, self._options = model, data, classes, options
         self._process, self._processes = process
         self._budget = options.chunk_tokens or tokens_at_once(model.device.type, precision, training=True)
@@ -91,10 +95,10 @@ class LabelCollator:
         by_length = sorted(rows, key=lambda row: (-len(str(self._data.texts[row])), row))
         own = by_length[self._process :: self._processes]
         tokens = Tokens(self._model, [self._data.texts[row] for row in own], self._options.truncation)
-        chunks = tokens.chunks(self._budget)
+        chunks = tokens.chunks(self._budget, packed=self._pack is not None)
         ordered = self._data.at(own[place] for chunk in chunks for place in chunk)
         return {
-            "chunks": [tokens.features(chunk) for chunk in chunks],
+            "chunks": [tokens.features(chunk, self._pack) for chunk in chunks],
             "targets": {
                 "labels": torch.from_numpy(ordered.targets(self._classes)),
                 "weights": torch.tensor(ordered.weights, dtype=torch.float32),

@@ -20,6 +20,7 @@ from bge_cocktail.data.columns import parse_columns, text_of_row
 from bge_cocktail.data.readers import BadRows
 from bge_cocktail.data.record import Text
 from bge_cocktail.models.embed import NO_LIMIT, batches_by_tokens, tokens_at_once, truncated
+from bge_cocktail.models.tokens import Features, Packer, TokenisedTexts
 from bge_cocktail.options import PredictOptions, PrepareOptions
 from bge_cocktail.preparing.clean import Cleaner
 from bge_cocktail.training.classifier.data import check_form
@@ -44,6 +45,8 @@ class Tokens:
     """
 
     def __init__(self, model: CrossEncoder, texts: Sequence[Text], truncation: str = "head") -> None:
+        import torch
+
         self._tokenizer = model.tokenizer
         longest = model.max_seq_length
         if truncation != "head+tail":  # which needs the end
@@ -57,18 +60,19 @@ class Tokens:
         if truncation == "head+tail":
             texts = keep_ends(model, texts)
         columns = [list(column) for column in zip(*(_both(text) for text in texts), strict=True)]
-        self._encoded = self._tokenizer(*columns, truncation=True, max_length=longest) if columns else {}
-        self.lengths: list[int] = [len(ids) for ids in self._encoded.get("input_ids", [])]
+        encoded = self._tokenizer(*columns, truncation=True, max_length=longest) if columns else {"input_ids": []}
+        self.lengths: list[int] = [len(ids) for ids in encoded["input_ids"]]
+        streams = {name: torch.tensor([one for row in rows for one in row]) for name, rows in encoded.items()}
+        alike = {"modality": "text"}
+        self._texts = TokenisedTexts(streams, np.array(self.lengths), range(len(texts)), self._tokenizer, alike)
 
-    def chunks(self, budget: int) -> list[list[int]]:
-        """Places of the texts, sorted by length and cut by a budget of tokens, padding too."""
-        return batches_by_tokens(self.lengths, budget)
+    def chunks(self, budget: int, *, packed: bool = False) -> list[list[int]]:
+        """Places of the texts, sorted by length and cut by a budget of tokens; see `batches_by_tokens`."""
+        return batches_by_tokens(self.lengths, budget, packed=packed)
 
-    def features(self, places: Sequence[int]) -> dict[str, Any]:
+    def features(self, places: list[int], pack: Packer | None = None) -> Features:
         """Return what the model takes, for some of the texts."""
-        chosen = {name: [values[place] for place in places] for name, values in self._encoded.items()}
-        padded = self._tokenizer.pad(chosen, padding=True, return_tensors="pt")
-        return {**padded, "modality": "text"}
+        return self._texts.padded(places) if pack is None else pack(self._texts, places)
 
 
 def keep_ends(model: CrossEncoder, texts: Sequence[Text]) -> list[Text]:
@@ -148,6 +152,8 @@ def logits_of(
     """
     import torch
 
+    from bge_cocktail.models.packing import packer
+
     precision = resolve_precision(options.precision, model.device.type)
     budget = options.batch_tokens or tokens_at_once(model.device.type, precision)
     if not texts:
@@ -160,11 +166,12 @@ def logits_of(
     memory = enough_memory(label, "predict with a smaller `batch_tokens`")
     training = model.training
     model.eval()
+    pack = packer(model, options.packed, precision)
     with progress(label, len(distinct)) as advance, torch.inference_mode(), autocast, memory:
-        for chunk in tokens.chunks(budget):
+        for chunk in tokens.chunks(budget, packed=pack is not None):
             features = {
                 name: value.to(model.device) if isinstance(value, torch.Tensor) else value
-                for name, value in tokens.features(chunk).items()
+                for name, value in tokens.features(chunk, pack).items()
             }
             rows.append(model(features)["scores"].float().cpu().numpy())
             order += chunk

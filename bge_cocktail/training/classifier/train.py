@@ -376,6 +376,7 @@ def _prepare(
     processes: Processes,
     report: Callable[[int, float], None] | None,
 ) -> _Prepared:
+    from bge_cocktail.models.packing import packer
     from bge_cocktail.training.classifier.loss import LabelCollator, LabelLoss, ShuffledBatches, class_weights
     from bge_cocktail.training.engine.callbacks import AnchorCallback
     from bge_cocktail.training.engine.parameters import learning_rates, prepare_parameters
@@ -394,6 +395,7 @@ def _prepare(
     if options.head_learning_rate is not None:
         rates |= {rf"\b{re.escape(name)}$": options.head_learning_rate for name in head}
     classes = len(data.names)
+    pack = packer(model, options.packed, precision, compiled=options.compile)
     process = (processes.number, processes.count)
     trainer = assemble(
         model,
@@ -403,7 +405,7 @@ def _prepare(
         batches=ShuffledBatches(len(data.train), options.batch_size * process[1], options.seed, process[1]),
         rows=len(data.train),
         loss=LabelLoss(model, options, class_weights(data.train, classes, options), process[1]),
-        collator=LabelCollator(model, data.train, classes, options, process, precision),
+        collator=LabelCollator(model, data.train, classes, options, process, precision, pack),
         rates=rates,
         metrics=partial(_watch, data.dev, options),
         primary=f"dev_{options.metric}",
@@ -421,7 +423,7 @@ def _watch(dev: LabelledTexts, options: ClassifyOptions, model: Any) -> dict[str
 def _predicting(options: ClassifyOptions) -> PredictOptions:
     """Dev is judged in the training's own arithmetic, or in fp32 where predictions have no such one."""
     precision = options.precision if options.precision in ("auto", "bf16") else "fp32"
-    return PredictOptions(device=options.device, precision=precision)
+    return PredictOptions(device=options.device, precision=precision, packed=options.packed)
 
 
 def _write_rows(data: ClassifierData, rows: Sequence[int], path: Path) -> None:

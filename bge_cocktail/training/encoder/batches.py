@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from bge_cocktail.data.record import Record
 from bge_cocktail.losses.total import batch_targets
 from bge_cocktail.models.embed import NO_LIMIT, batches_by_tokens, check_room, token_counts, tokens_at_once, truncated
 from bge_cocktail.models.prompts import Prompts
+from bge_cocktail.models.tokens import Packer, tokenise
 from bge_cocktail.options import TrainOptions
 from bge_cocktail.training.encoder.training_pairs import TrainingPairs
 
@@ -149,6 +150,7 @@ class Collator:
         prompts: Put before queries and documents.
         process: Which process this is, and how many there are.
         precision: Of the computation; with the device, it says how large chunks are best.
+        pack: Makes packed chunks; without it, they are padded.
     """
 
     # read by sentence-transformers' trainer: the data has no labels
@@ -162,8 +164,10 @@ class Collator:
         prompts: Prompts,
         process: tuple[int, int] = (0, 1),
         precision: str = "fp32",
+        pack: Packer | None = None,
     ) -> None:
         self._model, self._rows, self._options, self._prompts = model, rows, options, prompts
+        self._pack = pack
         self._process, self._processes = process
         self._budget = options.chunk_tokens or tokens_at_once(model.device.type, precision, training=True)
         self._longest = model.max_seq_length
@@ -260,31 +264,17 @@ class Collator:
             alike = [index for index in share if texts[index][1:] == (prompt, longest)]
             self._model.max_seq_length = longest
             short = [truncated(texts[index][0], longest) for index in alike]
-            features = self._model.preprocess(short, prompt=prompt or None)
-            padded = "attention_mask" in features
-            counts = (
-                features["attention_mask"].sum(dim=1).tolist() if padded else token_counts(self._model, short, prompt)
-            )
-            for chunk in batches_by_tokens(counts, self._budget):
+            tokens = tokenise(self._model, short, prompt)
+            counts = token_counts(self._model, short, prompt) if tokens is None else tokens.lengths.tolist()
+            for chunk in batches_by_tokens(counts, self._budget, packed=self._pack is not None):
                 order += [alike[place] for place in chunk]
-                if padded:
-                    chunks.append(_rows(features, chunk))
-                else:  # of a model that only looks words up
+                if tokens is None:  # of a model that only looks words up
                     chosen = [short[place] for place in chunk]
                     chunks.append(self._model.preprocess(chosen, prompt=prompt or None))
+                else:
+                    chunks.append(tokens.padded(chunk) if self._pack is None else self._pack(tokens, chunk))
         self._model.max_seq_length = self._longest
         return order, chunks
-
-
-def _rows(features: Mapping[str, Any], places: Sequence[int]) -> dict[str, Any]:
-    """Return the features of some texts, without the padding that only others need."""
-    shape = features["attention_mask"].shape
-    used = features["attention_mask"][places].any(dim=0).nonzero()
-    tokens = slice(int(used[0]), int(used[-1]) + 1)
-    return {
-        name: one[places, tokens].contiguous() if isinstance(one, torch.Tensor) and one.shape[:2] == shape else one
-        for name, one in features.items()
-    }
 
 
 def _with_negatives(record: Record, negatives: int, seed: tuple[int, ...]) -> Record:

@@ -17,7 +17,9 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
 from bge_cocktail.losses.total import Embedded, LossSettings, total_loss
+from bge_cocktail.models.packing import packer
 from bge_cocktail.models.prompts import Prompts
+from bge_cocktail.models.tokens import PACKED, token_count
 from bge_cocktail.options import TrainOptions
 from bge_cocktail.training.encoder.batches import Batches, Collator
 from bge_cocktail.training.encoder.training_pairs import TrainingPairs
@@ -76,7 +78,8 @@ class BatchLoss(CachedLossMixin, nn.Module):
         """Return the loss of a batch; where there are several, by name, and their sum is trained on."""
         anchors = self._anchors(chunks)
         chunks = self._as_many(chunks)
-        fits = self._fits and all("attention_mask" in chunk for chunk in chunks)
+        # of a model that only looks words up, nothing is kept
+        fits = self._fits and all("attention_mask" in chunk or PACKED in chunk for chunk in chunks)
         if (fits or self._options.gradient_cache) and self.training and torch.is_grad_enabled():
             if fits:
                 self._make_fit(chunks)
@@ -133,7 +136,7 @@ class BatchLoss(CachedLossMixin, nn.Module):
             give_back(self._most, self._device)
         keep = False
         if self._left and not with_grad:
-            tokens = sentence_feature["attention_mask"][begin:end].numel()
+            tokens = _tokens_of(sentence_feature, begin, end)
             keep = tokens <= self._left
             # the first chunks, which go first in the backward pass, too; and autocast remembers weights that were cast
             # without a gradient, so that after them nothing can be kept
@@ -151,7 +154,7 @@ class BatchLoss(CachedLossMixin, nn.Module):
 
         The room is that of the first batch, and so is what a token takes.
         """
-        tokens = [chunk["attention_mask"].numel() for chunk in chunks]
+        tokens = [token_count(chunk) for chunk in chunks]
         if self._room is None:
             self._most = most_memory(self._options.memory, self._device)
             self._room = self._measured_room(chunks[0])
@@ -168,8 +171,9 @@ class BatchLoss(CachedLossMixin, nn.Module):
 
     def _measured_room(self, chunk: Chunk) -> int:
         """Return how many tokens there is room for; where not for a whole text, its layers are computed again, too."""
-        texts, longest = chunk["attention_mask"].shape
-        texts = min(texts, max(1, _MEASURED_TOKENS // longest))
+        longest = chunk["max_length_q"] if PACKED in chunk else chunk["attention_mask"].shape[1]
+        texts = min(_text_count(chunk), max(1, _MEASURED_TOKENS // longest))
+        tokens = _tokens_of(chunk, 0, texts)
         transformer = getattr(self.model[0], "auto_model", None)
 
         def embed() -> Tensor:
@@ -177,10 +181,10 @@ class BatchLoss(CachedLossMixin, nn.Module):
                 return CachedLossMixin.embed_minibatch(self, dict(chunk), 0, texts, True, False)[0]
 
         room = room_for_step(self._most, self._device, self.model)
-        each = bytes_a_token(embed, texts * longest, self.model)
+        each = bytes_a_token(embed, tokens, self.model)
         if room < each * longest and getattr(transformer, "supports_gradient_checkpointing", False):
             recompute_layers(transformer, self._functions)
-            each = bytes_a_token(embed, texts * longest, self.model)
+            each = bytes_a_token(embed, tokens, self.model)
             log.info("there is no memory for a text of %d tokens: layers are computed again (checkpointing)", longest)
         if room < each * longest:
             log.warning(
@@ -249,6 +253,18 @@ class BatchLoss(CachedLossMixin, nn.Module):
             return torch.cat([self._base[0](dict(chunk))["sentence_embedding"] for chunk in chunks])
 
 
+def _text_count(chunk: Chunk) -> int:
+    return len(chunk[PACKED]) - 1 if PACKED in chunk else len(chunk["input_ids"])
+
+
+def _tokens_of(chunk: Chunk, begin: int, end: int) -> int:
+    """Return the tokens that some texts of a chunk compute, padding too."""
+    if PACKED not in chunk:
+        return int(chunk["attention_mask"][begin:end].numel())
+    bounds = chunk[PACKED]
+    return int(bounds[min(end, len(bounds) - 1)] - bounds[begin])
+
+
 def loss_settings(options: TrainOptions) -> LossSettings:
     """Return what the losses need to know of the options."""
     names = LossSettings.__dataclass_fields__
@@ -303,11 +319,14 @@ def make_trainer(
         report: Is told step and primary metric.
         more_callbacks: For the trainer.
     """
+    # before the loss, which may copy the model as it is
+    pack = packer(model, options.packed, setting.precision, compiled=options.compile)
     loss = BatchLoss(model, options, rows.tasks, setting.processes)
     if options.shard:
         shard(model, list(loss.heads), setting.processes)
     anchor = [AnchorCallback(options.anchor, model)] if options.anchor and options.anchor_by == "weights" else []
-    collator = Collator(model, rows, options, prompts, (setting.process, setting.processes), setting.precision)
+    process = setting.process, setting.processes
+    collator = Collator(model, rows, options, prompts, process, setting.precision, pack)
     if not setting.process:
         collator.note_cut()
     return assemble(
