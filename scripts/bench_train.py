@@ -190,7 +190,7 @@ def bench_start(figures: Figures, bench: Bench, count: int) -> None:
         one = Bench(bench.folder, path, 1, bench.model, bench.device)
         runs.append(one.train("ours", "fp32", negatives=1, batch_size=2))
     made = f"a file of {many.stat().st_size / 1e6:.0f} MB"
-    figures.note(f"{count} records, seconds to the end of the first step", runs[1]["first"], None, 20, made)
+    figures.note(f"{count} records, seconds to the end of the first step", runs[1]["first"], None, 8, made)
     grown = runs[1]["private"] - runs[0]["private"]
     figures.note(f"{count} records, MB more than with a tenth of them", grown, None, 200, made)
 

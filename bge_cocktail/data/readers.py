@@ -191,7 +191,7 @@ def load_json(line: bytes, where: str) -> Any:
         if _LONG_NUMBER not in line.translate(_AS_ZEROS):
             value = orjson.loads(line)
             # it takes the last of two values of a key; where that may be so, the slow reader looks
-            if line.count(b'":') == _keys(value) and not _SPACED_COLON.search(line):
+            if line.count(b'":') == _count_keys(value) and not _SPACED_COLON.search(line):
                 return value
     except orjson.JSONDecodeError:
         pass  # most of it is wrong, and the slow reader can say why
@@ -237,13 +237,18 @@ def required_text(value: Any, name: str, where: str, *, may_be_empty: bool = Fal
     return text
 
 
-def _keys(value: Any) -> int:
+def _count_keys(value: Any) -> int:
     """Return how many keys a JSON value has, those of inner objects too; lists of texts are not walked."""
-    if isinstance(value, dict):
-        return len(value) + sum(_keys(content) for content in value.values() if isinstance(content, dict | list))
-    if isinstance(value, list) and any(isinstance(content, dict | list) for content in value[:1]):
-        return sum(map(_keys, value))
-    return 0
+    kind = type(value)
+    if kind is list:
+        return sum(map(_count_keys, value)) if value and type(value[0]) in (dict, list) else 0
+    if kind is not dict:
+        return 0
+    count = len(value)
+    for content in value.values():
+        if type(content) in (dict, list):
+            count += _count_keys(content)
+    return count
 
 
 def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

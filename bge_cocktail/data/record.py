@@ -105,6 +105,11 @@ def normalise(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
+def _begins(text: str) -> str:
+    """Return what texts of different normal forms mostly begin with differently; "" where that can't be told."""
+    return text.lstrip()[:1].lower() if text.isascii() else ""
+
+
 def is_broken(text: str) -> bool:
     """Return whether a text holds half of a character (a lone surrogate), which no file can hold."""
     if text.isascii():
@@ -137,9 +142,9 @@ def parse_record(value: object, where: str, note: Callable[[str], None] = lambda
     """
     if not isinstance(value, dict):
         raise DataError(f"{where}: expected a JSON object with 'query' and 'pos', got {_show(value)}")
-    if value.keys() & _OTHER_NEGATIVES:
+    if not _OTHER_NEGATIVES.isdisjoint(value):
         value = _one_name_of_negatives(value, where)
-    plain = value.keys() <= _PLAIN
+    plain = _PLAIN.issuperset(value)
     extra = {} if plain else {key: content for key, content in value.items() if key not in _FIELDS}
     for required in ("query", "pos"):
         if required not in value:
@@ -147,16 +152,22 @@ def parse_record(value: object, where: str, note: Callable[[str], None] = lambda
             hint = f" (is it '{suspect}'?)" if suspect else ""
             raise DataError(f"{where}: '{required}' is missing{hint}; found {', '.join(value) or 'nothing'}")
     query = _text(value["query"], where, "query")
-    pos = _texts(_of_objects(value["pos"], where, "pos"), where, "pos")
-    neg_scores = value.get("neg_scores")
-    neg, neg_scores = _without_blanks(value.get("neg"), neg_scores, note)
-    neg = _texts(_of_objects(neg, where, "neg"), where, "neg") if neg is not None else ()
+    pos: Any = value["pos"]
+    neg: Any = value.get("neg")
+    neg_scores: Any = value.get("neg_scores")
+    pos = tuple(pos) if _all_texts(pos) else _texts(_of_objects(pos, where, "pos"), where, "pos")
+    if _all_texts(neg):
+        neg = tuple(neg)
+    else:
+        neg, neg_scores = _without_blanks(neg, neg_scores, note)
+        neg = _texts(_of_objects(neg, where, "neg"), where, "neg") if neg is not None else ()
     if not pos:
         raise DataError(f"{where}: 'pos' is empty; every record needs a positive")
     if neg:
-        positives = {normalise(text) for text in pos}
+        begin = {_begins(text) for text in pos}
         for text in neg:
-            if normalise(text) in positives:
+            # few texts need to be normalised to be told apart
+            if ("" in begin or _begins(text) in ("", *begin)) and normalise(text) in map(normalise, pos):
                 raise DataError(f"{where}: a negative equals a positive: {_show(text)}")
     if plain:
         return Record(query, pos, neg)
@@ -249,6 +260,17 @@ def _without_blanks(neg: object, scores: object, note: Callable[[str], None]) ->
     if isinstance(scores, list) and len(scores) == len(neg):
         scores = [scores[row] for row in kept]
     return [neg[row] for row in kept], scores
+
+
+def _all_texts(values: Any) -> bool:
+    """Return whether a value is a list of whole texts, none of them blank: what nearly all records hold."""
+    if type(values) is not list:
+        return False
+    try:
+        joined = "".join(values)
+    except TypeError:
+        return False
+    return all(map(str.strip, values)) and not is_broken(joined)
 
 
 def _text(value: object, where: str, name: str) -> str:

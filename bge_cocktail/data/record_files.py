@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import mmap
+import string
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import overload
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from bge_cocktail.core.errors import DataError
 from bge_cocktail.core.outputs import new_file
@@ -94,6 +96,8 @@ def json_line(value: object) -> bytes:
 
 
 LARGE = 64 << 20
+# records that are in memory at once when all are gone through, and bytes in which lines are looked for
+AT_ONCE, _LETTERS_AT_ONCE = 1000, 1 << 20
 
 
 class RecordStore(Sequence[Record]):
@@ -104,23 +108,20 @@ class RecordStore(Sequence[Record]):
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._noted: set[str] = set()
+        self.path, self._name = path, str(path)
+        self.noted: set[str] = set()
+        """What was left out so far."""
+        self._quiet = False
         with path.open("rb") as file:
             self._content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        starts, position, number = [], 0, 0
-        numbers = []
-        while position < len(self._content):
-            end = self._content.find(b"\n", position) + 1 or len(self._content)
-            number += 1
-            if end - position > LINE_LIMIT:
-                raise DataError(f"{path}:{number}: the line is longer than {LINE_LIMIT >> 20} MiB")
-            if not self._content[position:end].isspace():
-                starts.append(position)
-                numbers.append(number)
-            position = end
-        self._starts = np.array(starts, np.int64)
-        self._lines = np.array(numbers, np.int64)
+        starts, ends = _lines_of(self._content)
+        if len(long := np.flatnonzero(ends - starts > LINE_LIMIT)):
+            raise DataError(f"{path}:{long[0] + 1}: the line is longer than {LINE_LIMIT >> 20} MiB")
+        first = np.frombuffer(self._content, np.uint8)[starts]
+        maybe = np.flatnonzero(np.isin(first, np.frombuffer(string.whitespace.encode(), np.uint8)))
+        blank = [line for line in maybe.tolist() if self._content[starts[line] : ends[line]].isspace()]
+        self._lines = np.delete(np.arange(1, len(starts) + 1), blank)
+        self._starts = np.delete(starts, blank)
 
     @cached_property
     def hash(self) -> str:
@@ -136,26 +137,49 @@ class RecordStore(Sequence[Record]):
     def __getitem__(self, index: slice) -> list[Record]: ...
     def __getitem__(self, index: int | slice) -> Record | list[Record]:
         if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        start = int(self._starts[index])
+            return [
+                self._read(start, number)
+                for start, number in zip(self._starts[index].tolist(), self._lines[index].tolist(), strict=True)
+            ]
+        return self._read(int(self._starts[index]), int(self._lines[index]))
+
+    def _read(self, start: int, number: int) -> Record:
+        """Return the record that begins at a byte of the file, in a line of it."""
         end = self._content.find(b"\n", start) + 1 or len(self._content)
-        where = f"{self.path}:{self._lines[index]}"
+        where = f"{self._name}:{number}"
         line = self._content[start:end]
         value = load_json(line.removeprefix(b"\xef\xbb\xbf") if start == 0 else line, where)
-        return parse_record(value, where, self._note)
+        return parse_record(value, where, lambda what: self.note([what]))
 
-    def _note(self, what: str) -> None:
+    def note(self, things: Iterable[str]) -> None:
         """Say once that something is left out; how often is known only when all has been read."""
-        if what not in self._noted:
-            self._noted.add(what)
-            log.warning("%s: negatives are left out: %s", self.path, what)
+        for what in sorted(set(things) - self.noted):
+            self.noted.add(what)
+            if not self._quiet:
+                log.warning("%s: negatives are left out: %s", self.path, what)
+
+    def quiet(self) -> None:
+        """Keep what is left out to itself: in a process whose parent says it."""
+        self._quiet = True
 
     def __iter__(self) -> Iterator[Record]:
-        return (self[index] for index in range(len(self)))
+        starts = range(0, len(self), AT_ONCE)
+        return (record for start in starts for record in self[start : start + AT_ONCE])
 
     def __reduce__(self) -> tuple[type[RecordStore], tuple[Path]]:
         """For processes that prepare batches: each maps the file itself."""
         return RecordStore, (self.path,)
+
+
+def _lines_of(content: mmap.mmap) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where the lines of a file begin, and where they end."""
+    found, letters = [], np.frombuffer(content, np.uint8)
+    for start in range(0, len(letters), _LETTERS_AT_ONCE):
+        found.append(start + 1 + np.flatnonzero(letters[start : start + _LETTERS_AT_ONCE] == ord("\n")))
+    ends = np.concatenate(found)
+    if not len(ends) or ends[-1] != len(content):
+        ends = np.append(ends, len(content))
+    return np.concatenate([[0], ends[:-1]]), ends
 
 
 def open_records(path: str | Path, *, split: str = "train", large: int = LARGE) -> Sequence[Record]:

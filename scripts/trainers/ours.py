@@ -7,6 +7,7 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ from bge_cocktail.training.engine.trainer import DeviceSetup, Trainer
 class InOrder(Batches):
     """Batches in the order of the records, as the peers are given them."""
 
-    def _once(self, group: Any, generator: Any) -> list[list[int]]:
+    def _once(self, group: Any, generator: Any) -> Iterator[list[int]]:
         rows = group.tolist()
-        return [rows[start : start + self._size] for start in range(0, len(rows), self._size)]
+        return (rows[start : start + self._size] for start in range(0, len(rows), self._size))
 
 
 class Clock(TrainerCallback):

@@ -103,12 +103,12 @@ class Batches:
                 if given == count:
                     return
 
-    def _once(self, group: NDArray[np.int64], generator: np.random.Generator) -> list[Batch]:
+    def _once(self, group: NDArray[np.int64], generator: np.random.Generator) -> Iterator[Batch]:
         """Every row of a group once, no query or positive twice in a batch as long as others are left to choose."""
         queries, positives = self._rows.query_keys, self._rows.positive_keys
         order = deque(generator.permutation(group).tolist())
         waiting: deque[int] = deque()
-        batches: list[Batch] = []
+        batches: list[Batch] = []  # the last one waits, for the end may take rows of it
         while True:
             batch: Batch = []
             seen: set[Any] = set()
@@ -126,14 +126,15 @@ class Batches:
                         seen |= keys
             if len(batch) < self._size:
                 break
-            batches.append(batch)
+            yield from batches
+            batches = [batch]
         # what repeats more often than there are batches: known positives are left out of the loss
         batch += waiting
         batches += [batch[start : start + self._size] for start in range(0, len(batch), self._size)]
         # alone, a row would have nothing to be told from; and every process needs a text to embed
         while len(batches) > 1 and len(batches[-1]) < self._least:
             batches[-1].insert(0, batches[-2].pop())
-        return batches
+        yield from batches
 
 
 # rows whose texts are counted before the training

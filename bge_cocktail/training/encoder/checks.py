@@ -15,7 +15,7 @@ from bge_cocktail.core.errors import DataError, UsageError, nearest
 from bge_cocktail.core.outputs import read_object
 from bge_cocktail.core.runs import note_finding
 from bge_cocktail.data.beir import RetrievalData
-from bge_cocktail.data.record import Record, text_key
+from bge_cocktail.data.record import short_key
 from bge_cocktail.evaluating.evaluate import TaskPath
 from bge_cocktail.losses.total import losses
 from bge_cocktail.models.layout import check_length, modules_of, refuse_unportable
@@ -114,27 +114,22 @@ def check_pairs(rows: TrainingPairs, options: TrainOptions, processes: int = 1) 
         )
 
 
-def note_repeats(records: Sequence[Record], dev: RetrievalData | None, first: bool) -> None:
+def note_repeats(rows: TrainingPairs, count: int, dev: RetrievalData | None, first: bool) -> None:
     """Note queries that equal a positive of theirs, and dev queries that stand in train.
 
     Args:
-        records: Train.
+        rows: Train.
+        count: Its records.
         dev: What judges the training.
         first: Whether this process speaks for all.
     """
     if not first:
         return
-    asked = {text_key(text) for text in dev.queries.values()} if dev is not None else set()
-    met, same = set(), 0
-    for record in records:
-        key = text_key(record.query)
-        same += any(text_key(text) == key for text in record.pos)
-        if key in asked:
-            met.add(key)
-    if met:
-        note_finding("dev repeats train", "dev", len(met), len(asked))
-    if same:
-        note_finding("query is its positive", "train", same, len(records))
+    asked = np.array(sorted({short_key(text) for text in dev.queries.values()} if dev is not None else ()), np.uint64)
+    if met := int(np.isin(asked, rows.query_keys).sum()):
+        note_finding("dev repeats train", "dev", met, len(asked))
+    if same := rows.asks_for_itself():
+        note_finding("query is its positive", "train", same, count)
 
 
 _LACKS = {

@@ -85,7 +85,7 @@ def train(
     rows = TrainingPairs(records, options)
     processes = join_processes(options.device)
     check_pairs(rows, options, processes.count)
-    note_repeats(records, dev, processes.is_first)
+    note_repeats(rows, len(records), dev, processes.is_first)
     inputs = {str(base): hash_path(folder), "records": rows.hash, "dev": hash_retrieval(dev)}
 
     def write(prepared: _Prepared, model: SentenceTransformer, seen: dict[str, Any], described: dict[str, Any]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,7 @@ from numpy.typing import NDArray
 from bge_cocktail.core.errors import DataError
 from bge_cocktail.core.runs import hash_value
 from bge_cocktail.data.record import Record, normalise, short_key
-from bge_cocktail.data.record_files import json_line
+from bge_cocktail.data.record_files import AT_ONCE, RecordStore, json_line
 from bge_cocktail.options import TrainOptions
 
 
@@ -44,62 +47,25 @@ class TrainingPairs(Sequence[Record]):
 
     def __init__(self, records: Sequence[Record], options: TrainOptions) -> None:
         self._records = records
-        self.tasks: list[str] = []
-        self.left_out: Counter[str] = Counter()
-        self.short = self.longer = 0
-        number_of: dict[str, int] = {}
-        settings: list[TrainOptions] = []
-        known: Any = getattr(records, "hash", None)  # a file's, where they stay on disk
-        digest = xxhash.xxh3_128()
-        # arrays, for a list would hold every number as an object
-        record_of, positive_of, task_of = array("q"), array("i"), array("i")
-        query_keys, positive_keys = array("Q"), array("Q")
-        uses: Counter[tuple[int, tuple[str, ...]]] = Counter()
-        self.usable: list[Counter[str]] = []
-        self.weighted = 0
-        for place, record in enumerate(records):
-            if known is None:
-                digest.update(json_line(record.to_json()))
-            task = record.task or ""
-            if task not in number_of:
-                number_of[task] = len(self.tasks)
-                self.tasks.append(task)
-                settings.append(options.of_task(task))
-                self.usable.append(Counter())
-            wanted = settings[number_of[task]].negatives
-            if record.weight == 0:
-                self.left_out["have weight 0"] += 1
-                continue
-            if len(record.neg) < wanted:
-                if options.too_few_negatives == "drop":
-                    self.left_out["have fewer negatives than asked for"] += 1
-                    continue
-                if options.too_few_negatives == "refuse":
-                    raise DataError(
-                        f"record {place + 1} ({record.query[:60]!r}) has {len(record.neg)} negatives, {wanted} are "
-                        "asked for: mine more, ask for fewer, or allow fewer (too_few_negatives)"
-                    )
-            query = short_key(record.query)
-            for number, positive in enumerate(record.pos):
-                if positive in record.pos[:number]:
-                    continue
-                record_of.append(place)
-                positive_of.append(number)
-                task_of.append(number_of[task])
-                query_keys.append(query)
-                positive_keys.append(short_key(positive))
-                self.short += len(record.neg) < wanted
-                self.longer += len(record.neg) > wanted
-                self.weighted += record.weight != 1
-                uses[number_of[task], _uses(record, settings[number_of[task]])] += 1
-        for (number, kinds), count in uses.items():
-            self.usable[number].update(dict.fromkeys(kinds, count))
-        self._record_of = np.array(record_of, np.int64)
-        self._positive_of = np.array(positive_of, np.int32)
-        self.task_of = np.array(task_of, np.int32)
-        self.query_keys: NDArray[np.uint64] = np.array(query_keys, np.uint64)
-        self.positive_keys: NDArray[np.uint64] = np.array(positive_keys, np.uint64)
-        self.hash = known or digest.hexdigest()
+        parts = _looked_through(records, options)
+        self.tasks = list(dict.fromkeys(task for part in parts for task in part.tasks))
+        self.left_out = sum((part.left_out for part in parts), Counter[str]())
+        self.short, self.longer, self.weighted = (
+            sum(getattr(part, name) for part in parts) for name in ("short", "longer", "weighted")
+        )
+        self.usable: list[Counter[str]] = [Counter() for _ in self.tasks]
+        numbers = {task: number for number, task in enumerate(self.tasks)}
+        for part in parts:
+            for (task, kinds), count in part.uses.items():
+                self.usable[numbers[task]].update(dict.fromkeys(kinds, count))
+        self._record_of = _joined(parts, "record_of", np.int64)
+        self._positive_of = _joined(parts, "positive_of", np.int32)
+        self.task_of = np.concatenate(
+            [np.array([numbers[task] for task in part.tasks], np.int32)[np.array(part.task_of)] for part in parts]
+        )
+        self.query_keys: NDArray[np.uint64] = _joined(parts, "query_keys", np.uint64)
+        self.positive_keys: NDArray[np.uint64] = _joined(parts, "positive_keys", np.uint64)
+        self.hash = hash_records(records)
         self._order = np.argsort(self.query_keys, kind="stable")
         self._sorted = self.query_keys[self._order]
 
@@ -119,6 +85,10 @@ class TrainingPairs(Sequence[Record]):
     def __iter__(self) -> Iterator[Record]:
         return (self[index] for index in range(len(self)))
 
+    def asks_for_itself(self) -> int:
+        """Return how many records have a positive that equals their query."""
+        return len(np.unique(self._record_of[self.query_keys == self.positive_keys]))
+
     def known_positives(self, queries: Sequence[str]) -> Mapping[str, set[str]]:
         """Return all positives that any row gives for some queries; queries and texts in their normalised form."""
         positives: dict[str, set[str]] = {}
@@ -133,6 +103,118 @@ class TrainingPairs(Sequence[Record]):
                 normalise(text) for record in records if normalise(record.query) == query for text in record.pos
             }
         return positives
+
+
+@dataclass
+class _Part:
+    """What is known of some of the records when they have been looked through; see `TrainingPairs`.
+
+    Attributes:
+        tasks: Names of their tasks.
+        record_of: The record of each row.
+        positive_of: Which of its positives is the one to find.
+        task_of: Its task, as a place in `tasks`.
+        uses: How many rows of a task can be learnt from by which kinds of loss.
+    """
+
+    tasks: list[str] = field(default_factory=list)
+    # arrays, for a list would hold every number as an object
+    record_of: array[int] = field(default_factory=lambda: array("q"))
+    positive_of: array[int] = field(default_factory=lambda: array("i"))
+    task_of: array[int] = field(default_factory=lambda: array("i"))
+    query_keys: array[int] = field(default_factory=lambda: array("Q"))
+    positive_keys: array[int] = field(default_factory=lambda: array("Q"))
+    uses: Counter[tuple[str, tuple[str, ...]]] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    short: int = 0
+    longer: int = 0
+    weighted: int = 0
+
+
+def _joined(parts: Sequence[_Part], name: str, kind: type[np.generic]) -> NDArray[Any]:
+    return np.concatenate([np.array(getattr(part, name), kind) for part in parts])
+
+
+# records from which on those of a file are looked through by several processes
+_MANY = 100_000
+
+
+def _looked_through(records: Sequence[Record], options: TrainOptions) -> list[_Part]:
+    """Return what is known of all records; many on disk are shared out over the processor's cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    if not isinstance(records, RecordStore) or len(records) < _MANY or cores == 1:
+        return [_look_through(records, options, range(len(records)))]
+    size = -(-len(records) // (4 * cores))
+    parts = [range(start, min(start + size, len(records))) for start in range(0, len(records), size)]
+    # forked, so that a user's script isn't run anew in each; they parse, which needs no thread of the parent's
+    with ProcessPoolExecutor(cores, get_context("fork"), _begin_looking, (records, options)) as pool:
+        looked = list(pool.map(_look_through_shared, parts))
+    for _, notes in looked:
+        records.note(notes)
+    return [part for part, _ in looked]
+
+
+_SHARED: list[Any] = []
+
+
+def _begin_looking(records: RecordStore, options: TrainOptions) -> None:
+    records.quiet()
+    _SHARED[:] = [records, options]
+
+
+def _look_through_shared(places: range) -> tuple[_Part, set[str]]:
+    records, options = _SHARED
+    return _look_through(records, options, places), records.noted
+
+
+def _look_through(records: Sequence[Record], options: TrainOptions, places: range) -> _Part:
+    """Return what is known of some of the records.
+
+    Raises:
+        DataError: One has too few negatives, and shall be refused.
+    """
+    part = _Part()
+    number_of: dict[str, int] = {}
+    settings: list[TrainOptions] = []
+    for place, record in zip(places, _read(records, places), strict=True):
+        task = record.task or ""
+        if task not in number_of:
+            number_of[task] = len(part.tasks)
+            part.tasks.append(task)
+            settings.append(options.of_task(task))
+        own = settings[number_of[task]]
+        if record.weight == 0:
+            part.left_out["have weight 0"] += 1
+            continue
+        if len(record.neg) < own.negatives:
+            if options.too_few_negatives == "drop":
+                part.left_out["have fewer negatives than asked for"] += 1
+                continue
+            if options.too_few_negatives == "refuse":
+                raise DataError(
+                    f"record {place + 1} ({record.query[:60]!r}) has {len(record.neg)} negatives, {own.negatives} are "
+                    "asked for: mine more, ask for fewer, or allow fewer (too_few_negatives)"
+                )
+        query = short_key(record.query)
+        for number, positive in enumerate(record.pos):
+            if positive in record.pos[:number]:
+                continue
+            part.record_of.append(place)
+            part.positive_of.append(number)
+            part.task_of.append(number_of[task])
+            part.query_keys.append(query)
+            part.positive_keys.append(short_key(positive))
+            part.short += len(record.neg) < own.negatives
+            part.longer += len(record.neg) > own.negatives
+            part.weighted += record.weight != 1
+            part.uses[task, _uses(record, own)] += 1
+    return part
+
+
+def _read(records: Sequence[Record], places: range) -> Iterator[Record]:
+    """Yield some of the records, of a file a few at a time."""
+    for start in range(places.start, places.stop, AT_ONCE):
+        yield from records[start : min(start + AT_ONCE, places.stop)]
 
 
 def hash_records(records: Sequence[Record]) -> str:
