@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 import tracemalloc
@@ -255,3 +256,31 @@ def test_records_from_the_command_line_may_be_large(tiny: Path, beir: Path, tmp_
     flags = ["--device", "cpu", "--batch-size", "10", "--task", "x.temperature=0.1"]
     result = cli("train", tmp_path / "records.jsonl", "-m", tiny, "-o", tmp_path / "out", *flags, code=2)
     assert "tasks.x: no record is of that task. The records name no tasks." in result.stderr
+
+
+def test_many_records_on_disk_are_looked_through_together(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By several processes, each a part: what is known is what one pass over the same records knows."""
+    path, count = tmp_path / "many.jsonl", 100_001
+    with path.open("w") as file:
+        for number in range(count):
+            neg = ["b", " "] if number % 50_000 == 7 else ["b"] * (number % 3)
+            task = f', "task": "{number % 7}"' if number % 2 else ""
+            query, pos = f"q {number // 2}", ["a", f"A {number}"] if number % 10 else [f"q {number // 2}"]
+            file.write(f'{{"query": "{query}", "pos": {json.dumps(pos)}, "neg": {json.dumps(neg)}{task}}}\n\n')
+    options = TrainOptions(negatives=1)
+    with caplog.at_level("WARNING"):
+        shared = TrainingPairs(open_records(path, large=0), options)
+    assert caplog.text.count("negatives are left out: blank") == 1
+    alone = TrainingPairs(read_records(path), options)
+    assert len(shared) == len(alone) > count
+    assert shared.tasks == alone.tasks
+    assert np.array_equal(shared.task_of, alone.task_of)
+    assert np.array_equal(shared.query_keys, alone.query_keys)
+    assert np.array_equal(shared.positive_keys, alone.positive_keys)
+    assert (shared.short, shared.longer, shared.usable) == (alone.short, alone.longer, alone.usable)
+    assert shared.asks_for_itself() == alone.asks_for_itself() == count // 10 + 1
+    assert [shared[row] for row in (0, 77_777, len(shared) - 1)] == [alone[row] for row in (0, 77_777, len(shared) - 1)]
+    with path.open("a") as file:
+        file.write('{"query": "last", "pos": ["same"], "neg": ["Same"]}\n')
+    with pytest.raises(DataError, match=rf"many.jsonl:{2 * count + 1}: a negative equals a positive"):
+        TrainingPairs(open_records(path, large=0), options)
