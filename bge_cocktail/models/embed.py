@@ -15,7 +15,7 @@ from bge_cocktail.core.errors import CocktailError, UsageError
 from bge_cocktail.core.progress import progress
 from bge_cocktail.models.cache import Embeddings, TokenNumbers
 from bge_cocktail.models.layout import declared_length
-from bge_cocktail.models.tokens import Packer, TokenisedTexts, tokenise
+from bge_cocktail.models.tokens import TOKENISED_AT_ONCE, Packer, TokenisedTexts, tokenise
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -149,12 +149,19 @@ def token_counts(model: SentenceTransformer, texts: Sequence[str], prompt: str =
 
 def _count_tokens(model: SentenceTransformer, texts: Sequence[str], prompt: str) -> tuple[list[int], list[int]]:
     """Return the tokens of each text with its prompt, and how many of them are the one for unknown words."""
-    try:
-        tokens = model.tokenizer([prompt + text for text in texts], add_special_tokens=True)["input_ids"]
-    except (AttributeError, TypeError, KeyError):
-        return [2 + len(prompt + text) // 4 for text in texts], [0] * len(texts)
-    unknown = getattr(model.tokenizer, "unk_token_id", None)
-    return [len(ids) for ids in tokens], [0 if unknown is None else ids.count(unknown) for ids in tokens]
+    sign = getattr(model.tokenizer, "unk_token_id", None)
+    counts: list[int] = []
+    unknown: list[int] = []
+    # what the tokenizer knows of each token takes a hundred bytes and more
+    for start in range(0, len(texts), TOKENISED_AT_ONCE):
+        some = [prompt + text for text in texts[start : start + TOKENISED_AT_ONCE]]
+        try:
+            tokens = model.tokenizer(some, add_special_tokens=True)["input_ids"]
+        except (AttributeError, TypeError, KeyError):
+            return [2 + len(prompt + text) // 4 for text in texts], [0] * len(texts)
+        counts += [len(ids) for ids in tokens]
+        unknown += [0 if sign is None else ids.count(sign) for ids in tokens]
+    return counts, unknown
 
 
 def _whole(

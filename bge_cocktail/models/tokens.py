@@ -16,7 +16,7 @@ Features = dict[str, Any]
 # the feature that says where the texts of a packed batch begin and end
 PACKED = "cu_seq_lens_q"
 # texts that the tokenizer pads to a common length, of nearly the same number of characters
-_AT_ONCE = 1024
+TOKENISED_AT_ONCE = 256
 
 
 def tokenise(model: SentenceTransformer, texts: Sequence[Any], prompt: str = "") -> TokenisedTexts | None:
@@ -34,8 +34,8 @@ def tokenise(model: SentenceTransformer, texts: Sequence[Any], prompt: str = "")
 
     by_length = sorted(range(len(texts)), key=lambda place: len(texts[place]))
     parts = []
-    for start in range(0, len(texts), _AT_ONCE):
-        some = [texts[place] for place in by_length[start : start + _AT_ONCE]]
+    for start in range(0, len(texts), TOKENISED_AT_ONCE):
+        some = [texts[place] for place in by_length[start : start + TOKENISED_AT_ONCE]]
         features = model.preprocess(some, prompt=prompt or None)
         if "attention_mask" not in features:
             return None

@@ -34,7 +34,7 @@ class CommonTrainOptions(Options):
         description="how the rate goes on after the warm-up: linear, cosine, constant, or another of "
         "transformers' schedules",
     )
-    optimizer: str = Field("adamw_torch", description="one of transformers' optimizers")
+    optimizer: str = Field("adamw_torch_fused", description="one of transformers' optimizers")
     weight_decay: float = Field(0.01, ge=0, description="weight decay; none on biases and norms")
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="the learning rate of each layer is this much of that of the layer above it"
@@ -62,7 +62,12 @@ class CommonTrainOptions(Options):
     packed: Packed = Field("auto", description=PACKED_HELP)
     tf32: bool = Field(False, description="let an NVIDIA GPU multiply fp32 matrices in TF32")
     compile: bool = Field(False, description="compile the model with torch.compile")
-    workers: int = Field(0, ge=0, le=1024, description="processes that prepare batches ahead of the device")
+    workers: int | None = Field(
+        None,
+        ge=0,
+        le=1024,
+        description="processes that prepare batches ahead of the device; default: 4 for a GPU, else 0",
+    )
     evaluations: int = Field(2, ge=1, le=10_000, description="dev evaluations (and checkpoints) in an epoch")
     save_steps: int = Field(0, ge=0, description="steps between checkpoints; 0: at every evaluation")
     patience: int = Field(3, ge=0, description="stop after so many evaluations without a better one; 0: never")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -90,23 +91,65 @@ def top_k(queries: Embeddings, documents: Documents, k: int) -> tuple[NDArray[np
 
     queries = np.ascontiguousarray(queries, np.float32)
     k = min(k, len(documents))
+    card = _card(len(queries) * len(documents))
     size = max(1, BLOCK_BYTES // (4 * documents.shape[1]))
     best: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None
     with progress("searching", len(documents)) as advance:
         for start in range(0, len(documents), size):
             block = rows_of(documents, start, start + size)
-            similarities, rows = faiss.knn(queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+            if card is None:
+                similarities, rows = faiss.knn(queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+            else:
+                similarities, rows = nearest_by_torch(queries, block, min(k, len(block)), card)
             rows = rows.astype(np.int64) + start
             if best is not None:
                 similarities, rows = (
                     np.concatenate([best[0], similarities], axis=1),
                     np.concatenate([best[1], rows], axis=1),
                 )
-            best = _ordered(similarities, rows, k, everywhere=best is not None)
+            best = _ordered(similarities, rows, k, everywhere=best is not None or card is not None)
             advance(len(block))
     if best is None:
         return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
     return best
+
+
+# products of a query and a document from which on a card is quicker, its copies of both included
+_WORTH_A_CARD = 10**8
+# similarities that are on a card at once
+_ON_CARD = 1 << 28
+
+
+def _card(products: int) -> str | None:
+    """Return the card to search on: where this process has loaded torch already, and torch finds one."""
+    torch = sys.modules.get("torch")
+    return "cuda" if products >= _WORTH_A_CARD and torch is not None and torch.cuda.is_available() else None
+
+
+def nearest_by_torch(
+    queries: Embeddings, documents: Embeddings, k: int, device: str
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return the k most similar documents of each query, by inner product in fp32, computed on a device.
+
+    Args:
+        queries: Shape (queries, dimensions).
+        documents: Shape (documents, dimensions); all are on the device at once.
+        k: At most as many as there are documents.
+        device: ``cuda``, ``cpu``.
+
+    Returns:
+        Similarities from high to low and document rows, both of shape (queries, k).
+    """
+    import torch
+
+    columns = torch.from_numpy(documents).to(device).T
+    size = max(1, _ON_CARD // len(documents))
+    found = []
+    for start in range(0, len(queries), size):
+        similarities = torch.from_numpy(queries[start : start + size]).to(device) @ columns
+        found.append([one.cpu().numpy() for one in similarities.topk(k, dim=1)])
+    values, rows = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return values, rows
 
 
 def top_k_and_ties(queries: Embeddings, documents: Documents, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

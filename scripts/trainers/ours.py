@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from bge_cocktail.data.record_files import open_records
 from bge_cocktail.models.encoder import load_encoder
+from bge_cocktail.models.packing import packer
 from bge_cocktail.models.prompts import Prompts
 from bge_cocktail.options import TrainOptions
 from bge_cocktail.training.encoder.batches import Batches, Collator
@@ -49,7 +50,7 @@ class Counted(Collator):
 
     def __call__(self, batch: Any) -> dict[str, Any]:
         made = super().__call__(batch)
-        self.tokens += sum(int(chunk["attention_mask"].sum()) for chunk in made["chunks"])
+        self.tokens += sum(int(chunk.get("attention_mask", chunk["input_ids"] >= 0).sum()) for chunk in made["chunks"])
         return made
 
 
@@ -74,7 +75,8 @@ def main() -> None:
         setting = DeviceSetup(device, options.precision)
         trainer: Trainer = make_trainer(model, rows, options, Prompts(), Path(folder), setting, more_callbacks=[clock])
         trainer.batches = InOrder(rows, options)
-        counted = Counted(model, rows, options, Prompts(), precision=options.precision)
+        pack = packer(model, options.packed, options.precision, compiled=options.compile)
+        counted = Counted(model, rows, options, Prompts(), precision=options.precision, pack=pack)
         trainer.data_collator = counted
         trainer.args.save_strategy = "no"
         trainer.args.max_steps = settings["steps"]

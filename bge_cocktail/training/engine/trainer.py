@@ -89,7 +89,7 @@ def make_arguments(
         tf32=True if options.tf32 else None,
         torch_compile=options.compile,
         use_cpu=setting.device == "cpu",
-        dataloader_num_workers=options.workers,
+        dataloader_num_workers=_workers(options, setting.device),
         # processes embed different numbers of chunks: a broadcast with each would wait forever
         ddp_broadcast_buffers=False,
         seed=options.seed,
@@ -114,6 +114,16 @@ def make_arguments(
     # several visible GPUs would make the trainer copy the model to each and split our batches between them
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+# enough to tokenise as quickly as a card computes a model of BERT-base's size
+_WORKERS_OF_GPU = 4
+
+
+def _workers(options: CommonTrainOptions, device: str) -> int:
+    if options.workers is not None:
+        return options.workers
+    return min(_WORKERS_OF_GPU, (os.cpu_count() or 1) - 1) if device == "cuda" else 0
 
 
 Metrics = Callable[[SentenceTransformer], dict[str, float]]
