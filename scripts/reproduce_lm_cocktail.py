@@ -7,10 +7,10 @@
 *small*: MiniLM on nine tasks of --data and of this repository, subsampled so that two cores do it in hours. *full*: the
 paper's setting, BGE on nine data sets of the hub, on one GPU; --dry-run says what it would fetch and cost. Both can be
 cut off and started again: what is done is kept in WORK, and seeds (--seeds) or targets (--targets) can be done side by
-side (OMP_NUM_THREADS=1). For each target and seed: the base, the model tuned on the target, its cocktails and the other
-ways, judged on the target's test and on those of all others; what is chosen is chosen on dev. `tables` prints means
-over the targets with bootstrap intervals over the targets, and whether the bars are met, and with --results writes them
-as Markdown and JSON. Needs the extra `demo`.
+side (OMP_NUM_THREADS=1); --ways names those that are done, where not all seeds need all. For each target and seed: the
+base, the model tuned on the target, its cocktails and the other ways, judged on the target's test and on those of all
+others; what is chosen is chosen on dev. `tables` prints means over the targets with bootstrap intervals over the
+targets, and whether the bars are met, and with --results writes them as Markdown and JSON. Needs the extra `demo`.
 """
 
 from __future__ import annotations
@@ -136,20 +136,27 @@ class Reproduction:
         self.names = [source.name for source in recipe.sources]
         self.encoding = recipe.encoding.model_copy(update={"cache_dir": work / "embeddings"})
 
-    def run(self, seeds: Sequence[int], seconds: float | None = None, targets: Sequence[str] = ()) -> bool:
+    def run(
+        self,
+        seeds: Sequence[int],
+        seconds: float | None = None,
+        targets: Sequence[str] = (),
+        ways: Sequence[str] = (),
+    ) -> bool:
         """Do what is left, seed by seed; return whether nothing is left.
 
         Args:
             seeds: Of the trainings.
             seconds: No step is begun after so long.
             targets: Tasks that are the target once; all without it.
+            ways: What is done of `WAYS` and `NEW_TASK_WAYS`; all without it.
         """
         started = time.monotonic()
         self.work.mkdir(parents=True, exist_ok=True)
         described = {"version": __version__, "base": self.base.name, **asdict(self.recipe)}
         write_json(self.work / "recipe.json", json.loads(json.dumps(described, default=lambda one: one.model_dump())))
         prepare_tasks(self.recipe.sources, self.work / "tasks", self.recipe.sizes, self.base, self.encoding)
-        for step in self._steps(seeds, targets or self.names):
+        for step in self._steps(seeds, targets or self.names, ways or [*WAYS, *NEW_TASK_WAYS]):
             if seconds is not None and time.monotonic() - started > seconds:
                 return False
             path, make = step
@@ -166,7 +173,7 @@ class Reproduction:
         return True
 
     def _steps(
-        self, seeds: Sequence[int], targets: Sequence[str]
+        self, seeds: Sequence[int], targets: Sequence[str], ways: Sequence[str]
     ) -> Iterator[tuple[Path, Callable[[], dict[str, Any]]]]:
         """What is to be done, and the file that says it is."""
         tasks = [open_task(task_folder(self.work / "tasks", name), "target") for name in self.names]
@@ -183,7 +190,8 @@ class Reproduction:
                 own = [task for task in tasks if task.name == target]
                 # its own, for seeds and targets may be done side by side
                 scratch = self.work / f"models/{seed}/scratch-{target}"
-                for way, make in (*WAYS.items(), *NEW_TASK_WAYS.items()):
+                for way in ways:
+                    make = (WAYS | NEW_TASK_WAYS)[way]
                     judged = tasks if way in WAYS else own
                     step = partial(_judged, make, bench, target, scratch, judged, uncached)
                     yield results / f"{seed}/{target}/{way}.json", step
@@ -252,6 +260,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--minutes", type=float, help="begin no step after so long; a later call goes on")
     parser.add_argument("--targets", default="", help="tasks that are the target once, with commas between; or all")
+    parser.add_argument("--ways", default="", help="ways that are done, with semicolons between; or all")
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--results", type=Path)
     arguments = parser.parse_args()
@@ -268,7 +277,11 @@ def main() -> None:
     base = demo_model() if arguments.recipe == "small" else model_folder(FULL_BASE)
     reproduction = Reproduction(recipe, base, arguments.output)
     seconds = None if arguments.minutes is None else 60 * arguments.minutes
-    whole = reproduction.run(seeds, seconds, [name for name in arguments.targets.split(",") if name])
+    targets = [name for name in arguments.targets.split(",") if name]
+    ways = [name for name in arguments.ways.split(";") if name]
+    if unknown := [name for name in ways if name not in WAYS and name not in NEW_TASK_WAYS]:
+        parser.error(f"no way is called '{unknown[0]}'; there are {'; '.join([*WAYS, *NEW_TASK_WAYS])}")
+    whole = reproduction.run(seeds, seconds, targets, ways)
     content = report(reproduction, arguments.results)
     print(json.dumps({"name": "reproduce_lm_cocktail", "whole": whole, "bars": content["bars"], **content["costs"]}))
 

@@ -109,10 +109,10 @@ def scorer(
     general: Sequence[TaskPath],
     options: EvaluateOptions,
     general_split: str | None = None,
-) -> Callable[[Encoder], tuple[float, float | None, Callable[[], NDArray[np.float64]]]]:
+) -> Callable[[Encoder], tuple[float, float | None, Callable[[Role], NDArray[np.float64]]]]:
     """A function that judges an encoder: mean main score on the target tasks, and on the general ones if there are any.
 
-    The third that it returns gives the latter mean on resamples of the queries, the same for all encoders.
+    The third that it returns gives the mean of a role on resamples of the queries, the same for all encoders.
 
     Args:
         target: Folders of target tasks.
@@ -132,14 +132,15 @@ def scorer(
     for task, judging in parts:
         task.data(judging.split)
 
-    def score(encoder: Encoder) -> tuple[float, float | None, Callable[[], NDArray[np.float64]]]:
+    def score(encoder: Encoder) -> tuple[float, float | None, Callable[[Role], NDArray[np.float64]]]:
         scores = [score for task, judging in parts for score in task.judge(encoder, judging)]
         result = ModelScores("", "", scores)
 
-        def resampled() -> NDArray[np.float64]:
+        def resampled(role: Role) -> NDArray[np.float64]:
             by_name = {task.name: task for task in task_list}
-            kept = [score for score in result.main() if score.role == "general"]
-            drawn = [resampled_score(score, _wanted(by_name[score.task], score, for_general)) for score in kept]
+            kept = [score for score in result.main() if score.role == role]
+            judging = for_general if role == "general" else options
+            drawn = [resampled_score(score, _wanted(by_name[score.task], score, judging)) for score in kept]
             return np.mean(drawn, axis=0) if drawn else np.empty(0)
 
         return result.mean("target") or 0.0, result.mean("general"), resampled

@@ -255,6 +255,7 @@ def _describe(
         models=described,
         **more,
         **({"scale": result.scale} if result.scale is not None else {}),
+        **({"method": result.method} if result.method else {}),
         **({"trials": list(result.trials)} if result.trials else {}),
         **({"note": result.note} if result.note else {}),
     )

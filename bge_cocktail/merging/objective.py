@@ -21,7 +21,7 @@ from bge_cocktail.merging.checkpoints import Checkpoint, hash_of
 from bge_cocktail.merging.methods import TILE
 from bge_cocktail.merging.plan import GroupWeights, Plan, source_of, with_weights
 from bge_cocktail.merging.tensors import FLOATS, Floats, Key, Tensor, count_of
-from bge_cocktail.merging.weights import WeightsResult
+from bge_cocktail.merging.weights import Judged, WeightsResult
 from bge_cocktail.models.embed import NO_LIMIT, TOKENS_OF_MERGING, batches_by_tokens, embed, token_counts, truncated
 from bge_cocktail.models.encoder import CachedEncoder, Encoder, LoadedEncoder, encode_queries_of, load_encoder
 from bge_cocktail.models.layout import declared_length
@@ -274,7 +274,7 @@ def batch_loss(
     return info_nce(embeddings[: len(batch)], embeddings[len(batch) :], relevant, temperature)
 
 
-Scorer = Callable[[Encoder], tuple[float, float | None, Callable[[], NDArray[np.float64]]]]
+Scorer = Callable[[Encoder], tuple[float, float | None, Callable[[Any], NDArray[np.float64]]]]
 """Target and general score of an encoder (None without general tasks), and what gives the general score on resamples of
 the queries, shape (resamples,)."""
 
@@ -304,6 +304,11 @@ class EncoderObjective:
         """See `Objective`."""
         return [checkpoint.name for checkpoint in self.plan.checkpoints]
 
+    @property
+    def other_methods(self) -> Sequence[str]:
+        """See `Objective`: the one that kept most of other tasks where LM-Cocktail was done again (docs/results.md)."""
+        return ["ties"] if self.plan.options.method == "linear" else []
+
     def losses(self, rows: Sequence[int]) -> list[float]:
         """See `Objective`."""
         return [self._loss(row) for row in rows]
@@ -326,12 +331,14 @@ class EncoderObjective:
 
         return -example_loss(encoder, self.needed_examples, temperature=self.plan.options.loss_temperature), None
 
-    def judged(self, weights: Sequence[float]) -> tuple[float, float | None, NDArray[np.float64]]:
+    def judged(self, weights: Sequence[float], method: str = "") -> Judged:
         """See `Objective`."""
         if self.score is None:
             raise UsageError(f"weights '{self.plan.options.weights}' need `target` and `general` tasks")
-        target, general, resampled = self.score(self.merged(WeightsResult(weights)))
-        return target, general, resampled()
+        target, general, resampled = self.score(self.merged(WeightsResult(weights, method=method)))
+        if general is None:
+            raise UsageError(f"weights '{self.plan.options.weights}' need `target` and `general` tasks")
+        return Judged(target, general, resampled("target"), resampled("general"))
 
     @property
     def needed_examples(self) -> Sequence[Record]:
@@ -375,7 +382,7 @@ class EncoderObjective:
 
     def placed(self, result: WeightsResult) -> LoadedEncoder:
         """Return the merge with such weights in the loaded model, with the prompts and length that would be written."""
-        plan = with_weights(self.plan, result.weights, result.weights_for, result.scale)
+        plan = with_weights(self.plan, result.weights, result.weights_for, result.scale, result.method)
         model = self._with((key, plan.tiles(key)) for key in self.parameters)
         self._set_length(self.plan.checkpoints[(self.plan.options.length_from or 1) - 1])
         return LoadedEncoder(model, self.prompts, precision=self.encoder(0).precision)
@@ -441,7 +448,9 @@ class EncoderObjective:
         plan, options = self.plan, self.plan.options
         chosen = (options.prompts_from, options.length_from, options.tokenizer_from)
         weights = not result.weights_for and not plan.weights.patterns and not plan.weights.anchors
-        return plan.base is None and weights and not options.exclude and chosen == (None, None, None)
+        return (
+            plan.base is None and not result.method and weights and not options.exclude and chosen == (None, None, None)
+        )
 
     def _set_length(self, checkpoint: Checkpoint) -> None:
         length = declared_length(checkpoint.length_of or checkpoint.folder)

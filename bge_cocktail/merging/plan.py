@@ -196,7 +196,11 @@ class Plan:
 
 
 def with_weights(
-    plan: Plan, weights: Sequence[float], weights_for: Mapping[str, Sequence[float]], scale: float | None
+    plan: Plan,
+    weights: Sequence[float],
+    weights_for: Mapping[str, Sequence[float]],
+    scale: float | None,
+    method: str = "",
 ) -> Plan:
     """Return the plan with other weights; patterns that the user gave win over those of `weights_for`.
 
@@ -205,7 +209,11 @@ def with_weights(
         weights: One of each model.
         weights_for: Weights of each model by pattern of tensor names, as a search found them.
         scale: Length of the merged task vector; None keeps the plan's.
+        method: Another method, whose base is the last model; "" keeps the plan's.
     """
+    if method:
+        options = plan.options.model_copy(update={"method": method, "base": plan.checkpoints[-1].name})
+        plan = replace(plan, options=options, base=plan.checkpoints[-1])
     options = plan.options if scale is None else plan.options.model_copy(update={"scale": scale})
     patterns = {**weights_for, **plan.weights.patterns}
     return replace(plan, options=options, weights=replace(plan.weights, weights=weights, patterns=patterns))
@@ -344,6 +352,7 @@ def as_checkpoint(name: str, plan: Plan, found: Any = None) -> Checkpoint:
             ],
             "weights_for": {name: list(weights) for name, weights in plan.weights.patterns.items()},
             "scale": plan.options.scale,
+            **({"method": found.method} if found is not None and found.method else {}),
         },
         found=found,
         prompts_of=chosen["prompts"].prompts_of or chosen["prompts"].folder,

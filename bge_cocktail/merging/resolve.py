@@ -201,15 +201,16 @@ def resolve(
             [model["weight"] for model in recorded["models"]],
             weights_for=recorded.get("weights_for", {}),
             scale=recorded.get("scale"),
+            method=recorded.get("method", ""),
         )
-        return with_weights(plan, result.weights, result.weights_for, result.scale), result
+        return with_weights(plan, result.weights, result.weights_for, result.scale, result.method), result
     if not find and isinstance(options.weights, str) and options.weights not in ("uniform", "ema"):
         return plan, WeightsResult(())
     result = find_weights(recipe.names(), options, _objective(plan, context), normalise=normalises(options))
     if options.layer_weights:
         lists = " to ".join(str(list(weights)) for weights in options.layer_weights)
         result = replace(result, note=f"by layer, from first to last: {lists}")
-    return with_weights(plan, result.weights, result.weights_for, result.scale), result
+    return with_weights(plan, result.weights, result.weights_for, result.scale, result.method), result
 
 
 def _bridged(

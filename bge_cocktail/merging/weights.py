@@ -29,6 +29,7 @@ class WeightsResult:
         scale: Length of the merged task vector, where that was found too.
         trials: The merges that were tried: weights, and what they scored.
         note: What a person should know of it.
+        method: To merge with, where it isn't the one that was asked for; the last model is then the base.
     """
 
     weights: Sequence[float]
@@ -37,6 +38,24 @@ class WeightsResult:
     scale: float | None = None
     trials: Sequence[Mapping[str, Any]] = ()
     note: str = ""
+    method: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a merge scores on tasks.
+
+    Attributes:
+        target: Mean score on the target tasks.
+        general: On the general ones.
+        of_target: The former on resamples of the queries, the same for all merges; shape (resamples,).
+        of_general: The latter on them.
+    """
+
+    target: float
+    general: float
+    of_target: NDArray[np.float64]
+    of_general: NDArray[np.float64]
 
 
 class Objective(Protocol):
@@ -45,6 +64,11 @@ class Objective(Protocol):
     @property
     def names(self) -> Sequence[str]:
         """The models."""
+        ...
+
+    @property
+    def other_methods(self) -> Sequence[str]:
+        """Methods with a base that may be tried beside the one that was asked for."""
         ...
 
     def losses(self, rows: Sequence[int]) -> list[float]:
@@ -63,11 +87,11 @@ class Objective(Protocol):
         """Target and general score of a merge with such weights; without tasks, minus the loss on the examples."""
         ...
 
-    def judged(self, weights: Sequence[float]) -> tuple[float, float | None, NDArray[np.float64]]:
-        """Target and general score, and the general one on resamples of the queries, the same for all weights.
+    def judged(self, weights: Sequence[float], method: str = "") -> Judged:
+        """Return what a merge with such weights scores, by another method on the last model if one is named.
 
-        Returns:
-            The last of shape (resamples,), empty without general tasks.
+        Raises:
+            UsageError: There are no target or no general tasks.
         """
         ...
 
@@ -139,7 +163,7 @@ def pareto(
 
 @weightings("auto", shared=True, data=("target", "general"))
 def auto(objective: Objective, rows: Sequence[int], *, auto_shares: Sequence[float], epsilon: float) -> WeightsResult:
-    """The best target score among a few merges that keep the base's general score with 95 % confidence."""
+    """The best of a few merges whose target score is among the best, and that keep the base's general one, surely."""
     return best_without_harm(objective, len(rows), auto_shares, epsilon)
 
 
@@ -377,15 +401,19 @@ def best_within(
 
 
 CONFIDENCE = 0.95
+# of the tuned model among others
+_HALF = 0.5
 
 
 def best_without_harm(objective: Objective, models: int, shares: Sequence[float], epsilon: float) -> WeightsResult:
-    """Weights of the best target score among a few merges of which it is sure enough that they do no harm.
+    """Weights of the best among a few merges of which it is sure enough that they do no harm.
 
-    The first model is the tuned one, the last the base. Tried are both alone, and for each share of the tuned one the
-    rest with the base, and with the mean of all others where there are more. A merge does no harm if its general
-    score lies above the base's minus epsilon in 95 % of paired resamples of the queries (one-sided bootstrap, Efron
-    1979).
+    The first model is the tuned one, the last the base. Tried are both alone, and the tuned one at each share with the
+    base; where there are others, too, half of the tuned one with all of them, by the method that was asked for and by
+    those that add to the base what tuning changed. A merge does no harm if its general score lies above the base's
+    minus epsilon in 95 % of paired resamples of the queries (one-sided bootstrap, Efron 1979). Of those, the ones whose
+    target score lies below the best one in as many resamples are out, and of the rest the best sum of both scores is
+    taken: between merges that dev can't tell apart on the target, the general tasks, which are more, decide.
 
     Args:
         objective: Scores merges on target and general tasks.
@@ -398,31 +426,49 @@ def best_without_harm(objective: Objective, models: int, shares: Sequence[float]
     """
     if models < 2:
         raise UsageError("weights auto need at least two models, the base being the last")
-    alone = [[0.0] * (models - 1) + [1.0], [1.0] + [0.0] * (models - 1)]
-    tried: list[dict[str, Any]] = []
-    of_base: tuple[float, NDArray[np.float64]] | None = None
-    for weights in [*alone, *(point for share in shares for point in _at_share(share, models))]:
-        target, general, drawn = objective.judged(weights)
-        if general is None:
-            raise UsageError("weights auto need `target` and `general` tasks")
-        of_base = of_base or (general, drawn)
-        least = of_base[0] + float(np.quantile(drawn - of_base[1], 1 - CONFIDENCE))
-        tried.append({"weights": weights, "target": target, "general": general, "general_at_least": least})
+    points = [[0.0] * (models - 1) + [1.0], [1.0] + [0.0] * (models - 1)]
+    points += [[share] + [0.0] * (models - 2) + [1 - share] for share in shares]
+    merges = [(point, "") for point in points]
+    if models > 2:
+        merges.append(([_HALF] + [(1 - _HALF) / (models - 1)] * (models - 1), ""))
+        of_changes = [_HALF] + [(1 - _HALF) / (models - 2)] * (models - 2) + [0.0]
+        merges += [(of_changes, method) for method in objective.other_methods]
+    found = [objective.judged(weights, method) for weights, method in merges]
+    base = found[0]
+    best = max(
+        (one for one in found if one is base or _least(one.of_general, base.of_general) >= -epsilon),
+        key=lambda one: (one.target, one.general),
+    )
+    tried: list[dict[str, Any]] = [
+        {
+            "weights": weights,
+            **({"method": method} if method else {}),
+            "target": one.target,
+            "general": one.general,
+            "general_at_least": base.general + _least(one.of_general, base.of_general),
+            # of what is sure to lose on the target, no general score makes up for it
+            "below_best": -_least(best.of_target, one.of_target) < 0,
+        }
+        for (weights, method), one in zip(merges, found, strict=True)
+    ]
     front = pareto_front(tried)
     for trial in tried:
         trial["on_front"] = trial in front
-    floor = tried[0]["general"] - epsilon
-    kept = [trial for trial in tried if trial is tried[0] or trial["general_at_least"] >= floor]
-    best = max(kept, key=lambda trial: (trial["target"], trial["general"]))
-    return WeightsResult(best["weights"], trials=tried, note=_verdict(objective.names, best, tried, epsilon))
+    floor = base.general - epsilon
+    gained = best.target > base.target
+    kept = [
+        trial
+        for trial in tried[1:]
+        if gained and trial["general_at_least"] >= floor and not trial["below_best"] and trial["target"] > base.target
+    ]
+    chosen = max(kept, key=lambda trial: (trial["target"] + trial["general"], trial["target"]), default=tried[0])
+    note = _verdict(objective.names, chosen, tried, epsilon)
+    return WeightsResult(chosen["weights"], trials=tried, note=note, method=chosen.get("method", ""))
 
 
-def _at_share(share: float, models: int) -> list[list[float]]:
-    rest = 1 - share
-    points = [[share] + [0.0] * (models - 2) + [rest]]
-    if models > 2:
-        points.append([share] + [rest / (models - 1)] * (models - 1))
-    return points
+def _least(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Return what a score exceeds another one by in 95 % of the resamples; below 0 where that isn't sure."""
+    return float(np.quantile(one - other, 1 - CONFIDENCE))
 
 
 def _verdict(names: Sequence[str], best: Mapping[str, Any], tried: Sequence[Mapping[str, Any]], epsilon: float) -> str:
@@ -440,15 +486,18 @@ def _verdict(names: Sequence[str], best: Mapping[str, Any], tried: Sequence[Mapp
     parts = [f"{100 * best['weights'][0]:.0f} % {names[0]}"]
     parts += [f"{100 * of_others:.0f} % of {len(names) - 2} others"] if of_others else []
     parts += [f"{100 * best['weights'][-1]:.0f} % {names[-1]}"] if best["weights"][-1] else []
-    why = (
-        "the best target score of all"
-        if best["target"] >= max(trial["target"] for trial in tried)
-        else (
-            f"{tuned['target']:.4f} of {names[0]} alone would risk the general score"
-            if tuned["target"] > best["target"]
-            else "higher target scores would risk the general score"
-        )
-    )
+    if best.get("method"):
+        parts[-1] += f" by {best['method']} on {names[-1]}"
+    above = [trial["target"] for trial in tried if trial["target"] > best["target"]]
+    sure = [trial for trial in tried if trial["general_at_least"] >= base["general"] - epsilon]
+    if not above:
+        why = "the best target score of all"
+    elif any(trial["target"] > best["target"] for trial in sure):
+        why = f"target scores up to {max(above):.4f} can't be told from it, and it is better on both together"
+    elif tuned["target"] > best["target"]:
+        why = f"{tuned['target']:.4f} of {names[0]} alone would risk the general score"
+    else:
+        why = "higher target scores would risk the general score"
     return (
         f"use {', '.join(parts)}: target {best['target']:.4f} (base {base['target']:.4f}), general "
         f"{best['general']:.4f} (base {base['general']:.4f}; at least {best['general_at_least']:.4f} with "

@@ -361,12 +361,13 @@ def describe_merge(recipe: Recipe, result: WeightsResult) -> list[str]:
     count = len(recipe.models)
     made = f"A merge of {count} models" if count > 1 else "A model"
     lines = [
-        f"{made}, made with bge-cocktail {__version__} by the method `{recipe.options.method}`.",
+        f"{made}, made with bge-cocktail {__version__} by the method `{result.method or recipe.options.method}`.",
         "",
         *_table(recipe, result),
     ]
-    if recipe.options.base is not None:
-        lines += ["", f"Task vectors are differences to `{shown_name(recipe.options.base)}`."]
+    base = recipe.names()[-1] if result.method else recipe.options.base
+    if base is not None:
+        lines += ["", f"Task vectors are differences to `{shown_name(base)}`."]
     if result.scale is not None:
         lines += ["", f"The merged task vector is multiplied by {result.scale:.4f}."]
     if result.note:

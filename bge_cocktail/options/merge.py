@@ -100,9 +100,7 @@ class MergeOptions(PluginOptions):
         [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
         description="shares of the first of two models that are tried (weights pareto)",
     )
-    auto_shares: Shares = Field(
-        [0.3, 0.5, 0.7, 0.85], description="shares of the first model that are tried (weights auto)"
-    )
+    auto_shares: Shares = Field([0.3, 0.5, 0.7], description="shares of the first model that are tried (weights auto)")
     seed: int = Field(13, ge=0, description="seeds what is drawn: dropped numbers, batches, trials")
     exclude: Names = Field(
         default_factory=list,

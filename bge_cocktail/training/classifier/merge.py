@@ -18,6 +18,7 @@ from bge_cocktail.merging.merge import Merged, merge
 from bge_cocktail.merging.objective import loadable_folder, parameters_by_key, put_tensors, tiles_of
 from bge_cocktail.merging.plan import Plan, source_of, with_weights
 from bge_cocktail.merging.recipe import Recipe
+from bge_cocktail.merging.weights import Judged
 from bge_cocktail.models.folder import declared_labels, model_folder
 from bge_cocktail.options import MergeOptions, PredictOptions
 from bge_cocktail.training.classifier.evaluate import log_losses
@@ -70,13 +71,18 @@ class ClassifierObjective:
         chance = np.log(2 if settings.multi_label else len(settings.labels))
         return np.array(losses, np.float64), np.full(len(self.examples), chance)
 
+    @property
+    def other_methods(self) -> Sequence[str]:
+        """See `Objective`."""
+        return []
+
     def scores(self, weights: Sequence[float]) -> tuple[float, float | None]:
         """Minus the cross-entropy of a merge with such weights."""
         plan = with_weights(self.plan, weights, {}, None)
         put_tensors(self.parameters, ((key, plan.tiles(key)) for key in self.parameters))
         return -float(self._losses().mean()), None
 
-    def judged(self, weights: Sequence[float]) -> tuple[float, float | None, NDArray[np.float64]]:
+    def judged(self, weights: Sequence[float], method: str = "") -> Judged:
         """Not for classifiers, which are merged without tasks."""
         raise UsageError("weights that judge general tasks are found for encoders; for classifiers take search")
 
