@@ -22,6 +22,7 @@ def info_nce(
     partition: str = "joint",
     mask_margin: float | None = None,
     label_smoothing: float = 0.0,
+    at_once: int | None = None,
 ) -> Tensor:
     """InfoNCE over in-batch and hard negatives (van den Oord et al., arXiv:1807.03748).
 
@@ -41,47 +42,67 @@ def info_nce(
         mask_margin: In-batch negatives more similar than the positive by this much are taken for false negatives and
             left out, as are queries and documents in the other directions (Qwen3-Embedding, arXiv:2506.05176).
         label_smoothing: Share of the target that is spread evenly over the candidates of a query.
+        at_once: Queries whose similarities are in memory at once; all without it.
 
     Returns:
         The loss, a scalar.
     """
     import torch
 
-    similarities = queries @ documents.T  # (queries, documents)
     weights, positives = relevance.max(dim=1)
-    rows = torch.arange(len(queries), device=queries.device)
-    positive = similarities[rows, positives]
-    too_similar = torch.inf if mask_margin is None else positive.detach() + mask_margin
-    mine = torch.zeros_like(relevance, dtype=torch.bool)
-    if own is not None:
-        mine[rows[:, None].expand_as(own)[own >= 0], own[own >= 0]] = True
     positive_documents = documents[positives]  # (queries, dimensions): the positive of each query
-    between = relevance[:, positives]  # (queries, queries): what the positive of query j is to query i
-    foreign = (between == 0) & (between.T == 0)
 
-    def part(direction: str) -> Tensor:
-        """Similarities over the temperature, those that don't count at -inf; shape (queries, candidates)."""
-        if direction == "query-document":
-            values, allowed, kept = similarities, relevance >= 0, mine | (relevance > 0)
-        elif direction == "query-query":
-            values, allowed, kept = queries @ queries.T, foreign, torch.zeros_like(foreign)
-        elif direction == "document-query":
-            kept = torch.eye(len(queries), dtype=torch.bool, device=queries.device)
-            values, allowed = positive_documents @ queries.T, foreign | kept
-        else:
-            values, allowed, kept = positive_documents @ documents.T, (relevance == 0) & ~mine, torch.zeros_like(mine)
-        if mask_margin is not None:
-            allowed = allowed & (kept | (values.detach() <= too_similar[:, None]))
-        return (values / temperature).masked_fill(~allowed, -torch.inf)
+    def losses_of(first: int, last: int) -> Tensor:
+        """Return the losses of some of the queries, times their weights; shape (last - first,)."""
+        asked, known, own_positives = queries[first:last], relevance[first:last], positives[first:last]
+        similarities = asked @ documents.T  # (queries, documents)
+        rows = torch.arange(len(asked), device=queries.device)
+        positive = similarities[rows, own_positives]
+        too_similar = torch.inf if mask_margin is None else positive.detach() + mask_margin
+        mine = torch.zeros_like(known, dtype=torch.bool)
+        if own is not None:
+            columns = own[first:last]
+            mine[rows[:, None].expand_as(columns)[columns >= 0], columns[columns >= 0]] = True
+        # (queries, queries): neither is the positive of one anything to the other
+        foreign = (known[:, positives] == 0) & (relevance[:, own_positives].T == 0)
 
-    parts = [part(direction) for direction in directions]
-    if partition == "joint":
-        parts = [torch.cat(parts, dim=1)]
-    partitions = torch.stack([part.logsumexp(dim=1) for part in parts]).mean(dim=0)
-    target = positive / temperature
-    if label_smoothing:
-        target = (1 - label_smoothing) * target + label_smoothing * torch.stack([_mean(part) for part in parts]).mean(0)
-    return ((partitions - target) * weights).sum() / weights.sum()
+        def part(direction: str) -> Tensor:
+            """Similarities over the temperature, those that don't count at -inf; shape (queries, candidates)."""
+            if direction == "query-document":
+                values, allowed, kept = similarities, known >= 0, mine | (known > 0)
+            elif direction == "query-query":
+                values, allowed, kept = asked @ queries.T, foreign, torch.zeros_like(foreign)
+            elif direction == "document-query":
+                kept = torch.zeros_like(foreign)
+                kept[rows, rows + first] = True
+                values, allowed = positive_documents[first:last] @ queries.T, foreign | kept
+            else:
+                values = positive_documents[first:last] @ documents.T
+                allowed, kept = (known == 0) & ~mine, torch.zeros_like(mine)
+            if mask_margin is not None:
+                allowed = allowed & (kept | (values.detach() <= too_similar[:, None]))
+            return (values / temperature).masked_fill(~allowed, -torch.inf)
+
+        parts = [part(direction) for direction in directions]
+        if partition == "joint":
+            parts = [torch.cat(parts, dim=1)]
+        partitions = torch.stack([part.logsumexp(dim=1) for part in parts]).mean(dim=0)
+        target = positive / temperature
+        if label_smoothing:
+            spread = torch.stack([_mean(part) for part in parts]).mean(0)
+            target = (1 - label_smoothing) * target + label_smoothing * spread
+        return (partitions - target) * weights[first:last]
+
+    if at_once is None or len(queries) <= at_once:
+        return losses_of(0, len(queries)).sum() / weights.sum()
+    from torch.utils.checkpoint import checkpoint
+
+    # of a large batch, similarities are computed again in the backward pass, so that few are in memory at once
+    blocks = [
+        checkpoint(losses_of, first, min(first + at_once, len(queries)), use_reentrant=False)
+        for first in range(0, len(queries), at_once)
+    ]
+    return torch.cat(blocks).sum() / weights.sum()
 
 
 def _mean(values: Tensor) -> Tensor:

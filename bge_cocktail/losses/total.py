@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LEFT_OUT = -1.0
+# that are in memory at once, a gigabyte with their gradients
+_SIMILARITIES = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +193,7 @@ def _info_nce(batch: Embedded, settings: LossSettings) -> Tensor:
         partition=settings.partition,
         mask_margin=settings.mask_margin,
         label_smoothing=settings.label_smoothing,
+        at_once=max(1, _SIMILARITIES // max(1, len(batch.documents))),
     )
 
 

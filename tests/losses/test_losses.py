@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -343,3 +344,33 @@ def test_parts_of_a_batch_do_not_see_each_other() -> None:
         assert np.array_equal(targets.relevance[np.ix_(rows, there)], alone.relevance)
         elsewhere = [column for column in range(len(targets.documents)) if column not in there]
         assert (targets.relevance[np.ix_(rows, elsewhere)] == -1).all()
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 6, 100])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"directions": DIRECTIONS, "mask_margin": 0.05},
+        {"directions": DIRECTIONS[:3], "partition": "apart", "label_smoothing": 0.1},
+    ],
+    ids=str,
+)
+def test_queries_a_few_at_once_give_the_same_loss(options: dict[str, Any], at_once: int) -> None:
+    """Of large batches, not all similarities are in memory: values and gradients are those of the whole matrix."""
+    generator = torch.Generator().manual_seed(3)
+    records = [Record(f"q{row}", (f"p{row // 2}",), (f"n{row}", f"p{(row + 2) // 2}")) for row in range(7)]
+    targets = batch_targets(records, negatives=2)
+    relevance, own = torch.from_numpy(targets.relevance), torch.from_numpy(targets.own)
+    found = []
+    for limit in (None, at_once):
+        queries, documents = (
+            torch.randn(count, 5, generator=generator.manual_seed(count), requires_grad=True)
+            for count in relevance.shape
+        )
+        units = [torch.nn.functional.normalize(one) for one in (queries, documents)]
+        loss = info_nce(*units, relevance, 0.1, own=own, at_once=limit, **options)
+        loss.backward()
+        found.append((loss.detach(), queries.grad, documents.grad))
+    for mine, theirs in zip(*found, strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-6)
