@@ -83,6 +83,22 @@ start = time.process_time()
 mine(records, Given(), MineOptions(), corpus=corpus)
 print(json.dumps([time.process_time() - start, alone]))
 """
+VECTORS = """
+import sys, tempfile
+from pathlib import Path
+import numpy as np
+from bge_cocktail.search.exact import StoredEmbeddings, top_k
+queries, documents = map(int, sys.argv[1:])
+generator = np.random.default_rng(0)
+with tempfile.TemporaryDirectory() as folder:
+    path = Path(folder) / "rows"
+    with path.open("wb") as file:
+        for start in range(0, documents, 100_000):
+            rows = generator.standard_normal((min(100_000, documents - start), 384), np.float32)
+            file.write((rows / 20).astype(np.float16).data)
+    asked = generator.standard_normal((queries, 384), np.float32)
+    top_k(asked, StoredEmbeddings(path, 384, dtype=np.float16), 60)
+"""
 LARGE = """
 import sys
 import numpy as np
@@ -176,6 +192,14 @@ def bench_large(figures: Figures, queries: str, documents: str) -> None:
     )
 
 
+def bench_vectors(figures: Figures, queries: str, documents: str) -> None:
+    """The peak memory of an exact search over made embeddings in a file of half precision."""
+    start = time.monotonic()
+    peak = measure([sys.executable, "-c", VECTORS, queries, documents], None, 1)[1]
+    what = f"{time.monotonic() - start:.0f} s"
+    figures.note(f"search of {queries} queries in {documents} vectors on disk, peak MB", peak, None, 3000, what)
+
+
 def bench_commands(figures: Figures, folder: Path, label: str, with_peers: bool) -> None:
     """Whole commands: ours cold, ours again, theirs."""
     records, corpus, model = folder / "records.jsonl", folder / "corpus.jsonl", str(demo_model())
@@ -207,7 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--data", type=Path, help="a folder with retrieval/{medquad,scifact,squad,pubmedqa}")
-    parser.add_argument("--only", choices=["alone", "large", "commands"], help="one part of it")
+    parser.add_argument("--only", choices=["alone", "large", "vectors", "commands"], help="one part of it")
     parser.add_argument("--folder", type=Path, help="where texts and the cache are kept; else a temporary one")
     parser.add_argument("--without-peers", action="store_true")
     parser.add_argument("--write", action="store_true", help="put the figures into docs/")
@@ -223,11 +247,15 @@ def main() -> None:
         label = f"{len(records)} queries, {len(corpus)} documents"
         write_records(records, folder / "records.jsonl")
         (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in corpus))
-        parts = [arguments.only] if arguments.only else ["alone", "large", "commands"]
+        parts = [arguments.only] if arguments.only else ["alone", "large", "vectors", "commands"]
         if "alone" in parts:
             bench_alone(figures, folder, label, corpus)
         if "large" in parts:
             bench_large(figures, *(("2000", "200000") if arguments.quick else ("20000", "2000000")))
+        if "vectors" in parts:
+            bench_vectors(figures, *(("2000", "200000") if arguments.quick else ("20000", "1000000")))
+            if not arguments.quick:
+                bench_vectors(figures, "1000", "10000000")
         if "commands" in parts:
             bench_commands(figures, folder, label, not arguments.without_peers)
     figures.finish(write=arguments.write)

@@ -71,6 +71,34 @@ def test_embeddings_that_do_not_fit_are_kept_in_a_file(monkeypatch: pytest.Monke
     assert from_file == mine(records, encoder, MineOptions(), corpus=CORPUS)
 
 
+def test_many_embeddings_are_kept_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"text {number}" for number in range(50)]
+    encoder = HashEncoder()
+    exact = encoder.encode_document(texts)
+    monkeypatch.setattr(search_module, "MEMORY_BYTES", 100)
+    monkeypatch.setattr(search_module, "EXACT_BYTES", 1000)
+    with embedded(encoder.encode_document, texts) as stored:
+        assert isinstance(stored, StoredEmbeddings)
+        assert stored.path.stat().st_size == 2 * exact.size
+        assert len(stored) == 50
+        rows = stored.rows(3, 50)
+        assert rows.dtype == np.float32
+        assert np.abs(rows - exact[3:]).max() < 5e-4
+        assert np.array_equal(search_module.take(search_module.first_rows(stored, 9), np.array([4, 8])), rows[[1, 5]])
+        assert np.abs(top_k(exact, stored, 5)[0] - top_k(exact, exact, 5)[0]).max() < 1e-3
+
+
+@pytest.mark.parametrize("at_once", [1, 100, 1 << 28])
+def test_a_search_by_torch_finds_what_faiss_finds(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    """It runs on a card where there is one; here the same code runs on the processor."""
+    documents, queries = vectors(300), vectors(17, seed=1)
+    monkeypatch.setattr(search_module, "_ON_CARD", at_once)
+    similarities, rows = search_module.nearest_by_torch(queries, documents, 9, "cpu")
+    expected = top_k(queries, documents, 9)
+    assert np.allclose(similarities, expected[0], atol=1e-6)
+    assert np.array_equal(rows, expected[1])
+
+
 @pytest.mark.parametrize("index", ["ivf", "hnsw"])
 def test_an_index_has_the_recall_that_is_asked(index: str) -> None:
     documents, queries = vectors(4000, 16), vectors(300, 16, seed=1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import pytest
 import torch
 import transformers
 from click.testing import Result
+from conftest import ROOT
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Normalize, Pooling, Transformer
@@ -189,3 +193,18 @@ def test_bounds_are_named_as_the_libraries_read_them() -> None:
     from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
 
     assert PACKED in FlashAttentionKwargs.__annotations__
+
+
+def test_the_script_for_a_card_runs_without_one() -> None:
+    """All of its parts, on the processor and with a small model; nothing fails, and what must be equal is."""
+    command = [sys.executable, str(ROOT / "scripts/gpu_check.py"), "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    figures = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"name"')]
+    assert [figure for figure in figures if "error" in figure] == []
+    missed = [figure["name"] for figure in figures[:-1] if figure["met"] is False]
+    assert all("a second" in name for name in missed), missed  # how fast it is, a laptop may decide
+    names = " ".join(figure["name"] for figure in figures)
+    for part in ("packed and padded", "loss, bf16", "train, bf16", "embed", "search", "gradient cache"):
+        assert part in names
+    without = subprocess.run([*command[:2]], capture_output=True, text=True, check=True)
+    assert torch.cuda.is_available() or "no GPU here" in without.stderr
