@@ -62,7 +62,7 @@ class Check:
         self.batch = 4 if self.small else 64
         self.model = self._made_model()
         generator = np.random.default_rng(0)
-        count = 2 * self.batch * (2 + NEGATIVES) if self.small else 20_000
+        count = self.batch * (2 + NEGATIVES) if self.small else 20_000
         self.texts = list(made_texts(count, generator, LENGTHS if not self.small else (5, 40)))
         self.queries = list(made_texts(count, generator, (4, 20)))
 
@@ -317,7 +317,7 @@ def theirs_tokens(check: Check, steps: int) -> float:
 
 def trainings(check: Check) -> None:
     """Tokens a second, and the share of the card's peak that they are."""
-    steps = 4 if check.small else 40
+    steps = 3 if check.small else 40
     theirs = theirs_tokens(check, steps)
     for name, changes in (
         ("packed", {"packed": "on"}),

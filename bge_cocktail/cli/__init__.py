@@ -57,6 +57,7 @@ SUMMARIES = {
     "push": "Upload a model folder to the hub as owner/name; what goes is shown first.",
     "classify": "Train classifiers on an encoder, judge them, predict with them.",
     "list": "List what can be chosen by name.",
+    "completion": "Print what makes bash, zsh or fish complete commands and options.",
 }
 # the home of each command, imported when it is called
 COMMANDS = {

@@ -28,6 +28,7 @@ from bge_cocktail.cli.flags import (
     source_flags,
 )
 from bge_cocktail.cli.lazy import LazyGroup
+from bge_cocktail.cli.short_help import ShortHelp
 from bge_cocktail.cli.show import searched_names, show_search, training
 from bge_cocktail.core.errors import UsageError
 from bge_cocktail.options import ClassifyOptions, PredictOptions
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 _SHOWN = ("steps", "best_step", "dev_before", "dev_best", "final_loss", "precision", "device", "seconds")
 
 
-@click.command("train")
+@click.command("train", cls=ShortHelp, finer=("bag", "searched", "trials", "tasks", "folds", "output_format"))
 @click.argument("data")
 @click.option("-m", "--model", required=True, help="The encoder: a folder or a hub name; a plain BERT, too.")
 @click.option("--seeds", callback=numbers, help="Train once with each of these seeds: 1,2,3.")

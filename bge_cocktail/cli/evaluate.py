@@ -8,10 +8,11 @@ from typing import Any
 import rich_click as click
 
 from bge_cocktail.cli.flags import flags_from, format_flag, options_from, output_flag, overwrite_flag, plugin_flag, show
+from bge_cocktail.cli.short_help import ShortHelp
 from bge_cocktail.options import EncodeOptions, EvaluateOptions
 
 
-@click.command("evaluate")
+@click.command("evaluate", cls=ShortHelp)
 @click.argument("models", nargs=-1, required=True)
 @click.option(
     "--target",
@@ -49,6 +50,7 @@ def command(
 
     MODELS are folders or hub names; NAME=FOLDER gives one a name in the table.
     """
+    from bge_cocktail.evaluating.compare import compare
     from bge_cocktail.evaluating.evaluate import run_evaluate
     from bge_cocktail.report.text import score_table
 
@@ -64,4 +66,6 @@ def command(
         overwrite=overwrite,
     )
     then = ("compare", output) if len(results) > 1 else ("report", output, "-o", "report.html")
-    show({"models": [result.to_json() for result in results]}, score_table(results), output_format, output, then)
+    comparison = compare([output], partial=True) if len(results) > 1 else None
+    table = score_table(results, comparison)
+    show({"models": [result.to_json() for result in results]}, table, output_format, output, then)

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import rich_click as click
 from pydantic import BeforeValidator
 
+from bge_cocktail.cli.short_help import FINER
 from bge_cocktail.core.errors import UsageError, options_as_flags
 from bge_cocktail.options import Options, checked
 
@@ -78,6 +79,7 @@ def flags_from(*models: type[Options]) -> Callable[[Command], Command]:
         panel_of = {
             name: title for model in reversed(models) for title, names in model.panels.items() for name in names.split()
         }
+        common = {name for model in models for name in (model.common.split() or model.model_fields)}
         for name, field in reversed(fields.items()):
             if get_origin(field.annotation) is dict:  # tables have flags of their own kind
                 continue
@@ -99,6 +101,8 @@ def flags_from(*models: type[Options]) -> Callable[[Command], Command]:
                 help=options_as_flags(description[0].upper() + description[1:] + "." + default),
             )
             command = option(command)
+            if name not in common:
+                setattr(command.__click_params__[-1], FINER, True)  # type: ignore[attr-defined]
         return command
 
     return add

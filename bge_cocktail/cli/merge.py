@@ -18,6 +18,7 @@ from bge_cocktail.cli.flags import (
     plugin_flag,
     show,
 )
+from bge_cocktail.cli.short_help import ShortHelp
 from bge_cocktail.core.errors import UsageError
 from bge_cocktail.options import EncodeOptions, EvaluateOptions, MergeOptions
 
@@ -92,7 +93,14 @@ def merge_with_heads(
     )
 
 
-@click.command("merge")
+@click.command(
+    "merge",
+    cls=ShortHelp,
+    finer=(
+        *("weights_for", "density_for", "own_examples", "split", "general_split", "verify", "plugin_options"),
+        *("output_format", "cache", "max_length"),
+    ),
+)
 @click.argument("models", nargs=-1)
 @click.option(
     "-o", "--output", type=PATH, required=True, help="The folder to write, or with --verify the one to check."

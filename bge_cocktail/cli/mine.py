@@ -8,10 +8,11 @@ from typing import Any
 import rich_click as click
 
 from bge_cocktail.cli.flags import PATH, flags_from, format_flag, options_from, output_flag, overwrite_flag, show
+from bge_cocktail.cli.short_help import ShortHelp
 from bge_cocktail.options import EncodeOptions, MineOptions
 
 
-@click.command("mine")
+@click.command("mine", cls=ShortHelp)
 @click.argument("data", type=PATH)
 @click.option("-m", "--model", required=True, help="Encoder that ranks the documents: a folder or a hub name.")
 @click.option("--corpus", type=PATH, help="Documents to mine from: JSON Lines with 'text', or a BEIR folder.")

@@ -8,10 +8,11 @@ from typing import Any
 import rich_click as click
 
 from bge_cocktail.cli.flags import flags_from, format_flag, options_from, output_flag, overwrite_flag, pairs_of, show
+from bge_cocktail.cli.short_help import ShortHelp
 from bge_cocktail.options import EncodeOptions, PrepareOptions
 
 
-@click.command("prepare")
+@click.command("prepare", cls=ShortHelp)
 @click.argument("sources", nargs=-1, required=True)
 @click.option("-m", "--model", help="Encoder for tokens, semantic duplicates and difficulty: a folder or a hub name.")
 @click.option("--split", default="train", show_default=True, help="Split of a folder or data set.")

@@ -70,17 +70,16 @@ def show_outcome(outcome: RunResult, output_format: str) -> None:
 
 def summary(outcome: RunResult) -> str:
     """Return scores, how much of the gain each cocktail keeps, the trade-off, and where the files are."""
+    from bge_cocktail.evaluating.compare import compare
     from bge_cocktail.report.text import score_table, text_table
 
     base, tuned, *cocktails = outcome.results
-    lines = [score_table(outcome.results), "", _change(tuned, base)]
+    comparison = compare([outcome.folder / "evaluation"], partial=True)
+    lines = [score_table(outcome.results, comparison), "", _change(tuned, base)]
     gain = _difference(tuned.mean("target"), base.mean("target"))
     for cocktail in cocktails:
         gain_kept = _difference(cocktail.mean("target"), base.mean("target"))
-        note = (
-            "" if not gain or gain < 0 or gain_kept is None else f" ({100 * gain_kept / gain:.0f} % of the gain kept)"
-        )
-        lines.append(_change(cocktail, base) + note)
+        lines.append(_change(cocktail, base) + _kept(gain, gain_kept))
     if outcome.tradeoff:
         rows = [(f"{share:.2f}", f"{target:.4f}", f"{general:.4f}") for share, target, general in outcome.tradeoff]
         lines += ["", text_table(("share of tuned", "target", "general"), rows)]
@@ -102,6 +101,15 @@ def _change(model: ModelScores, base: ModelScores) -> str:
         if difference is not None
     ]
     return f"{model.model} against base: {', '.join(changes)}"
+
+
+def _kept(gain: float | None, gain_kept: float | None) -> str:
+    """Return how much of what tuning gained a merge keeps."""
+    if gain is None or gain <= 0 or gain_kept is None:
+        return ""
+    if gain_kept > gain:
+        return " (more than tuned alone gains)"
+    return f" ({max(0.0, 100 * gain_kept / gain):.0f} % of the gain kept)"
 
 
 def _difference(value: float | None, before: float | None) -> float | None:

@@ -20,6 +20,7 @@ from bge_cocktail.cli.flags import (
     show,
     table_flag,
 )
+from bge_cocktail.cli.short_help import ShortHelp
 from bge_cocktail.cli.show import searched_names, show_search, training
 from bge_cocktail.core.errors import UsageError
 from bge_cocktail.options import TrainOptions
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 _SHOWN = ("records", "steps", "best_step", "final_loss", "dev_before", "dev_best", "precision", "device", "seconds")
 
 
-@click.command("train")
+@click.command("train", cls=ShortHelp, finer=("bag", "searched", "trials", "tasks", "folds", "output_format"))
 @click.argument("data", type=PATH)
 @click.option("-m", "--model", required=True, help="The model to tune: a folder or a hub name.")
 @click.option("--dev", type=PATH, help="Records or a BEIR folder (its dev split) for early stopping.")

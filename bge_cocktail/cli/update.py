@@ -17,11 +17,12 @@ from bge_cocktail.cli.flags import (
     refuse_both,
     show,
 )
+from bge_cocktail.cli.short_help import ShortHelp
 from bge_cocktail.cli.show import training
 from bge_cocktail.options import TrainOptions
 
 
-@click.command("update")
+@click.command("update", cls=ShortHelp)
 @click.argument("model")
 @click.argument("data", type=PATH)
 @click.option("--old", type=PATH, required=True, help="The records that MODEL was tuned on.")

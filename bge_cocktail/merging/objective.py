@@ -21,7 +21,7 @@ from bge_cocktail.merging.checkpoints import Checkpoint, hash_of
 from bge_cocktail.merging.methods import TILE
 from bge_cocktail.merging.plan import GroupWeights, Plan, source_of, with_weights
 from bge_cocktail.merging.tensors import FLOATS, Floats, Key, Tensor, count_of
-from bge_cocktail.merging.weights import Judged, WeightsResult
+from bge_cocktail.merging.weights import MergeScores, WeightsResult
 from bge_cocktail.models.embed import NO_LIMIT, TOKENS_OF_MERGING, batches_by_tokens, embed, token_counts, truncated
 from bge_cocktail.models.encoder import CachedEncoder, Encoder, LoadedEncoder, encode_queries_of, load_encoder
 from bge_cocktail.models.layout import declared_length
@@ -331,14 +331,14 @@ class EncoderObjective:
 
         return -example_loss(encoder, self.needed_examples, temperature=self.plan.options.loss_temperature), None
 
-    def judged(self, weights: Sequence[float], method: str = "") -> Judged:
+    def judged(self, weights: Sequence[float], method: str = "") -> MergeScores:
         """See `Objective`."""
         if self.score is None:
             raise UsageError(f"weights '{self.plan.options.weights}' need `target` and `general` tasks")
         target, general, resampled = self.score(self.merged(WeightsResult(weights, method=method)))
         if general is None:
             raise UsageError(f"weights '{self.plan.options.weights}' need `target` and `general` tasks")
-        return Judged(target, general, resampled("target"), resampled("general"))
+        return MergeScores(target, general, resampled("target"), resampled("general"))
 
     @property
     def needed_examples(self) -> Sequence[Record]:

@@ -42,7 +42,7 @@ class WeightsResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class MergeScores:
     """What a merge scores on tasks.
 
     Attributes:
@@ -87,7 +87,7 @@ class Objective(Protocol):
         """Target and general score of a merge with such weights; without tasks, minus the loss on the examples."""
         ...
 
-    def judged(self, weights: Sequence[float], method: str = "") -> Judged:
+    def judged(self, weights: Sequence[float], method: str = "") -> MergeScores:
         """Return what a merge with such weights scores, by another method on the last model if one is named.
 
         Raises:

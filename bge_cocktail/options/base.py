@@ -80,6 +80,8 @@ class Options(BaseModel):
 
     panels: ClassVar[dict[str, str]] = {}
     """The parts of a command's help: for each title, the names of its options, with spaces between."""
+    common: ClassVar[str] = ""
+    """The options that the short help shows, with spaces between; without any, all are shown."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

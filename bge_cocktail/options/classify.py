@@ -14,6 +14,9 @@ from bge_cocktail.options.train import CommonTrainOptions
 class ClassifyOptions(CommonTrainOptions, AugmentOptions):
     """How an encoder gets a classification head."""
 
+    common: ClassVar[str] = (
+        "epochs batch_size learning_rate few_shot head multi_label per_class max_length metric precision device seed"
+    )
     panels: ClassVar[dict[str, str]] = {
         "Course": "epochs batch_size accumulate learning_rate head_learning_rate warmup schedule optimizer "
         "weight_decay layer_decay max_grad_norm seed",

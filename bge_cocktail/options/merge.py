@@ -27,6 +27,7 @@ NumberLists = Annotated[list[list[float]], BeforeValidator(_number_lists)]
 class MergeOptions(PluginOptions):
     """How models become one."""
 
+    common: ClassVar[str] = "method weights share base density dtype"
     panels: ClassVar[dict[str, str]] = {
         "Method": "method base scale density density_for shrinkage wudi_steps normalise dtype seed plugin_options",
         "Weights": "weights share weights_for layer_weights decay",

@@ -52,6 +52,7 @@ Ratio = Annotated[list[float], BeforeValidator(_by_colon)]
 class PrepareOptions(AugmentOptions):
     """How data become clean, split records."""
 
+    common: ClassVar[str] = "form clean duplicates ratio keep_splits on_leak negatives augment weigh skip_bad seed"
     panels: ClassVar[dict[str, str]] = {
         "Cleaning": "clean min_chars max_chars min_tokens max_tokens languages language_detector",
         "Duplicates, splits and leaks": "duplicates near_threshold semantic_threshold ratio keep_splits group_by "

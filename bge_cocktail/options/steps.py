@@ -22,6 +22,7 @@ from bge_cocktail.options.base import (
 class EncodeOptions(Options):
     """How texts become embeddings."""
 
+    common: ClassVar[str] = "device precision max_length"
     panels: ClassVar[dict[str, str]] = {
         "Embedding": "device precision batch_tokens packed max_length query_prompt document_prompt cache cache_dir"
     }
@@ -49,6 +50,7 @@ class EncodeOptions(Options):
 class MineOptions(Options):
     """Which documents become hard negatives."""
 
+    common: ClassVar[str] = "negatives depth skip relative_margin candidates also teacher seed"
     panels: ClassVar[dict[str, str]] = {
         "Candidates": "candidates also skip depth index min_recall",
         "What is left out": "relative_margin absolute_margin margin_from max_similarity min_similarity "
@@ -134,6 +136,7 @@ class MineOptions(Options):
 class EvaluateOptions(PluginOptions):
     """How models are judged."""
 
+    common: ClassVar[str] = "depth split reranker probe"
     depth: int = Field(100, ge=10, description="documents retrieved for a query")
     metrics: Names = Field(
         ["nDCG@10", "MRR@10", "MAP@100", "Recall@10", "Recall@100"],

@@ -104,6 +104,10 @@ class TaskTrainOptions(Options):
 class TrainOptions(CommonTrainOptions):
     """How an encoder is tuned."""
 
+    common: ClassVar[str] = (
+        "epochs batch_size learning_rate loss temperature negatives query_prompt max_length "
+        "lora anchor precision memory patience device seed"
+    )
     panels: ClassVar[dict[str, str]] = {
         "Course": "epochs batch_size accumulate learning_rate warmup schedule optimizer weight_decay layer_decay "
         "max_grad_norm seed",

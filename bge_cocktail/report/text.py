@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bge_cocktail.core.errors import printable
+from bge_cocktail.evaluating.compare import Comparison
 from bge_cocktail.evaluating.scores import ModelScores
 from bge_cocktail.mining.candidates import Audit
 
@@ -38,28 +39,43 @@ def shortened(text: str, width: int = 70) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    return cell.strip(" *").replace(".", "", 1).replace("-", "", 1).isdigit()
+    return cell.rstrip(" +-").replace(".", "", 1).replace("-", "", 1).isdigit()
 
 
-def score_table(results: Sequence[ModelScores]) -> str:
-    """Return the main score of each model on each task; the best of each column is marked with a star."""
+_MARKS = {"better": "+", "worse": "-"}
+
+
+def score_table(results: Sequence[ModelScores], comparison: Comparison | None = None) -> str:
+    """Return the main score of each model on each task.
+
+    Args:
+        results: Scores of each model on the same tasks.
+        comparison: Of them with one; what is measurably better or worse is marked, and a line says so.
+    """
+    verdicts = {
+        (model, change.task): change.verdict
+        for model, changes in (comparison.changes if comparison is not None else {}).items()
+        for change in changes
+    }
     header = ["model"]
     for score in results[0].main():
         mark = " (target)" if score.role == "target" else ""
         header.append(f"{score.task}{mark} {score.metric}")
-    columns = len(results[0].main())
-    best = [max(result.main()[column].value for result in results) for column in range(columns)]
     rows = [
         [
             result.model,
             *(
-                f"{score.value:.4f}{'*' if score.value == best[column] and len(results) > 1 else ' '}"
-                for column, score in enumerate(result.main())
+                f"{score.value:.4f}{_MARKS.get(verdicts.get((result.model, score.task), ''), ' ')}"
+                for score in result.main()
             ),
         ]
         for result in results
     ]
-    return text_table(header, rows)
+    table = text_table(header, rows)
+    if comparison is None or not verdicts:
+        return table
+    sure = f"paired test, corrected for {len(results[0].main())} tasks, {100 * comparison.confidence:g} %"
+    return f"{table}\n+ measurably better than {comparison.baseline.model}, - worse ({sure})"
 
 
 SHOWN = 12

@@ -26,7 +26,7 @@ from bge_cocktail.data.record import Record
 from bge_cocktail.merging.merge import merge, verify_merge
 from bge_cocktail.merging.objective import chance_losses, draw_negatives, example_loss
 from bge_cocktail.merging.weights import (
-    Judged,
+    MergeScores,
     WeightsResult,
     best_weights,
     best_within,
@@ -224,11 +224,11 @@ class Seen(Fake):
         super().__init__([1, 0, 0])
         self.harm, self.noise = harm, noise
 
-    def judged(self, weights: Sequence[float], method: str = "") -> Judged:
+    def judged(self, weights: Sequence[float], method: str = "") -> MergeScores:
         target, _ = self.scores(weights)
         general = 0.5 - self.harm * weights[0]
         drawn = general + self.noise * np.random.default_rng(int(1000 * weights[0])).normal(size=1000)
-        return Judged(target, general, target + self.unsure * np.random.default_rng(1).normal(size=1000), drawn)
+        return MergeScores(target, general, target + self.unsure * np.random.default_rng(1).normal(size=1000), drawn)
 
 
 def test_auto_takes_the_best_target_that_does_no_harm() -> None:
@@ -271,10 +271,10 @@ def test_auto_lets_the_general_score_decide_between_targets_that_dev_cannot_tell
         names = ("tuned", "base")
         other_methods = ()
 
-        def judged(self, weights: Sequence[float], method: str = "") -> Judged:
+        def judged(self, weights: Sequence[float], method: str = "") -> MergeScores:
             target, general = scores[tuple(weights)]  # type: ignore[index]
             generator = np.random.default_rng(int(100 * weights[0]))
-            return Judged(target, general, target + 0.02 * generator.normal(size=1000), np.full(1000, general))
+            return MergeScores(target, general, target + 0.02 * generator.normal(size=1000), np.full(1000, general))
 
     found = best_without_harm(Few(), 2, [0.5, 0.3], 0.0)  # type: ignore[arg-type]
     assert found.weights == [0.5, 0.5]

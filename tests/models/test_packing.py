@@ -206,5 +206,3 @@ def test_the_script_for_a_card_runs_without_one() -> None:
     names = " ".join(figure["name"] for figure in figures)
     for part in ("packed and padded", "loss, bf16", "train, bf16", "embed", "search", "gradient cache"):
         assert part in names
-    without = subprocess.run([*command[:2]], capture_output=True, text=True, check=True)
-    assert torch.cuda.is_available() or "no GPU here" in without.stderr

@@ -18,7 +18,7 @@ from bge_cocktail.merging.merge import Merged, merge
 from bge_cocktail.merging.objective import loadable_folder, parameters_by_key, put_tensors, tiles_of
 from bge_cocktail.merging.plan import Plan, source_of, with_weights
 from bge_cocktail.merging.recipe import Recipe
-from bge_cocktail.merging.weights import Judged
+from bge_cocktail.merging.weights import MergeScores
 from bge_cocktail.models.folder import declared_labels, model_folder
 from bge_cocktail.options import MergeOptions, PredictOptions
 from bge_cocktail.training.classifier.evaluate import log_losses
@@ -82,7 +82,7 @@ class ClassifierObjective:
         put_tensors(self.parameters, ((key, plan.tiles(key)) for key in self.parameters))
         return -float(self._losses().mean()), None
 
-    def judged(self, weights: Sequence[float], method: str = "") -> Judged:
+    def judged(self, weights: Sequence[float], method: str = "") -> MergeScores:
         """Not for classifiers, which are merged without tasks."""
         raise UsageError("weights that judge general tasks are found for encoders; for classifiers take search")
 

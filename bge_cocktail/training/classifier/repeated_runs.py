@@ -93,7 +93,7 @@ def train_runs(
         base: Folder or hub name of the encoder.
         runs: From `seed_runs` or `fold_runs`.
         output: The folder to write.
-        test: Judged by each classifier, too; the runs' own where they hold one out.
+        test: MergeScores by each classifier, too; the runs' own where they hold one out.
         resume: Go on with what was cut off.
         overwrite: Replace an older output of this tool.
 
