@@ -22,7 +22,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 import rich_click as click
 from click.exceptions import Exit
 
-from bge_cocktail.cli.lazy import LazyGroup
+from bge_cocktail.cli.command_kinds import LazyGroup
 from bge_cocktail.core.errors import (
     CocktailError,
     explain_os_error,
@@ -66,6 +66,7 @@ COMMANDS = {
     "init": "bge_cocktail.cli.run:init",
     # a module called list would hide the built-in in this one
     "list": "bge_cocktail.cli.registries:command",
+    "completion": "bge_cocktail.cli.registries:completion",
 }
 
 

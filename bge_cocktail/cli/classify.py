@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import rich_click as click
 
+from bge_cocktail.cli.command_kinds import LazyGroup, ShortHelp
 from bge_cocktail.cli.flags import (
     PATH,
     flags_from,
@@ -27,8 +28,6 @@ from bge_cocktail.cli.flags import (
     show,
     source_flags,
 )
-from bge_cocktail.cli.lazy import LazyGroup
-from bge_cocktail.cli.short_help import ShortHelp
 from bge_cocktail.cli.show import searched_names, show_search, training
 from bge_cocktail.core.errors import UsageError
 from bge_cocktail.options import ClassifyOptions, PredictOptions

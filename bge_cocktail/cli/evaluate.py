@@ -7,8 +7,8 @@ from typing import Any
 
 import rich_click as click
 
+from bge_cocktail.cli.command_kinds import ShortHelp
 from bge_cocktail.cli.flags import flags_from, format_flag, options_from, output_flag, overwrite_flag, plugin_flag, show
-from bge_cocktail.cli.short_help import ShortHelp
 from bge_cocktail.options import EncodeOptions, EvaluateOptions
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import rich_click as click
 from pydantic import BeforeValidator
 
-from bge_cocktail.cli.short_help import FINER
+from bge_cocktail.cli.command_kinds import FINER
 from bge_cocktail.core.errors import UsageError, options_as_flags
 from bge_cocktail.options import Options, checked
 

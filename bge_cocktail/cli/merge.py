@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
+from bge_cocktail.cli.command_kinds import ShortHelp
 from bge_cocktail.cli.flags import (
     PATH,
     flags_from,
@@ -18,7 +19,6 @@ from bge_cocktail.cli.flags import (
     plugin_flag,
     show,
 )
-from bge_cocktail.cli.short_help import ShortHelp
 from bge_cocktail.core.errors import UsageError
 from bge_cocktail.options import EncodeOptions, EvaluateOptions, MergeOptions
 

@@ -1,4 +1,4 @@
-"""``bge-cocktail list``."""
+"""``bge-cocktail list`` and ``completion``: names, for people and for shells."""
 
 from __future__ import annotations
 
@@ -47,3 +47,26 @@ def describe(kind: str) -> dict[str, str]:
     room, name = KINDS[kind]
     found: dict[str, str] = getattr(import_module(f"bge_cocktail.{room}"), name).describe()
     return found
+
+
+# as click names it for a program of this name
+_VARIABLE = "_BGE_COCKTAIL_COMPLETE"
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes a shell complete commands, options and their values.
+
+    bash and zsh: eval "$(bge-cocktail completion bash)" in ~/.bashrc or ~/.zshrc. fish: bge-cocktail completion fish >
+    ~/.config/fish/completions/bge-cocktail.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    from bge_cocktail.cli import main
+
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise click.UsageError(f"no completion for {shell}")
+    completion = kind(main, {}, "bge-cocktail", _VARIABLE)
+    click.echo(completion.source_template % completion.source_vars())

@@ -7,6 +7,7 @@ from typing import Any
 
 import rich_click as click
 
+from bge_cocktail.cli.command_kinds import ShortHelp
 from bge_cocktail.cli.flags import (
     PATH,
     flags_from,
@@ -17,7 +18,6 @@ from bge_cocktail.cli.flags import (
     refuse_both,
     show,
 )
-from bge_cocktail.cli.short_help import ShortHelp
 from bge_cocktail.cli.show import training
 from bge_cocktail.options import TrainOptions
 
