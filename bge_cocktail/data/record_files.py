@@ -8,7 +8,7 @@ import string
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import overload
+from typing import TypeVar, overload
 
 import numpy as np
 import orjson
@@ -75,6 +75,16 @@ def records_of(examples: Iterable[Example], path: str | Path) -> list[Record]:
             )
         records.append(example.record)
     return records
+
+
+Item = TypeVar("Item")
+
+
+def spread(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
+    """Return so many of the items, evenly spread over all and in their order; all of them without a limit."""
+    if not limit or limit >= len(items):
+        return items
+    return [items[place] for place in np.linspace(0, len(items) - 1, limit).astype(int).tolist()]
 
 
 def write_records(records: Iterable[Record], path: str | Path) -> None:

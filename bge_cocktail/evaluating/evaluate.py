@@ -54,13 +54,16 @@ TaskPath = str | Path | Task
 """A task's folder, or the task, opened already."""
 
 
-def open_tasks(target: Sequence[TaskPath], general: Sequence[TaskPath], others: bool = False) -> list[Task]:
+def open_tasks(
+    target: Sequence[TaskPath], general: Sequence[TaskPath], others: bool = False, limit: int | None = None
+) -> list[Task]:
     """Recognise the tasks, the target's first.
 
     Args:
         target: Folders of target tasks.
         general: Folders of general tasks.
         others: Whether there are other tasks beside these.
+        limit: How many queries, texts or pairs of each are judged; None for all.
 
     Raises:
         UsageError: None, or two of the same name.
@@ -70,6 +73,7 @@ def open_tasks(target: Sequence[TaskPath], general: Sequence[TaskPath], others: 
         *((path, "general") for path in general),
     ]
     task_list = [_with_role(path, role) if isinstance(path, Task) else open_task(path, role) for path, role in given]
+    task_list = [replace(task, limit=limit, _data={}, _counted={}) for task in task_list] if limit else task_list
     if not task_list and not others:
         raise UsageError("nothing to evaluate on: name at least one target or general task, or one of mteb")
     names = [task.name for task in task_list]
@@ -125,7 +129,7 @@ def scorer(
     """
     if not target:
         raise UsageError("a search needs at least one `target` task")
-    task_list = open_tasks(target, general)
+    task_list = open_tasks(target, general, limit=options.limit)
     for_general = options.model_copy(update={"split": general_split or options.split})
     parts = [(task, for_general if task.role == "general" else options) for task in task_list]
     _check_judging(task_list, options)  # what is wrong is said now
@@ -236,7 +240,7 @@ def run_evaluate(
     named = dict(models) if isinstance(models, Mapping) else named_models(models)
     folders = [task.path if isinstance(task, Task) else task_path(task)[1] for task in (*target, *general)]
     refuse_to_replace(output, overwrite, [*named.values(), *folders])
-    task_list = open_tasks(target, general, others=bool(mteb))
+    task_list = open_tasks(target, general, bool(mteb), options.limit)
     if options.save_runs:
         for task in task_list:
             check_ids(task, options.split)

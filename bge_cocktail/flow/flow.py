@@ -112,7 +112,7 @@ class Flow:
         }
         # what the base is judged with is what the tuned model is trained with
         self.training: TrainOptions = options.train.model_copy(update=prompts)
-        self.tasks = open_tasks(options.data.target, options.data.general)
+        self.tasks = open_tasks(options.data.target, options.data.general, limit=options.evaluate.limit)
         self.watched = open_watched(options.data.watch)
         self.done: list[str] = []
 

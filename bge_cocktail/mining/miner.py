@@ -19,7 +19,7 @@ from bge_cocktail.core.progress import progress
 from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path
 from bge_cocktail.data.beir import corpus_of, is_beir, read_corpus, read_judgements
 from bge_cocktail.data.record import Record, normalise
-from bge_cocktail.data.record_files import read_records, write_records
+from bge_cocktail.data.record_files import read_records, spread, write_records
 from bge_cocktail.mining.candidates import (
     Audit,
     CandidateDecision,
@@ -307,7 +307,7 @@ def mine(
     check_mining(options, teacher is not None)
     if missing := sorted(set(options.also) - set(also or {})):
         raise UsageError(f"the options name the encoder '{missing[0]}', which isn't given")
-    records = list(records)
+    records = list(spread(records, options.limit))
     by_key = _by_key([text for record in records for text in (*record.pos, *record.neg)] if corpus is None else corpus)
     documents = list(by_key.values())
     if not documents:

@@ -71,6 +71,7 @@ Direction = Literal["query-document", "query-query", "document-query", "document
 Directions = Annotated[list[Direction], BeforeValidator(_comma_separated)]
 Names = Annotated[list[str], BeforeValidator(_comma_separated)]
 Packed = Literal["auto", "on", "off"]
+LIMIT_HELP = "for a first try: only so many {what}, evenly spread over all"
 PACKED_HELP = "whether the texts of a batch are one stream without padding; auto: on a GPU in half precision"
 PROMPT_HELP = "a text, or one of " + ", ".join(NAMED_PROMPTS) + "; without it, what the model declares"
 

@@ -15,10 +15,11 @@ class ClassifyOptions(CommonTrainOptions, AugmentOptions):
     """How an encoder gets a classification head."""
 
     common: ClassVar[str] = (
-        "epochs batch_size learning_rate few_shot head multi_label per_class max_length metric precision device seed"
+        "limit epochs batch_size learning_rate few_shot head multi_label per_class max_length metric "
+        "precision device seed"
     )
     panels: ClassVar[dict[str, str]] = {
-        "Course": "epochs batch_size accumulate learning_rate head_learning_rate warmup schedule optimizer "
+        "Course": "limit epochs batch_size accumulate learning_rate head_learning_rate warmup schedule optimizer "
         "weight_decay layer_decay max_grad_norm seed",
         "Head and loss": "few_shot pairs_per_text head head_start head_layers head_dropout multi_label threshold loss "
         "focal_gamma class_weights label_smoothing anchor",

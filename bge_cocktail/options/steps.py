@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from bge_cocktail.options.base import (
+    LIMIT_HELP,
     PACKED_HELP,
     PROMPT_HELP,
     Limit,
@@ -50,15 +51,16 @@ class EncodeOptions(Options):
 class MineOptions(Options):
     """Which documents become hard negatives."""
 
-    common: ClassVar[str] = "negatives depth skip relative_margin candidates also teacher seed"
+    common: ClassVar[str] = "limit negatives depth skip relative_margin candidates also teacher seed"
     panels: ClassVar[dict[str, str]] = {
-        "Candidates": "candidates also skip depth index min_recall",
+        "Candidates": "limit candidates also skip depth index min_recall",
         "What is left out": "relative_margin absolute_margin margin_from max_similarity min_similarity "
         "duplicate_similarity",
         "Choice": "negatives choice choice_temperature keep_negatives pad seed",
         "Teacher": "teacher teacher_margin teacher_max teacher_depth",
     }
 
+    limit: int | None = Field(None, ge=1, description=LIMIT_HELP.format(what="records"))
     negatives: int = Field(7, ge=1, description="hard negatives to find for each record")
     skip: int = Field(0, ge=0, description="leave out the first ranks, where false negatives are likeliest")
     depth: int = Field(60, ge=1, description="the last rank that may become a negative")
@@ -136,7 +138,13 @@ class MineOptions(Options):
 class EvaluateOptions(PluginOptions):
     """How models are judged."""
 
-    common: ClassVar[str] = "depth split reranker probe"
+    common: ClassVar[str] = "limit depth split reranker probe"
+    limit: int | None = Field(
+        None,
+        ge=1,
+        description=LIMIT_HELP.format(what="queries (texts, pairs) of each task")
+        + ", and ten times as many documents beside the relevant ones; scores are those of smaller tasks",
+    )
     depth: int = Field(100, ge=10, description="documents retrieved for a query")
     metrics: Names = Field(
         ["nDCG@10", "MRR@10", "MAP@100", "Recall@10", "Recall@100"],

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from bge_cocktail.options.base import (
+    LIMIT_HELP,
     PACKED_HELP,
     PROMPT_HELP,
     Directions,
@@ -22,6 +23,7 @@ from bge_cocktail.options.base import (
 class CommonTrainOptions(Options):
     """How a model is tuned, whatever it is tuned for."""
 
+    limit: int | None = Field(None, ge=1, description=LIMIT_HELP.format(what="records (texts) of train"))
     epochs: float = Field(3, gt=0, le=10_000, description="passes over the records")
     batch_size: int = Field(32, ge=1, description="records in a batch of each process")
     accumulate: int = Field(
@@ -105,11 +107,11 @@ class TrainOptions(CommonTrainOptions):
     """How an encoder is tuned."""
 
     common: ClassVar[str] = (
-        "epochs batch_size learning_rate loss temperature negatives query_prompt max_length "
+        "limit epochs batch_size learning_rate loss temperature negatives query_prompt max_length "
         "lora anchor precision memory patience device seed"
     )
     panels: ClassVar[dict[str, str]] = {
-        "Course": "epochs batch_size accumulate learning_rate warmup schedule optimizer weight_decay layer_decay "
+        "Course": "limit epochs batch_size accumulate learning_rate warmup schedule optimizer weight_decay layer_decay "
         "max_grad_norm seed",
         "Loss": "loss loss_weights temperature negatives draw too_few_negatives in_batch_negatives directions "
         "partition mask_margin label_smoothing teacher_temperature matryoshka anchor anchor_by cross_device_negatives",

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from bge_cocktail.core.errors import DataError, UsageError
@@ -44,14 +45,14 @@ def opened(
     for source in sources:
         task = tasks[source.name]
         if not options.keep_splits:
-            yield -1, _named(source.examples(rejects), task)
+            yield -1, _named(islice(source.examples(rejects), options.limit), task)
             continue
         there = splits_of(source.name, source.config)
         if not set(there) & set(SPLITS):
             raise DataError(f"{source.name} has none of the splits {', '.join(SPLITS)}; it has {', '.join(there)}")
         for number, split in enumerate(SPLITS):
             if split in there:
-                yield number, _named(replace(source, split=split).examples(rejects), task)
+                yield number, _named(islice(replace(source, split=split).examples(rejects), options.limit), task)
 
 
 def task_names(names: Sequence[str]) -> dict[str, str | None]:
@@ -66,7 +67,7 @@ def task_names(names: Sequence[str]) -> dict[str, str | None]:
     return names_of
 
 
-def _named(examples: Iterator[Example], task: str | None) -> Iterator[Example]:
+def _named(examples: Iterable[Example], task: str | None) -> Iterator[Example]:
     for example in examples:
         yield with_task(example, task) if task else example
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from bge_cocktail.core.errors import DataError, UsageError
 from bge_cocktail.core.runs import note_finding
 from bge_cocktail.data.labelled import DataFolder, LabelledTexts, read_labelled
 from bge_cocktail.data.record import Text, pair_key
+from bge_cocktail.data.record_files import spread
 from bge_cocktail.evaluating.measures import macro_f1
 from bge_cocktail.evaluating.scores import Score
 from bge_cocktail.evaluating.tasks.task import MapText, Task, TaskKind, interval_of, rows_of_texts, tasks
@@ -134,6 +135,10 @@ class ClassificationData:
     test: LabelledTexts
 
 
+def _some(data: LabelledTexts, limit: int) -> LabelledTexts:
+    return data.at(spread(range(len(data)), limit))
+
+
 class Classification(TaskKind):
     """A probe on frozen embeddings of labelled texts or pairs: accuracy, macro-F1."""
 
@@ -159,6 +164,10 @@ class Classification(TaskKind):
         apart = "dev" in folder.splits and folder.file("dev") != folder.file(split)
         dev = read_labelled(folder, "dev", train.names) if apart else None
         return ClassificationData(train, dev, test)
+
+    def limited(self, data: ClassificationData, limit: int) -> ClassificationData:
+        """See `TaskKind.limited`; what the probe learns from stays whole."""
+        return replace(data, test=_some(data.test, limit))
 
     def judge(self, encoder: Encoder, task: Task, options: EvaluateOptions) -> list[Score]:
         """See `TaskKind.judge`."""
@@ -248,6 +257,10 @@ class Clustering(TaskKind):
         if len(data.names) < 2:
             raise DataError(f"{folder.file(split)} holds one label only ({data.names[0]}); clustering needs two")
         return data
+
+    def limited(self, data: LabelledTexts, limit: int) -> LabelledTexts:
+        """See `TaskKind.limited`."""
+        return _some(data, limit)
 
     def judge(self, encoder: Encoder, task: Task, options: EvaluateOptions) -> list[Score]:
         """See `TaskKind.judge`."""

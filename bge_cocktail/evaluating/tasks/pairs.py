@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from bge_cocktail.core.errors import DataError
 from bge_cocktail.data.labelled import SCORED, DataFolder, ScoredPairs, is_scored_by_label, read_scored
+from bge_cocktail.data.record_files import spread
 from bge_cocktail.evaluating.scores import Score
 from bge_cocktail.evaluating.tasks.task import Task, TaskKind, interval_of, rows_of_texts, tasks
 from bge_cocktail.models.encoder import Encoder
@@ -28,6 +29,11 @@ class ScoredKind(TaskKind):
     def read(self, folder: DataFolder, split: str) -> ScoredPairs:
         """See `TaskKind.read`."""
         return read_scored(folder, split)
+
+    def limited(self, data: ScoredPairs, limit: int) -> ScoredPairs:
+        """See `TaskKind.limited`."""
+        first, second, scores = spread(data.first, limit), spread(data.second, limit), spread(data.scores, limit)
+        return ScoredPairs(tuple(first), tuple(second), tuple(scores))
 
     def texts(self, data: ScoredPairs, split: str, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return the pairs and their scores."""

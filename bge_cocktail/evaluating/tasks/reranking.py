@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from bge_cocktail.data.labelled import CANDIDATE_COLUMNS, Candidates, DataFolder, read_candidates
+from bge_cocktail.data.record_files import spread
 from bge_cocktail.evaluating.measures import measure_run
 from bge_cocktail.evaluating.scores import FOUND_SHOWN, Score
 from bge_cocktail.evaluating.tasks.retrieval import ordered
@@ -31,6 +32,10 @@ class Reranking(TaskKind):
     def read(self, folder: DataFolder, split: str) -> list[Candidates]:
         """See `TaskKind.read`."""
         return read_candidates(folder, split)
+
+    def limited(self, data: list[Candidates], limit: int) -> list[Candidates]:
+        """See `TaskKind.limited`."""
+        return list(spread(data, limit))
 
     def judge(self, encoder: Encoder, task: Task, options: EvaluateOptions) -> list[Score]:
         """See `TaskKind.judge`."""

@@ -17,7 +17,7 @@ from bge_cocktail.core.runs import note_finding
 from bge_cocktail.data.beir import RetrievalData, is_beir
 from bge_cocktail.data.labelled import CANDIDATE_COLUMNS, DataFolder
 from bge_cocktail.data.record import normalise
-from bge_cocktail.data.record_files import RECORDS_FILE, records_of
+from bge_cocktail.data.record_files import RECORDS_FILE, records_of, spread
 from bge_cocktail.data.retrieval import read_retrieval
 from bge_cocktail.data.sources import examples_of_rows
 from bge_cocktail.evaluating.measures import measure_run
@@ -93,6 +93,8 @@ def ordered(scores: Mapping[str, float], depth: int) -> dict[str, float]:
 log = logging.getLogger(__name__)
 # of the texts on a map of a retrieval, so many are queries; the rest are their documents, and others
 QUERIES = 1 / 4
+# documents beside the judged ones for each query of a first try
+_OTHERS = 10
 
 
 class Retrieval(TaskKind):
@@ -111,6 +113,15 @@ class Retrieval(TaskKind):
             return read_retrieval(folder.path, split)
         examples = examples_of_rows(folder.split_rows(split), str(folder.file(split)))
         return read_retrieval(folder.path, split, records_of(examples, folder.path))
+
+    def limited(self, data: RetrievalData, limit: int) -> RetrievalData:
+        """See `TaskKind.limited`; of the corpus, the judged documents stay, and ten others for each query."""
+        queries = {name: data.queries[name] for name in spread(list(data.qrels), limit)}
+        judged = {document for name in queries for document in data.qrels[name]}
+        others = spread([name for name in data.corpus if name not in judged], _OTHERS * limit)
+        kept = judged.union(others)
+        corpus = {name: text for name, text in data.corpus.items() if name in kept}
+        return RetrievalData(corpus, queries, {name: data.qrels[name] for name in queries})
 
     def judge(self, encoder: Encoder, task: Task, options: EvaluateOptions) -> list[Score]:
         """See `TaskKind.judge`."""

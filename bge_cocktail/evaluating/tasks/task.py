@@ -68,6 +68,15 @@ class TaskKind(ABC):
             DataError: With file and line of what is wrong.
         """
 
+    def limited(self, data: Any, limit: int) -> Any:
+        """Return data with so many queries, texts or pairs, for a first try; all of them where a kind doesn't say how.
+
+        Args:
+            data: From `read`.
+            limit: How many, evenly spread over all.
+        """
+        return data
+
     @abstractmethod
     def judge(self, encoder: Encoder, task: Task, options: EvaluateOptions) -> list[Score]:
         """Return an encoder's scores on a task, the main one first; `Task.data` has been read."""
@@ -119,12 +128,14 @@ class Task:
         kind: Which of the registered kinds it is.
         role: Whether it is tuned for (target) or must not get worse (general).
         path: Its folder.
+        limit: How many queries, texts or pairs are judged, evenly spread over all; None for all.
     """
 
     name: str
     kind: str
     role: Role
     path: Path
+    limit: int | None = None
     _folder: DataFolder | None = field(default=None, repr=False, compare=False)
     _data: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     _counted: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -143,7 +154,8 @@ class Task:
         if split not in self._data:
             _ = self.hash  # of what is read now, whenever it is asked for
             folder = self._folder or DataFolder(self.path)
-            self._data[split] = tasks[self.kind].read(folder, split)
+            data = tasks[self.kind].read(folder, split)
+            self._data[split] = tasks[self.kind].limited(data, self.limit) if self.limit else data
             folder.forget()
         return self._data[split]
 
@@ -201,10 +213,10 @@ def open_task(path: str | Path, role: Role) -> Task:
         raise DataError(f"{name!r} has control characters in its name, which names the task; rename the folder")
     folder = DataFolder(path)
     if kind:
-        return Task(f"{path.resolve().name} ({kind})", kind, role, path, folder)
+        return Task(f"{path.resolve().name} ({kind})", kind, role, path, _folder=folder)
     for name in sorted(tasks, key=lambda name: tasks[name].order):
         if _recognises(name, folder):
-            return Task(path.resolve().name, name, role, path, folder)
+            return Task(path.resolve().name, name, role, path, _folder=folder)
     raise DataError(
         f"{path} is no task: expected a BEIR folder (corpus.jsonl, queries.jsonl, qrels/), "
         "records (test.jsonl), labelled texts (train.jsonl, test.jsonl), scored pairs or candidates (test.jsonl)"

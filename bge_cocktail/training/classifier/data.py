@@ -14,6 +14,7 @@ from bge_cocktail.core.runs import hash_value
 from bge_cocktail.data.labelled import LabelledRow, LabelledTexts, label_names, labelled_rows, number_labels
 from bge_cocktail.data.readers import BadRows
 from bge_cocktail.data.record import Text, normalise, pair_key
+from bge_cocktail.data.record_files import spread
 from bge_cocktail.data.sources import SPLITS, Source, splits_of
 from bge_cocktail.options import ClassifyOptions, PrepareOptions
 from bge_cocktail.preparing.augment import with_copies
@@ -173,7 +174,9 @@ def _keys_of_test(source: Source, options: ClassifyOptions) -> frozenset[str]:
 
 
 def sample_per_class(data: ClassifierData, options: ClassifyOptions) -> ClassifierData:
-    """The data with so many texts of each class in train (of several labels: of each set of them), or all there are."""
+    """The data with so many texts in train, or so many of each class (of several labels: of each set of them)."""
+    if options.limit:
+        data = replace(data, train=data.train.at(spread(range(len(data.train)), options.limit)))
     if not options.per_class:
         return data
     order = np.random.default_rng(options.seed).permutation(len(data.train)).tolist()

@@ -14,7 +14,7 @@ from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
 from bge_cocktail.core.runs import RUN_FILE, begin_findings, describe_run, hash_path, step_key
 from bge_cocktail.data.beir import RetrievalData
 from bge_cocktail.data.record import Record
-from bge_cocktail.data.record_files import write_records
+from bge_cocktail.data.record_files import spread, write_records
 from bge_cocktail.evaluating.evaluate import TaskPath
 from bge_cocktail.models.card import Parent, shown_name, write_card
 from bge_cocktail.models.encoder import load_encoder
@@ -80,6 +80,7 @@ def train(
     options = options or TrainOptions()
     refuse_to_replace(output, overwrite, [base])
     folder = sentence_transformers_folder(base)
+    records = spread(records, options.limit)
     watched = open_watched(general)  # read once, by the checks and by all that is watched
     check_training(folder, options, watched)
     rows = TrainingPairs(records, options)
@@ -113,7 +114,7 @@ def train(
 
 def training_key(base: str | Path, records: Sequence[Record], options: TrainOptions, dev: RetrievalData | None) -> str:
     """Return the key that run.json of the same training has."""
-    inputs = [hash_path(model_folder(base)), hash_records(records), hash_retrieval(dev)]
+    inputs = [hash_path(model_folder(base)), hash_records(spread(records, options.limit)), hash_retrieval(dev)]
     return step_key("train", _what_counts(options), dict(zip("abc", inputs, strict=True)))
 
 
