@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 
 from bge_cocktail.core.outputs import new_file
 
+log = logging.getLogger(__name__)
 SMALLEST_HEIGHT = 0.04
 INK, MUTED, BLUE, ORANGE = "#1f2933", "#8a94a0", "#2a6fdb", "#d9622b"
 
@@ -72,7 +75,7 @@ def finish(figure: Any, axes: Any, path: Path, *, target: str, general: str, tit
     axes.grid(color="#e6e9ed", linewidth=0.8)
     axes.set_axisbelow(True)
     with new_file(path) as working:
-        figure.savefig(working, format="png")
+        save(figure, working, "png")
     pyplot.close(figure)
 
 
@@ -192,7 +195,7 @@ def draw_heatmap(
     for axis, (title, rows, values, kind) in zip(axes[:, 0], shown, strict=True):
         _draw_part(axis, title, rows, np.asarray(values, np.float64), kind, layers if axis is axes[-1, 0] else [])
     with new_file(path) as working:
-        figure.savefig(working, format="png")
+        save(figure, working, "png")
     pyplot.close(figure)
 
 
@@ -258,5 +261,69 @@ def draw_indexes(scores: Sequence[Mapping[str, Any]], path: Path, *, k: int, tit
             "* full embeddings order its candidates, and are kept beside it", fontsize=8, color=MUTED, x=0.01, ha="left"
         )
     with new_file(path) as working:
-        figure.savefig(working, format="png")
+        save(figure, working, "png")
     pyplot.close(figure)
+
+
+# families that have the letters of names in Chinese, Japanese and Korean, those of Linux, macOS and Windows
+_WIDE_FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei"),
+    *("WenQuanYi Zen Hei", "Droid Sans Fallback", "PingFang SC", "Hiragino Sans GB", "Heiti TC", "Apple SD Gothic Neo"),
+    *("Microsoft YaHei", "SimHei", "Yu Gothic", "Malgun Gothic", "Arial Unicode MS"),
+)
+_told: set[str] = set()
+
+
+def save(figure: Any, path: Path, kind: str) -> None:
+    """Write a figure, its texts in fonts that have their letters; where none is installed, say once what to install.
+
+    Args:
+        figure: matplotlib's.
+        path: The file to write.
+        kind: Its format.
+    """
+    import warnings
+
+    from matplotlib import font_manager, text
+
+    texts = [one for one in figure.findobj(text.Text) if not one.get_text().isascii()]
+    letters = {letter for one in texts for letter in one.get_text() if not letter.isspace()}
+    usual = texts[0].get_fontfamily() if texts else []
+    lacking = (
+        letters - _letters_of(font_manager.findfont(font_manager.FontProperties(family=usual))) if texts else set()
+    )
+    if lacking and (family := _family_with(lacking)) is not None:
+        for one in texts:
+            one.set_fontfamily([*usual, family])
+    elif lacking and not lacking <= _told:
+        _told.update(lacking)
+        shown = "".join(sorted(lacking)[:8])
+        log.warning(
+            "no font here has the letters %s, which are boxes in pictures; install one that has (Debian: "
+            "fonts-noto-cjk)",
+            shown,
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # as said above
+        figure.savefig(path, format=kind)
+
+
+def _family_with(letters: set[str]) -> str | None:
+    """Return the installed font that has all of some letters, or most."""
+    from matplotlib import font_manager
+
+    # the last resort has a box for every letter
+    paths = {font.name: font.fname for font in font_manager.fontManager.ttflist if "Last Resort" not in font.name}
+    found = {family: len(letters & _letters_of(paths[family])) for family in _WIDE_FONTS if family in paths}
+    if not any(found.values()):
+        found = {family: len(letters & _letters_of(path)) for family, path in sorted(paths.items())}
+    best = max(found, key=lambda family: found[family], default=None)
+    return best if best is not None and found[best] else None
+
+
+@cache
+def _letters_of(path: str) -> frozenset[str]:
+    """Return the letters that a font's file has."""
+    from matplotlib import font_manager
+
+    return frozenset(map(chr, font_manager.get_font(path).get_charmap()))

@@ -245,6 +245,10 @@ def run_evaluate(
         for task in task_list:
             check_ids(task, options.split)
     theirs = None
+    if mteb and options.limit:
+        raise UsageError(
+            "`limit` takes a part of our own tasks; mteb judges its own whole, so leave out one of the two"
+        )
     if mteb:
         from bge_cocktail.evaluating.mteb import MtebTasks
 

@@ -6,8 +6,9 @@ import html
 import math
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from typing import Any, Literal
 
 from bge_cocktail.core.registry import Registry
@@ -177,6 +178,13 @@ COLOURS = ("#8a94a0", "#2f7bd9", "#e0742f", "#23a06d", "#a45ad1", "#c79a1b", "#d
 def colour_of(place: int) -> str:
     """Return the colour of the model at a place; the baseline is grey."""
     return COLOURS[place % len(COLOURS)]
+
+
+def colours_of(collected: ReportInput, names: Iterable[str]) -> dict[str, str]:
+    """Return a colour for each name: in all plots that of the evaluated model of this name; others have the next."""
+    known = {model.model: place for group in collected.evaluated for place, model in enumerate(group.models)}
+    free = count(1 + max(known.values(), default=0))
+    return {name: colour_of(known[name] if name in known else next(free)) for name in dict.fromkeys(names)}
 
 
 def figure(traces: Sequence[dict[str, Any]], **layout: Any) -> dict[str, Any]:

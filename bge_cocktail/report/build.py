@@ -189,7 +189,7 @@ def build_report(collected: ReportInput, title: str) -> Report:
         with as_written(f"what the section '{name}' of the report shows"):
             if (section := report_sections[name](collected)) is not None:
                 sections.append(section)
-    summary = [sentence for group in collected.evaluated for sentence in (*group.words().values(), group.advice())]
+    summary = [sentence for group in collected.evaluated for sentence in (group.advice(), *group.words().values())]
     summary = [sentence for sentence in summary if sentence]
     going = sum(not step.finished for step in collected.steps)
     if going:

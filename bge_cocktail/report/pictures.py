@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bge_cocktail.core.errors import UsageError
-from bge_cocktail.core.pictures import INK, MUTED
+from bge_cocktail.core.pictures import INK, MUTED, save
 from bge_cocktail.report.blocks import colour_of
 from bge_cocktail.report.collect import ComparedEvaluations, ReportInput
 
@@ -39,7 +39,7 @@ def draw_summary(collected: ReportInput, path: Path, kind: str) -> None:
             axes.spines[["top", "right"]].set_visible(False)
             axes.set_axisbelow(True)
             axes.grid(color="#e6e9ed", linewidth=0.8)
-    figure.savefig(path, format=kind)
+    save(figure, path, kind)
 
 
 def _draw_changes(axes: Any, group: ComparedEvaluations) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from bge_cocktail.core.errors import printable
-from bge_cocktail.evaluating.compare import Comparison
 from bge_cocktail.evaluating.scores import ModelScores
 from bge_cocktail.mining.candidates import Audit
+
+if TYPE_CHECKING:  # a merge prints a table, and has nothing to compare
+    from bge_cocktail.evaluating.compare import Comparison
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

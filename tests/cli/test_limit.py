@@ -65,3 +65,8 @@ def test_the_judged_documents_stay_in_a_smaller_corpus(beir: Path) -> None:
     assert judged & whole.corpus.keys() <= part.corpus.keys()
     assert len(part.corpus) <= len(judged) + 20
     assert len(read_records(beir)) > 9
+
+
+def test_mteb_judges_whole_tasks(cli: Cli, tiny: Path, labelled: Path, tmp_path: Path) -> None:
+    said = cli("evaluate", tiny, "--mteb", labelled, "--limit", 6, "-o", tmp_path / "out", code=2).output
+    assert "--limit takes a part of our own tasks" in said

@@ -157,7 +157,7 @@ def test_packed_batches_keep_to_their_tokens() -> None:
     assert [sum(lengths[place] for place in batch) for batch in batches] == [9, 10, 6]
 
 
-@pytest.mark.parametrize("more", [[], ["--gradient-cache"], ["--anchor", "0.1", "--dropout", "0"]])
+@pytest.mark.parametrize("more", [[], ["--gradient-cache"], ["--anchor", "0.1"], ["--lora", "4"]], ids=str)
 def test_a_packed_training_learns_the_same(cli: Cli, tiny: Path, beir: Path, tmp_path: Path, more: list[str]) -> None:
     given = ["--epochs", 1, "--batch-size", 4, "--dropout", "0", "--precision", "fp32", "--patience", 0, *more]
     weights = []

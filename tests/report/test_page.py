@@ -49,11 +49,17 @@ def test_a_reader_finds_the_way(start: Callable[[str], Any], page: Path, run: Pa
     # a plot is drawn when it comes near, and its other figure when asked
     figure = browser.find_element(By.CSS_SELECTOR, "#scores figure")
     browser.execute_script("arguments[0].scrollIntoView()", figure)
-    until(lambda: figure.find_elements(By.CSS_SELECTOR, ".plot.drawn .bars .point"))
+    until(lambda: figure.find_elements(By.CSS_SELECTOR, ".plot.drawn .scatterlayer .point"))
+
+    def axis() -> str:
+        return " ".join(one.text for one in figure.find_elements(By.CSS_SELECTOR, ".ytitle"))
+
+    metrics = dict.fromkeys(score["metric"] for score in scores[0]["scores"] if score["main"])
+    assert axis() == " or ".join(metrics)  # and dots, so that the axis need not begin at zero
+    assert figure.find_elements(By.CSS_SELECTOR, ".errorbar")
     tabs = figure.find_elements(By.CSS_SELECTOR, '[role="tab"]')
     browser.execute_script("arguments[0].click()", tabs[1])
-    until(lambda: figure.find_elements(By.CSS_SELECTOR, ".scatterlayer .point"))
-    assert not figure.find_elements(By.CSS_SELECTOR, ".bars .point")
+    until(lambda: axis() == "points")
     assert [tab.get_attribute("aria-selected") for tab in tabs] == ["false", "true"]
     # a lost query is searched for, and found with its document
     queries = browser.find_element(By.CSS_SELECTOR, ".queries")

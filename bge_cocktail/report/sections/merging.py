@@ -15,6 +15,7 @@ from bge_cocktail.report.blocks import (
     Table,
     Words,
     colour_of,
+    colours_of,
     figure,
     plain,
     report_sections,
@@ -28,7 +29,7 @@ def merging(collected: ReportInput) -> Section | None:
     blocks: list[Block] = []
     weighed = [step for step in collected.of("merge") if _models(step)]
     if weighed:
-        blocks.append(_weights(weighed, collected.model_names()))
+        blocks.append(_weights(weighed, collected))
     for step in weighed:
         blocks += _trials(step)
     for step in collected.of("inspect"):
@@ -43,11 +44,12 @@ def _models(step: Step) -> list[Mapping[str, Any]]:
     )
 
 
-def _weights(steps: Sequence[Step], known: Mapping[str, str]) -> Plot:
+def _weights(steps: Sequence[Step], collected: ReportInput) -> Plot:
+    known = collected.model_names()
     named = [[(_name(model, step, known), float(model["weight"])) for model in _models(step)] for step in steps]
     names = list(dict.fromkeys(name for models in named for name, _ in models))
     traces = []
-    for place, name in enumerate(names):
+    for name, colour in colours_of(collected, names).items():
         values = [sum(weight for own, weight in models if own == name) for models in named]
         traces.append(
             {
@@ -56,7 +58,7 @@ def _weights(steps: Sequence[Step], known: Mapping[str, str]) -> Plot:
                 "name": plain(name),
                 "y": [step.name for step in steps],
                 "x": [round(value, 4) for value in values],
-                "marker": {"color": colour_of(place)},
+                "marker": {"color": colour},
                 "hovertemplate": "%{x:.3f}<extra>" + plain(name) + "</extra>",
             }
         )

@@ -1,7 +1,8 @@
-"""What models score: the main table, bars with intervals, target against general."""
+"""What models score: the main table, dots with intervals, target against general."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,7 +51,7 @@ def scores(collected: ReportInput) -> Section | None:
         for model, reasons in group.untested.items():
             if reasons:
                 blocks.append(Words(f"Not tested for {model}: {'; '.join(reasons)}.", warns=True))
-        blocks += [_bars(group), _all_metrics(group)]
+        blocks += [_dots(group), _all_metrics(group)]
     blocks += [table for step in collected.of("evaluate") if (table := _models_table(step)) is not None]
     return Section("Scores", blocks) if blocks else None
 
@@ -79,7 +80,8 @@ def target_and_general(collected: ReportInput) -> Section | None:
             and (general := group.mean(model, "general")) is not None
         ]
         if points:
-            blocks.append(_trade(points, _tradeoffs(collected, group)))
+            widths = {one.model: (_half_width(one, "target"), _half_width(one, "general")) for one in group.models}
+            blocks.append(_trade(points, _tradeoffs(collected, group), widths))
     return Section("Target and general", blocks) if blocks else None
 
 
@@ -89,10 +91,9 @@ def _main_table(group: ComparedEvaluations) -> Table:
     rows: list[list[str | Cell]] = []
     for task, (role, metric) in tasks.items():
         row_scores = [next((score for score in model.main() if score.task == task), None) for model in group.models]
-        best = max((one.value for one in row_scores if one is not None), default=0.0)
         row: list[str | Cell] = [Cell(task, f"{role}, {metric}")]
         for model, score in zip(group.models, row_scores, strict=True):
-            row.append(_cell(score, changes.get((model.model, task)), best, len(group.models)))
+            row.append(_cell(score, changes.get((model.model, task))))
         rows.append(row)
     for role in ("target", "general"):
         means = [group.mean(model, role) for model in group.models]  # type: ignore[arg-type]
@@ -106,17 +107,15 @@ def _main_table(group: ComparedEvaluations) -> Table:
     return Table(["task", *(model.model for model in group.models)], rows)
 
 
-def _cell(score: Score | None, change: TaskChange | None, best: float, models: int) -> Cell:
+def _cell(score: Score | None, change: TaskChange | None) -> Cell:
+    """Return a score; only what is measurably better or worse is marked, not the largest."""
     if score is None:
         return Cell("-", tone="muted")
-    tone: Tone = "best" if score.value == best and models > 1 else ""
     if change is None:
-        return Cell(f"{score.value:.4f}", tone=tone)
-    verdict = change.verdict if change.verdict in SIGNS else ""
+        return Cell(f"{score.value:.4f}")
+    tones: dict[str, Tone] = {"better": "better", "worse": "worse"}
     note = f"{100 * change.difference:+.1f}{SIGNS.get(change.verdict, '')}"
-    if verdict:
-        tone = "better" if verdict == "better" else "worse"
-    return Cell(f"{score.value:.4f}", note, tone)
+    return Cell(f"{score.value:.4f}", note, tones.get(change.verdict, ""))
 
 
 def _mean_cell(value: float | None, first: float, place: int) -> Cell:
@@ -131,8 +130,10 @@ def _tasks(models: Sequence[ModelScores]) -> dict[str, tuple[str, str]]:
     return dict(sorted(tasks.items(), key=lambda item: item[1][0] != "target"))
 
 
-def _bars(group: ComparedEvaluations) -> Plot:
+def _dots(group: ComparedEvaluations) -> Plot:
+    """Return scores as dots with their intervals: bars would have to begin at zero, where nothing is to be seen."""
     tasks = list(_tasks(group.models))
+    metrics = list(dict.fromkeys(metric for _, metric in _tasks(group.models).values()))
     traces: list[dict[str, Any]] = []
     for place, model in enumerate(group.models):
         main = {score.task: score for score in model.main()}
@@ -140,21 +141,17 @@ def _bars(group: ComparedEvaluations) -> Plot:
         ends = [one.interval or (one.value, one.value) for one in own]
         traces.append(
             {
-                "type": "bar",
+                "type": "scatter",
+                "mode": "markers",
                 "name": plain(model.model),
                 "x": [one.task for one in own],
                 "y": [round(one.value, 5) for one in own],
                 "error_y": _error([one.value for one in own], ends),
-                "marker": {"color": colour_of(place)},
+                "marker": {"color": colour_of(place), "size": 10},
                 "hovertemplate": "%{x}<br>%{y:.4f}<extra>" + plain(model.model) + "</extra>",
             }
         )
-    low = min((min(trace["y"]) for trace in traces if trace["y"]), default=0.0)
-    figures = {
-        "scores": figure(
-            traces, barmode="group", yaxis={"title": "score", "range": [max(0.0, low - 0.15), 1.0]} if low > 0.3 else {}
-        )
-    }
+    figures = {"scores": figure(traces, scattermode="group", yaxis={"title": " or ".join(metrics)})}
     if group.changes:
         figures[f"points against {group.baseline.model}"] = _differences(group)
     said = f"Scores of {len(group.models)} models on {len(tasks)} tasks with their intervals."
@@ -260,8 +257,19 @@ def _tradeoffs(collected: ReportInput, group: ComparedEvaluations) -> list[list[
     return lines
 
 
-def _trade(points: Sequence[tuple[str, float, float]], lines: Sequence[Sequence[tuple[str, float, float]]]) -> Plot:
-    front = sorted(point for point in points if not any(_beats(other, point) for other in points))
+def _half_width(model: ModelScores, role: str) -> float:
+    """Return half of the interval of a mean over tasks, from those of the tasks, which are independent."""
+    ends = [score.interval or (score.value, score.value) for score in model.main() if score.role == role]
+    return math.sqrt(sum(((high - low) / 2) ** 2 for low, high in ends)) / max(1, len(ends))
+
+
+def _trade(
+    points: Sequence[tuple[str, float, float]],
+    lines: Sequence[Sequence[tuple[str, float, float]]],
+    widths: Mapping[str, tuple[float, float]],
+) -> Plot:
+    every = [*points, *(point for line in lines for point in line)]
+    front = sorted(point for point in every if not any(_beats(other, point) for other in every))
     traces: list[dict[str, Any]] = [
         {
             "type": "scatter",
@@ -300,6 +308,8 @@ def _trade(points: Sequence[tuple[str, float, float]], lines: Sequence[Sequence[
                 "text": [plain(name) if len(points) <= 8 else ""],
                 "textposition": SIDES[place % len(SIDES)],
                 "cliponaxis": False,
+                "error_x": _whiskers(widths[name][0], place),
+                "error_y": _whiskers(widths[name][1], place),
                 "marker": {"size": 13, "color": colour_of(place), "symbol": "circle" if place else "diamond"},
                 "hovertemplate": plain(name) + "<br>target %{x:.4f}<br>general %{y:.4f}<extra></extra>",
             }
@@ -313,7 +323,11 @@ def _trade(points: Sequence[tuple[str, float, float]], lines: Sequence[Sequence[
         yaxis={"title": "general, mean score → better"},
     )
     said = "; ".join(f"{name}: target {target:.4f}, general {general:.4f}" for name, target, general in points)
-    return Plot("Mean target score against mean general score", {"": shown}, said=said)
+    return Plot("Mean target score against mean general score, with intervals", {"": shown}, said=said)
+
+
+def _whiskers(half: float, place: int) -> dict[str, Any]:
+    return {"type": "constant", "value": round(half, 5), "color": colour_of(place), "thickness": 1, "width": 3}
 
 
 def _beats(other: tuple[str, float, float], one: tuple[str, float, float]) -> bool:

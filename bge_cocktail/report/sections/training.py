@@ -17,6 +17,7 @@ from bge_cocktail.report.blocks import (
     Table,
     Words,
     colour_of,
+    colours_of,
     figure,
     plain,
     report_sections,
@@ -42,7 +43,7 @@ def training(collected: ReportInput) -> Section | None:
         watched = sorted(
             {name for points in curves.values() for point in points for name in point if _is_watched(name)}
         )
-        figures = {_shown(name): _figure(curves, name) for name in (*losses, *watched)}
+        figures = {_shown(name): _figure(curves, name, colours_of(collected, curves)) for name in (*losses, *watched)}
         blocks.append(Plot("Curves", figures, said="Losses and scores by step."))
         blocks.append(_table([step for step in collected.of(*TRAININGS) if "final_loss" in step.described]))
     for step in collected.of(*TRAININGS):
@@ -94,9 +95,9 @@ def _whole_lines(text: str) -> Iterator[dict[str, Any]]:
             return
 
 
-def _figure(curves: Mapping[str, Curve], name: str) -> dict[str, Any]:
+def _figure(curves: Mapping[str, Curve], name: str, colours: Mapping[str, str]) -> dict[str, Any]:
     traces = []
-    for place, (run, points) in enumerate(curves.items(), start=1):
+    for run, points in curves.items():
         own = [(point["step"], point[name]) for point in points if name in point]
         if not own:
             continue
@@ -108,7 +109,7 @@ def _figure(curves: Mapping[str, Curve], name: str) -> dict[str, Any]:
                 "name": plain(run),
                 "x": [step for step, _ in thinned],
                 "y": [round(value, 5) for _, value in thinned],
-                "line": {"color": colour_of(place), "width": 2},
+                "line": {"color": colours[run], "width": 2},
                 "hovertemplate": "step %{x}: %{y:.4f}<extra>" + plain(run) + "</extra>",
             }
         )

@@ -16,6 +16,7 @@ from typing import Any, NotRequired, TypedDict, cast
 
 from bge_cocktail.core.errors import CocktailError, UsageError, how_to_install, nearest
 from bge_cocktail.core.outputs import new_file, new_folder, write_json
+from bge_cocktail.core.pictures import save
 from bge_cocktail.core.runs import RUN_FILE, finished_key, hash_value
 from bge_cocktail.training.engine.processes import refuse_several
 from bge_cocktail.training.engine.run import work_folder
@@ -325,4 +326,4 @@ def draw_search(trials: Sequence[dict[str, Any]], importance: dict[str, float], 
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     with new_file(path) as working:
-        figure.savefig(working, format="png")
+        save(figure, working, "png")

@@ -20,6 +20,7 @@ import tomli_w
 
 from bge_cocktail.core.errors import CocktailError, UsageError
 from bge_cocktail.core.outputs import require_space, write_json
+from bge_cocktail.core.pictures import save
 from bge_cocktail.core.runs import BAD_BATCH_FILE, RUN_FILE, finished_key
 from bge_cocktail.core.version import __version__
 from bge_cocktail.models.card import shown_name
@@ -232,7 +233,7 @@ def _draw(curves: Sequence[Mapping[str, Any]], path: Path) -> None:
         panel.legend(frameon=False, fontsize=8)
         panel.spines[["top", "right"]].set_visible(False)
     axes[-1].set_xlabel("step")
-    figure.savefig(path)
+    save(figure, path, "png")
 
 
 def describe_training(base: str, run: Mapping[str, Any], defaults: CommonTrainOptions) -> list[str]:
