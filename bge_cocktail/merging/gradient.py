@@ -12,7 +12,6 @@ import psutil
 from bge_cocktail.core.errors import CocktailError, UsageError
 from bge_cocktail.core.progress import progress
 from bge_cocktail.data.record import positives_by_query
-from bge_cocktail.merging.objective import EncoderObjective, Features
 from bge_cocktail.merging.plan import source_of, tensor_of
 from bge_cocktail.merging.tensors import Key, count_of
 from bge_cocktail.merging.weights import Objective, WeightsResult, weightings
@@ -20,6 +19,8 @@ from bge_cocktail.models.layers import EMBEDDINGS, LAYER
 
 if TYPE_CHECKING:
     import torch
+
+    from bge_cocktail.merging.objective import EncoderObjective, Features
 
 EXAMPLES_A_STEP = 16
 
@@ -110,6 +111,8 @@ def weights_by_gradient(
 
 
 def _of_encoders(objective: Objective, weights: str) -> EncoderObjective:
+    from bge_cocktail.merging.objective import EncoderObjective
+
     if not isinstance(objective, EncoderObjective):
         raise UsageError(
             f"weights '{weights}' are found for encoders; for classifiers take cocktail, relative, greedy or search"

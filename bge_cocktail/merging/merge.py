@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
 
 from bge_cocktail.core.errors import CocktailError, DataError, UsageError
 from bge_cocktail.core.outputs import (
@@ -25,7 +25,6 @@ from bge_cocktail.data.record import Record
 from bge_cocktail.merging.checkpoints import Checkpoint, close, hash_of
 from bge_cocktail.merging.compatible import sampled_cosine
 from bge_cocktail.merging.methods import TILE, merge_methods
-from bge_cocktail.merging.objective import Scorer
 from bge_cocktail.merging.plan import Plan
 from bge_cocktail.merging.recipe import Recipe, expand, read_recipe, to_toml
 from bge_cocktail.merging.resolve import MergeContext, resolve
@@ -35,6 +34,9 @@ from bge_cocktail.merging.write import contents, describe_merge, output_bytes, w
 from bge_cocktail.models.card import Parent, write_card
 from bge_cocktail.models.folder import is_classifier
 from bge_cocktail.options import EncodeOptions, MergeOptions
+
+if TYPE_CHECKING:
+    from bge_cocktail.merging.objective import Scorer
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,6 @@ from bge_cocktail.merging.compatible import check_numbers, under_names_of, warn_
 from bge_cocktail.merging.heads import fit_heads
 from bge_cocktail.merging.mergekit import bridged_method, is_bridged, merge_by_mergekit, mergekit_command
 from bge_cocktail.merging.methods import merge_methods
-from bge_cocktail.merging.objective import EncoderObjective, Scorer
 from bge_cocktail.merging.plan import (
     GroupWeights,
     Plan,
@@ -50,6 +49,7 @@ from bge_cocktail.options import EncodeOptions, MergeOptions
 
 if TYPE_CHECKING:
     from bge_cocktail.merging.data_methods import Measured
+    from bge_cocktail.merging.objective import EncoderObjective, Scorer
 
 
 def open_model(name: str, scratch: Path, pooling: str | None = None, *, under_head: bool = False) -> Checkpoint:
@@ -206,7 +206,10 @@ def resolve(
         return with_weights(plan, result.weights, result.weights_for, result.scale, result.method), result
     if not find and isinstance(options.weights, str) and options.weights not in ("uniform", "ema"):
         return plan, WeightsResult(())
-    result = find_weights(recipe.names(), options, _objective(plan, context), normalise=normalises(options))
+    # numbers and equal weights ask nothing, and loading what answers takes a tenth of a small merge
+    asks = options.weights != "uniform" and isinstance(options.weights, str)
+    objective = _objective(plan, context) if asks else cast("Objective", None)
+    result = find_weights(recipe.names(), options, objective, normalise=normalises(options))
     if options.layer_weights:
         lists = " to ".join(str(list(weights)) for weights in options.layer_weights)
         result = replace(result, note=f"by layer, from first to last: {lists}")
@@ -247,7 +250,7 @@ def _objective(plan: Plan, context: MergeContext) -> Objective:
 
 
 def _encoder_objective(plan: Plan, context: MergeContext) -> EncoderObjective:
-    from bge_cocktail.merging.objective import draw_negatives
+    from bge_cocktail.merging.objective import EncoderObjective, draw_negatives
 
     shared, *own = (
         tuple(draw_negatives(examples, plan.options.negatives, plan.options.seed)) if examples else ()

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bge_cocktail.core.errors import printable
-from bge_cocktail.evaluating.scores import ModelScores
-from bge_cocktail.mining.candidates import Audit
 
-if TYPE_CHECKING:  # a merge prints a table, and has nothing to compare
+if TYPE_CHECKING:  # a merge prints a table, and needs none of these
     from bge_cocktail.evaluating.compare import Comparison
+    from bge_cocktail.evaluating.scores import ModelScores
+    from bge_cocktail.mining.candidates import Audit
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
