@@ -258,8 +258,10 @@ def _show_merged(merged: Merged, output: Path, output_format: str) -> None:
     header = ["model", "weight", *(["loss"] if merged.losses else [])]
     rows = [[_cell(model.get(name, "")) for name in header] for model in described]
     text = "\n\n".join([text_table(header, rows), *_trials(merged.found), *_note(merged.found)])
+    found = {"note": merged.found.note, "trials": merged.found.trials}
+    found |= {"method": merged.found.method} if merged.found.method else {}
     show(
-        {"output": str(output), "models": described, "note": merged.found.note, "trials": merged.found.trials},
+        {"output": str(output), "models": described, **found},
         text,
         output_format,
         output,
@@ -353,7 +355,7 @@ def _trials(result: Any) -> list[str]:
     for trial in sorted(result.trials, key=lambda trial: -trial["target"]):
         chosen = list(trial["weights"]) == list(result.weights)
         mark = "chosen" if chosen else "front" if trial.get("on_front") else ""
-        weights = " ".join(f"{weight:.2f}" for weight in trial["weights"])
+        weights = " ".join([*(f"{weight:.2f}" for weight in trial["weights"]), trial.get("method", "")]).rstrip()
         rows.append([weights, _cell(trial["target"]), *([_cell(trial["general"]), mark] if with_general else [])])
     return [text_table(header, rows)]
 

@@ -73,7 +73,9 @@ def open_tasks(
         *((path, "general") for path in general),
     ]
     task_list = [_with_role(path, role) if isinstance(path, Task) else open_task(path, role) for path, role in given]
-    task_list = [replace(task, limit=limit, _data={}, _counted={}) for task in task_list] if limit else task_list
+    task_list = [
+        task if limit in (None, task.limit) else replace(task, limit=limit, _data={}, _counted={}) for task in task_list
+    ]
     if not task_list and not others:
         raise UsageError("nothing to evaluate on: name at least one target or general task, or one of mteb")
     names = [task.name for task in task_list]

@@ -105,7 +105,10 @@ def _dots(name: str, trials: Sequence[Mapping[str, Any]], colour: str, size: int
         "name": name,
         "x": [trial["target"] for trial in trials],
         "y": [trial["general"] for trial in trials],
-        "text": [", ".join(f"{weight:.2f}" for weight in trial["weights"]) for trial in trials],
+        "text": [
+            ", ".join(f"{weight:.2f}" for weight in trial["weights"]) + f" {trial.get('method', '')}"
+            for trial in trials
+        ],
         "marker": {"color": colour, "size": size},
         "hovertemplate": "weights %{text}<br>target %{x:.4f}<br>general %{y:.4f}<extra></extra>",
     }
