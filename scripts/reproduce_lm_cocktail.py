@@ -244,9 +244,10 @@ def report(reproduction: Reproduction, results: Path | None) -> dict[str, Any]:
         print(f"{'met' if bar['met'] else 'missed'}: {bar['bar']} ({bar['reached']})")
     if results is not None:
         results.mkdir(parents=True, exist_ok=True)
-        write_json(
-            results / "lm_cocktail.json", {**json.loads((reproduction.work / "recipe.json").read_text()), **content}
-        )
+        recipe = json.loads((reproduction.work / "recipe.json").read_text())
+        for source in recipe["sources"]:  # where data lie is this machine's own
+            source["source"] = "/".join(Path(source["source"]).parts[-2:])
+        write_json(results / "lm_cocktail.json", {**recipe, **content})
         (results / "lm_cocktail.md").write_text(text + "\n", encoding="utf-8")
     return content
 

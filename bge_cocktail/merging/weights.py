@@ -447,7 +447,7 @@ def best_without_harm(objective: Objective, models: int, shares: Sequence[float]
             "general": one.general,
             "general_at_least": base.general + _least(one.of_general, base.of_general),
             # of what is sure to lose on the target, no general score makes up for it
-            "below_best": -_least(best.of_target, one.of_target) < 0,
+            "below_best": _least(best.of_target, one.of_target) > 0,
         }
         for (weights, method), one in zip(merges, found, strict=True)
     ]
@@ -488,12 +488,12 @@ def _verdict(names: Sequence[str], best: Mapping[str, Any], tried: Sequence[Mapp
     parts += [f"{100 * best['weights'][-1]:.0f} % {names[-1]}"] if best["weights"][-1] else []
     if best.get("method"):
         parts[-1] += f" by {best['method']} on {names[-1]}"
-    above = [trial["target"] for trial in tried if trial["target"] > best["target"]]
-    sure = [trial for trial in tried if trial["general_at_least"] >= base["general"] - epsilon]
+    above = [trial for trial in tried if trial["target"] > best["target"]]
+    sure = [trial["target"] for trial in above if trial["general_at_least"] >= base["general"] - epsilon]
     if not above:
         why = "the best target score of all"
-    elif any(trial["target"] > best["target"] for trial in sure):
-        why = f"target scores up to {max(above):.4f} can't be told from it, and it is better on both together"
+    elif sure:
+        why = f"target scores up to {max(sure):.4f} can't be told from it, and it is better on both together"
     elif tuned["target"] > best["target"]:
         why = f"{tuned['target']:.4f} of {names[0]} alone would risk the general score"
     else:
