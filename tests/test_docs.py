@@ -29,10 +29,11 @@ PAGES = [
         "README.md",
         *("docs/own-data.md", "docs/prepare.md", "docs/mine.md", "docs/train.md", "docs/merge.md", "docs/evaluate.md"),
         *("docs/classify.md", "docs/production.md", "docs/commands.md", "docs/results.md", "docs/benchmarks.md"),
-        *("docs/guarantees.md", "docs/words.md", "CONTRIBUTING.md"),
+        *("docs/guarantees.md", "docs/words.md", "docs/tutorial.zh.md", "CONTRIBUTING.md"),
     )
 ]
 HUB_NAME = "BAAI/bge-small-en-v1.5"
+CHINESE_NAME = "BAAI/bge-small-zh-v1.5"
 
 
 def blocks(language: str) -> list[str]:
@@ -53,9 +54,9 @@ def test_commands(cli: Callable[..., Result], tiny: Path, in_folder: Path) -> No
         for line in block.replace("\\\n", " ").splitlines()
         if line.startswith("bge-cocktail")
     ]
-    assert len(commands) == 15
+    assert len(commands) == 24
     for command in commands:
-        arguments = [argument.replace(HUB_NAME, str(tiny)) for argument in command[1:]]
+        arguments = [part.replace(HUB_NAME, str(tiny)).replace(CHINESE_NAME, str(tiny)) for part in command[1:]]
         extra = ["--set", f"base={tiny}"] if arguments[0] == "run" else []
         # the tiny model knows no word of the handbook; three epochs of it would only take time
         extra += ["--epochs", "1"] if arguments[0] == "train" else []
@@ -226,3 +227,17 @@ def test_tables_of_benchmarks_can_be_written_again() -> None:
     assert len(tables) > 5
     for table in tables:
         assert joined(table, table) == joined("", table) == table
+
+
+def test_the_chinese_data_are_what_the_tutorial_says() -> None:
+    from bge_cocktail.data.beir import read_beir
+
+    folder = ROOT / "data/handbook_zh"
+    splits = {name: read_beir(folder, name) for name in ("train", "dev", "test")}
+    assert [len(one.queries) for one in splits.values()] == [36, 12, 24]
+    assert len(splits["train"].corpus) == 24
+    asked = {document for grades in splits["train"].qrels.values() for document in grades}
+    assert len(splits["train"].corpus.keys() - asked) == 4
+    texts = [text for one in splits.values() for text in one.queries.values()]
+    assert len(set(texts)) == 72
+    assert not any(text in document for text in texts for document in splits["train"].corpus.values())
