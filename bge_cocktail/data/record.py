@@ -164,10 +164,12 @@ def parse_record(value: object, where: str, note: Callable[[str], None] = lambda
     if not pos:
         raise DataError(f"{where}: 'pos' is empty; every record needs a positive")
     if neg:
-        begin = {_begins(text) for text in pos}
-        for text in neg:
-            # few texts need to be normalised to be told apart
-            if ("" in begin or _begins(text) in ("", *begin)) and normalise(text) in map(normalise, pos):
+        # few texts need to be normalised to be told apart
+        begin = {"", *map(_begins, pos)}
+        alike = neg if any(not _begins(text) for text in pos) else [text for text in neg if _begins(text) in begin]
+        positives = {normalise(text) for text in pos} if alike else set()
+        for text in alike:
+            if normalise(text) in positives:
                 raise DataError(f"{where}: a negative equals a positive: {_show(text)}")
     if plain:
         return Record(query, pos, neg)
