@@ -56,7 +56,7 @@ _VARIABLE = "_BGE_COCKTAIL_COMPLETE"
 @click.command("completion")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print what makes a shell complete commands, options and their values.
+    """Print what makes bash, zsh or fish complete commands and options.
 
     bash and zsh: eval "$(bge-cocktail completion bash)" in ~/.bashrc or ~/.zshrc. fish: bge-cocktail completion fish >
     ~/.config/fish/completions/bge-cocktail.fish

@@ -39,7 +39,8 @@ def test_the_steps_one_by_one(cli: Cli, tiny: Path, beir: Path, labelled: Path, 
     result = cli("merge", tuned, tiny, "-o", cocktail, "--share", 0.5)
     assert result.stdout.count("0.5000") == 2
     result = cli("evaluate", f"base={tiny}", tuned, cocktail, "--target", beir, "--general", labelled, "-o", judged)
-    header, _, *rows = result.stdout.partition("\n\nwritten: ")[0].splitlines()
+    header, _, *rows, legend = result.stdout.partition("\n\nwritten: ")[0].splitlines()
+    assert legend.startswith("+ measurably better than base, - worse (paired test, corrected for 2 tasks")
     assert header.split() == ["model", "animals", "(target)", "nDCG@10", "kinds", "accuracy"]
     assert [row.split()[0] for row in rows] == ["base", "tuned", "cocktail"]
     for folder in (mined, tuned, cocktail, judged):
