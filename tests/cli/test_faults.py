@@ -236,6 +236,8 @@ def test_calls_at_random(
     """A few hundred calls with one or two parts of them changed: exit codes as documented, and nothing unforeseen."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")  # odd names may be taken for folders to write
+    # models of its own: --card puts scores into a model's folder, and other tests have these models without a card
+    tiny, *nudged = (shutil.copytree(one, tmp_path / f"model-{number}") for number, one in enumerate((tiny, *nudged)))
     draw = random.Random(20)
     (tmp_path / "odd.jsonl").write_text('[1]\n{"query": 3}\n{"a": {"b": [[]]}}\nnull\n"x"\n')
     (tmp_path / "deep.jsonl").write_text("[" * 100_000 + "\n")
