@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 SUMMARIES = {
     "demo": "Do the whole flow on a real model and built-in data, offline, in minutes.",
     "init": "Write a run file with every option, its default and its help.",
-    "run": "Do the whole flow that a run file describes: mine, train, merge, evaluate.",
+    "run": "Do the whole flow that a run file describes: prepare, mine, train, merge, evaluate.",
     "prepare": "Clean, de-duplicate, split and check data.",
     "mine": "Find hard negatives for records.",
     "train": "Tune an encoder on records with a contrastive loss.",

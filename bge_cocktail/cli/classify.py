@@ -24,6 +24,7 @@ from bge_cocktail.cli.flags import (
     output_flag,
     overwrite_flag,
     pairs_of,
+    preset_flag,
     refuse_both,
     show,
     source_flags,
@@ -48,6 +49,7 @@ _SHOWN = ("steps", "best_step", "dev_before", "dev_best", "final_loss", "precisi
 @click.option("--trials", type=click.IntRange(2), help="Trainings of a search.  [default: 20]")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of a training that was cut off.")
 @source_flags
+@preset_flag
 @output_flag
 @overwrite_flag
 @format_flag

@@ -8,7 +8,16 @@ from typing import Any
 import rich_click as click
 
 from bge_cocktail.cli.command_kinds import ShortHelp
-from bge_cocktail.cli.flags import flags_from, format_flag, options_from, output_flag, overwrite_flag, plugin_flag, show
+from bge_cocktail.cli.flags import (
+    flags_from,
+    format_flag,
+    options_from,
+    output_flag,
+    overwrite_flag,
+    plugin_flag,
+    preset_flag,
+    show,
+)
 from bge_cocktail.options import EncodeOptions, EvaluateOptions
 
 
@@ -30,6 +39,7 @@ from bge_cocktail.options import EncodeOptions, EvaluateOptions
 @click.option(
     "--card", is_flag=True, help="Put the scores into the model cards of MODELS that are folders, beside the first's."
 )
+@preset_flag
 @output_flag
 @overwrite_flag
 @format_flag

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator
 
 from bge_cocktail.cli.command_kinds import FINER
 from bge_cocktail.core.errors import UsageError, options_as_flags
-from bge_cocktail.options import Options, checked
+from bge_cocktail.options import PRESETS, Options, checked, preset_values
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
@@ -27,6 +27,11 @@ format_flag = click.option(
     default="table",
     show_default=True,
     help="A table for people, or JSON for programs.",
+)
+preset_flag = click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    help="Options that go together, before which go those that are given; see: bge-cocktail list presets",
 )
 
 
@@ -172,13 +177,17 @@ plugin_flag = click.option(
 
 
 def options_from(model: type[Options], flags: dict[str, Any]) -> Any:
-    """Return the options that flags make; flags of other models are passed over.
+    """Return the options that flags make, over those of a preset; flags of other models are passed over.
 
     Raises:
         UsageError: A value is out of bounds.
     """
     given = given_flags(model, flags)
-    return checked(model, given, {name: "--" + name.replace("_", "-") for name in given})
+    places = {name: "--" + name.replace("_", "-") for name in given}
+    if (preset := flags.get("preset")) is None:
+        return checked(model, given, places)
+    values = preset_values(preset, model)
+    return checked(model, {**values, **given}, {**dict.fromkeys(values, f"--preset {preset}"), **places})
 
 
 def given_flags(model: type[Options], flags: dict[str, Any]) -> dict[str, Any]:

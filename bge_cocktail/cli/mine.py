@@ -8,7 +8,16 @@ from typing import Any
 import rich_click as click
 
 from bge_cocktail.cli.command_kinds import ShortHelp
-from bge_cocktail.cli.flags import PATH, flags_from, format_flag, options_from, output_flag, overwrite_flag, show
+from bge_cocktail.cli.flags import (
+    PATH,
+    flags_from,
+    format_flag,
+    options_from,
+    output_flag,
+    overwrite_flag,
+    preset_flag,
+    show,
+)
 from bge_cocktail.options import EncodeOptions, MineOptions
 
 
@@ -21,6 +30,7 @@ from bge_cocktail.options import EncodeOptions, MineOptions
     "--qrels", type=PATH, multiple=True, help="A BEIR folder whose judgements tell false negatives. Repeatable."
 )
 @click.option("--audit", type=click.IntRange(min=0), default=0, help="Show the decisions for so many queries.")
+@preset_flag
 @output_flag
 @overwrite_flag
 @format_flag

@@ -8,7 +8,16 @@ from typing import Any
 import rich_click as click
 
 from bge_cocktail.cli.command_kinds import ShortHelp
-from bge_cocktail.cli.flags import flags_from, format_flag, options_from, output_flag, overwrite_flag, pairs_of, show
+from bge_cocktail.cli.flags import (
+    flags_from,
+    format_flag,
+    options_from,
+    output_flag,
+    overwrite_flag,
+    pairs_of,
+    preset_flag,
+    show,
+)
 from bge_cocktail.options import EncodeOptions, PrepareOptions
 
 
@@ -33,6 +42,7 @@ from bge_cocktail.options import EncodeOptions, PrepareOptions
     multiple=True,
     help="A test set that must not stand in train (of a folder: its test split).",
 )
+@preset_flag
 @output_flag
 @overwrite_flag
 @format_flag

@@ -28,6 +28,7 @@ KINDS = {
     "exports": ("serving.export", "exporters"),
     "plugs": ("models.plug", "plugs"),
     "report-sections": ("report.blocks", "report_sections"),
+    "presets": ("options.presets", "PRESETS"),
 }
 
 

@@ -17,6 +17,7 @@ from bge_cocktail.cli.flags import (
     options_from,
     output_flag,
     overwrite_flag,
+    preset_flag,
     refuse_both,
     show,
     table_flag,
@@ -43,6 +44,7 @@ _SHOWN = ("records", "steps", "best_step", "final_loss", "dev_before", "dev_best
 @click.option("--trials", type=click.IntRange(2), help="Trainings of a search.  [default: 20]")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of a training that was cut off.")
 @table_flag("--task", "tasks", "An option of one task's batches: NAME.option=value (again for more).")
+@preset_flag
 @output_flag
 @overwrite_flag
 @format_flag

@@ -24,12 +24,13 @@ from bge_cocktail.evaluating.evaluate import (
 )
 from bge_cocktail.evaluating.scores import ModelScores
 from bge_cocktail.evaluating.store import read_evaluation, write_evaluation
-from bge_cocktail.evaluating.tasks.task import task_path
+from bge_cocktail.evaluating.tasks.task import Task, task_path
 from bge_cocktail.flow.steps import (
     AS_TUNED,
     COMMAND,
     PICTURE_FILE,
     Point,
+    Preparation,
     RunData,
     begin_run,
     check_judging,
@@ -44,7 +45,7 @@ from bge_cocktail.merging.compatible import check_alike
 from bge_cocktail.merging.merge import merge
 from bge_cocktail.mining.miner import check_mining
 from bge_cocktail.models.folder import model_folder, sentence_transformers_folder
-from bge_cocktail.options import RunOptions, TrainOptions, read_run_file
+from bge_cocktail.options import PREPARED, RunOptions, TrainOptions, read_run_file
 from bge_cocktail.report.build import build_report, write_report
 from bge_cocktail.report.collect import collect
 from bge_cocktail.training.encoder.checks import check_training
@@ -83,16 +84,18 @@ class RunResult:
 
 log = logging.getLogger(__name__)
 PAGE_FILE = "report.html"
+_LAST = ("merge", "evaluate", "trade-off")
 
 
-def run(file: str | Path | RunOptions, settings: Sequence[str] = ()) -> RunResult:
+def run(file: str | Path | RunOptions, settings: Sequence[str] = (), preset: str | None = None) -> RunResult:
     """Do a whole run; what is finished already, with the same inputs and options, is kept.
 
     Args:
         file: A run file, or its content.
         settings: Changes of the form ``section.name=value``.
+        preset: The name of options that the file goes before.
     """
-    return Flow(file if isinstance(file, RunOptions) else read_run_file(Path(file), settings)).run()
+    return Flow(file if isinstance(file, RunOptions) else read_run_file(Path(file), settings, preset)).run()
 
 
 class Flow:
@@ -102,6 +105,7 @@ class Flow:
         self.options = options
         self.folder = options.output
         self.base = model_folder(options.base)
+        self.preparation = Preparation(options) if options.prepare.sources else None
         self.data = RunData(options.data)
         prompts = {
             role: getattr(options.train, role) if getattr(options.train, role) is not None else default
@@ -112,15 +116,19 @@ class Flow:
         }
         # what the base is judged with is what the tuned model is trained with
         self.training: TrainOptions = options.train.model_copy(update=prompts)
-        self.tasks = open_tasks(options.data.target, options.data.general, limit=options.evaluate.limit)
-        self.watched = open_watched(options.data.watch)
         self.done: list[str] = []
 
     def run(self) -> RunResult:
-        """Return all steps."""
+        """Do all steps, and return what they gave."""
+        started = time.monotonic()
+        if self.preparation is not None and not self._is_done(PREPARED, self.preparation.key):
+            self.refuse_other_folder()
+            begin_run(self.folder)
+            self.preparation.do(self.folder / PREPARED)
+        elif self.preparation is not None:
+            self._skip("prepare")
         self.check()
         begin_run(self.folder)
-        started = time.monotonic()
         model: str | Path = self.options.base
         for number in range(1, self.options.rounds):
             self.mine(f"rounds/{number}/mined", model)
@@ -173,6 +181,13 @@ class Flow:
 
     def plan(self) -> list[tuple[str, str]]:
         """Return the steps and whether each is done, as far as that can be known before the ones that come first."""
+        first: list[tuple[str, str]] = []
+        if self.preparation is not None:
+            prepared = self._is_done(PREPARED, self.preparation.key)
+            first = [("prepare", "done" if prepared else "to do")]
+            if not prepared:
+                self.refuse_other_folder()
+                return [*first, *((name, "to do") for name in ("mine", "train tuned", *_LAST))]
         self.check()
         slices = self.options.merge.slices
         mined, rounds = self._rounds_done()
@@ -183,7 +198,7 @@ class Flow:
         ]
         steps = [(name, "done" if done else "to do") for name, done in [*rounds, ("mine", mined), *trained]]
         later = "checked when reached" if all(done for _, done in trained) else "to do"
-        return steps + [(name, later) for name in ("merge", "evaluate", "trade-off")]
+        return first + steps + [(name, later) for name in _LAST]
 
     def _rounds_done(self) -> tuple[bool, list[tuple[str, bool]]]:
         """Return whether the last mining is done, and each step of the rounds before it."""
@@ -211,9 +226,7 @@ class Flow:
         names = [str(self.base), *self.options.merge.others]
         folders = {name: sentence_transformers_folder(name) for name in names}
         check_alike([read_checkpoint(*item) for item in folders.items()], AS_TUNED)
-        data = self.options.data
-        tasks = [task_path(str(path))[1] for path in (*data.target, *data.general, *data.watch)]
-        refuse_other_folder(self.folder, [self.base, data.train, *([data.dev] if data.dev else []), *map(Path, tasks)])
+        self.refuse_other_folder()
         check_training(self.base, self.training, self.watched)
         check_mining(self.options.mine, self.options.mine.teacher is not None)
         for name in self.options.mine.also:
@@ -228,6 +241,23 @@ class Flow:
         check_judging(self.base, self.options.encode, self.options.evaluate)
         for task in self.tasks:
             task.data(self.options.evaluate.split)
+
+    def refuse_other_folder(self) -> None:
+        """Raise unless the folder is one that this run may be written to."""
+        data = self.options.data
+        tasks = [task_path(str(path))[1] for path in (*data.target, *data.general, *data.watch)]
+        refuse_other_folder(self.folder, [self.base, data.train, *([data.dev] if data.dev else []), *map(Path, tasks)])
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        """What the models are judged on."""
+        data = self.options.data
+        return open_tasks(data.target, data.general, limit=self.options.evaluate.limit)
+
+    @cached_property
+    def watched(self) -> list[Task]:
+        """What is watched while training."""
+        return open_watched(self.options.data.watch)
 
     def mine(self, name: str, model: str | Path) -> None:
         """Hard negatives for the train records, and for dev records as examples for cocktail weights."""

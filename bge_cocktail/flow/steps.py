@@ -22,6 +22,7 @@ from bge_cocktail.data.beir import RetrievalData, corpus_of, read_corpus
 from bge_cocktail.data.record import Record
 from bge_cocktail.data.record_files import read_records, write_records
 from bge_cocktail.data.retrieval import read_retrieval
+from bge_cocktail.data.sources import Source
 from bge_cocktail.evaluating.evaluate import evaluate_models
 from bge_cocktail.evaluating.measures import parse_measure
 from bge_cocktail.evaluating.tasks.task import Task
@@ -31,7 +32,16 @@ from bge_cocktail.models.encoder import CachedEncoder
 from bge_cocktail.models.folder import model_folder
 from bge_cocktail.models.layout import check_length
 from bge_cocktail.models.reranker import load_reranker
-from bge_cocktail.options import DataOptions, EncodeOptions, EvaluateOptions, MergeOptions, RunOptions
+from bge_cocktail.options import (
+    DataOptions,
+    EncodeOptions,
+    EvaluateOptions,
+    MergeOptions,
+    PrepareOptions,
+    RunOptions,
+)
+from bge_cocktail.preparing.prepare import prepare, prepare_key, what_needs_a_model
+from bge_cocktail.report.build import data_page
 
 COMMAND = "run"
 
@@ -64,6 +74,40 @@ def begin_run(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     if not (path / RUN_FILE).is_file():
         write_json(path / RUN_FILE, {"command": COMMAND, "unfinished": True})
+
+
+class Preparation:
+    """The step that the section ``[prepare]`` of a run file asks for."""
+
+    def __init__(self, options: RunOptions) -> None:
+        section = options.prepare
+        self._encoding = options.encode
+        self._sources = [
+            Source(name, columns=section.columns, labels=section.labels or None) for name in section.sources
+        ]
+        own = section.model_dump(include=section.model_fields_set & set(PrepareOptions.model_fields))
+        self._options = PrepareOptions(**own)
+        self._model = options.base if what_needs_a_model(self._options) else None
+
+    @cached_property
+    def key(self) -> str:
+        """Names the step by what it does, to what."""
+        return prepare_key(self._sources, self._options, model=self._model, encoding=self._encoding)
+
+    def do(self, output: Path) -> None:
+        """Prepare the sources into a folder."""
+        names = ", ".join(source.name for source in self._sources)
+        log.info("prepare: %s", names)
+        report = prepare(
+            self._sources,
+            output,
+            self._options,
+            model=self._model,
+            encoding=self._encoding,
+            overwrite=True,
+            page=lambda content: data_page(content, f"Data of {names}"),
+        )
+        log.info("prepare: %s", ", ".join(f"{name} {part['examples']}" for name, part in report["splits"].items()))
 
 
 class RunData:

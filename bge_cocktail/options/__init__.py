@@ -7,13 +7,23 @@ from bge_cocktail.options.base import NAMED_PROMPTS, Options, checked, field_nam
 from bge_cocktail.options.classify import ClassifyOptions, PredictOptions
 from bge_cocktail.options.merge import MergeOptions
 from bge_cocktail.options.prepare import AugmentOptions, PrepareOptions
-from bge_cocktail.options.run import CocktailOptions, DataOptions, RunOptions, commented_run_file, read_run_file
+from bge_cocktail.options.presets import PRESETS, Preset, preset_values
+from bge_cocktail.options.run import (
+    PREPARED,
+    CocktailOptions,
+    DataOptions,
+    RunOptions,
+    commented_run_file,
+    read_run_file,
+)
 from bge_cocktail.options.serve import ExportOptions, ServeOptions
 from bge_cocktail.options.steps import EncodeOptions, EvaluateOptions, MineOptions
 from bge_cocktail.options.train import CommonTrainOptions, TaskTrainOptions, TrainOptions
 
 __all__ = [
     "NAMED_PROMPTS",
+    "PREPARED",
+    "PRESETS",
     "AugmentOptions",
     "ClassifyOptions",
     "CocktailOptions",
@@ -27,6 +37,7 @@ __all__ = [
     "Options",
     "PredictOptions",
     "PrepareOptions",
+    "Preset",
     "RunOptions",
     "ServeOptions",
     "TaskTrainOptions",
@@ -35,5 +46,6 @@ __all__ = [
     "commented_run_file",
     "field_names",
     "is_table",
+    "preset_values",
     "read_run_file",
 ]

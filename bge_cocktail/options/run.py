@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticUndefined
 
 from bge_cocktail.core.errors import DataError, UsageError, nearest, options_as_settings
 from bge_cocktail.core.outputs import refuse_pipe
 from bge_cocktail.options.base import Options, Shares, checked, field_names, is_table
+from bge_cocktail.options.prepare import PrepareOptions
+from bge_cocktail.options.presets import preset_run
 from bge_cocktail.options.steps import EncodeOptions, EvaluateOptions, MineOptions
 from bge_cocktail.options.train import TrainOptions
+
+PREPARED = "data"
+"""What is prepared, in the folder of a run."""
 
 
 class DataOptions(Options):
@@ -31,6 +36,18 @@ class DataOptions(Options):
     watch: list[Path] = Field(
         default_factory=list, description="general tasks that are also judged while training, on train.general_split"
     )
+
+
+class RunPrepareOptions(PrepareOptions):
+    """What is made into records first; without sources, nothing is."""
+
+    sources: list[str] = Field(
+        default_factory=list,
+        description="files, folders or data sets to prepare into the run's folder; data.train, data.dev and "
+        "data.target are then what comes of them, unless they are given",
+    )
+    columns: str = Field("", description="which column is what: text=review,label=stars; ...")
+    labels: dict[str, str] = Field(default_factory=dict, description='names for labels: {0 = "negative"}')
 
 
 class CocktailOptions(Options):
@@ -64,6 +81,7 @@ class RunOptions(Options):
     rounds: int = Field(
         1, ge=1, le=5, description="times that negatives are mined, each time with the model tuned on those before"
     )
+    prepare: RunPrepareOptions = RunPrepareOptions()
     data: DataOptions
     encode: EncodeOptions = EncodeOptions()
     mine: MineOptions = MineOptions()
@@ -71,13 +89,23 @@ class RunOptions(Options):
     merge: CocktailOptions = CocktailOptions()
     evaluate: EvaluateOptions = EvaluateOptions()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _data_of_what_is_prepared(cls, values: Any) -> Any:
+        prepare, data = (values.get("prepare"), values.get("data", {})) if isinstance(values, dict) else (None, None)
+        if not (isinstance(prepare, dict) and prepare.get("sources") and isinstance(data, dict)):
+            return values
+        folder = Path(str(values.get("output", cls.model_fields["output"].default))) / PREPARED
+        return {**values, "data": {"train": folder, "dev": folder, "target": [folder], **data}}
 
-def read_run_file(path: Path, settings: Sequence[str] = ()) -> RunOptions:
+
+def read_run_file(path: Path, settings: Sequence[str] = (), preset: str | None = None) -> RunOptions:
     """Read a run file.
 
     Args:
         path: A TOML file.
         settings: Changes of the form ``section.name=value``, which go before the file.
+        preset: The name of options that the file goes before.
 
     Raises:
         DataError: No such file.
@@ -103,14 +131,24 @@ def read_run_file(path: Path, settings: Sequence[str] = ()) -> RunOptions:
         name, value = _parse_setting(setting)
         _put(values, name, value, setting)
         where[".".join(name)] = f"--set {setting}"
+    if preset is not None:
+        for section, own in preset_run(preset).items():
+            given = values.get(section, {} if isinstance(own, dict) else own)
+            values[section] = own | given if isinstance(own, dict) and isinstance(given, dict) else given
+            where.setdefault(section, f"--preset {preset}")
     options: RunOptions = checked(RunOptions, values, where)
     return options
 
 
-def commented_run_file() -> str:
-    """Return a run file with every option, its default and its help; only what has no default is not commented out."""
+def commented_run_file(values: Mapping[str, Any] | None = None) -> str:
+    """Return a run file with every option, its default and its help.
+
+    Args:
+        values: What is set in it, by section; all else is commented out, but for what has no default.
+    """
+    values = values or {}
     lines = [
-        "# A run of bge-cocktail: mine, train, merge, evaluate. Start it with: bge-cocktail run FILE",
+        "# A run of bge-cocktail: prepare, mine, train, merge, evaluate. Start it with: bge-cocktail run FILE",
         "# Lines that begin with '# name =' show the defaults. Paths are relative to where the command is started.",
         "",
     ]
@@ -119,11 +157,11 @@ def commented_run_file() -> str:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             sections.append((name, field.annotation))
         else:
-            lines += _described(name, field)
+            lines += _described(name, field, values)
     for name, model in sections:
         lines += ["", f"[{name}]  # {(model.__doc__ or '').strip()}"]
         for key, field in model.model_fields.items():
-            lines += _described(key, field)
+            lines += _described(key, field, values.get(name, {}))
     return "\n".join(lines) + "\n"
 
 
@@ -135,9 +173,11 @@ _EXAMPLES: dict[str, Any] = {
 }
 
 
-def _described(name: str, field: Any) -> list[str]:
+def _described(name: str, field: Any, values: Mapping[str, Any]) -> list[str]:
     default = field.get_default(call_default_factory=True)
-    if name in _EXAMPLES and (default is None or default is PydanticUndefined or default == []):
+    if name in values:
+        shown = f"{name} = {_toml(values[name])}"
+    elif not values and name in _EXAMPLES and (default is None or default is PydanticUndefined or default == []):
         shown = f"{name} = {_toml(_EXAMPLES[name])}"
     elif default is None:
         shown = f"# {name} ="

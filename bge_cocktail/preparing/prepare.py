@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from bge_cocktail.core.errors import DataError, UsageError
 from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
-from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path
+from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path, step_key
 from bge_cocktail.data.beir import is_beir
 from bge_cocktail.data.examples import Example, LabelledText, TextPair, with_task
 from bge_cocktail.data.readers import BadRows
@@ -125,7 +126,12 @@ def prepare(
         DataError: Bad data, or a test set that leaks into train.
         UsageError: Options that don't go together.
     """
-    options = _settle_splits(sources, options or PrepareOptions())
+    asked = options or PrepareOptions()
+    options = _settle_splits(sources, asked)
+    if options.keep_splits and asked.keep_splits is None:
+        for source in sources:
+            names = [name for name in SPLITS if name in splits_of(source.name)]
+            log.info("%s: its own splits are kept: %s (`ratio` splits anew)", source.name, ", ".join(names))
     _check(sources, options, model)
     started = time.monotonic()
     refuse_to_replace(output, overwrite, [source.path for source in (*sources, *against) if source.path.exists()])
@@ -172,16 +178,41 @@ def prepare(
         write_json(new / REPORT_FILE, report)
         if page is not None:
             (new / PAGE_FILE).write_text(page(report), encoding="utf-8")
-        chosen = {
-            "prepare": options.model_dump(mode="json"),
-            "sources": [vars(source) for source in sources],
-            "against": [vars(source) for source in against],
-            "encode": (encoding or EncodeOptions()).what_counts(),
-        }
-        inputs = _hashes((*sources, *against), options, encoder)
+        chosen, inputs = _described(sources, against, options, encoding, encoder)
         seconds = time.monotonic() - started
         write_json(new / RUN_FILE, describe_run("prepare", options=chosen, inputs=inputs, seconds=seconds))
     return report
+
+
+def prepare_key(
+    sources: Sequence[Source],
+    options: PrepareOptions,
+    *,
+    against: Sequence[Source] = (),
+    model: str | None = None,
+    encoding: EncodeOptions | None = None,
+) -> str:
+    """Name the step by what it does, to what; arguments are those of `prepare`."""
+    settled = _settle_splits(sources, options)
+    encoder = CachedEncoder(model, encoding or EncodeOptions()) if model else None
+    return step_key("prepare", *_described(sources, against, settled, encoding, encoder))
+
+
+def _described(
+    sources: Sequence[Source],
+    against: Sequence[Source],
+    options: PrepareOptions,
+    encoding: EncodeOptions | None,
+    encoder: CachedEncoder | None,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what is done, and the hashes of what it is done to."""
+    chosen = {
+        "prepare": options.model_dump(mode="json"),
+        "sources": [vars(source) for source in sources],
+        "against": [vars(source) for source in against],
+        "encode": (encoding or EncodeOptions()).what_counts(),
+    }
+    return chosen, _hashes((*sources, *against), options, encoder)
 
 
 def _settle_splits(sources: Sequence[Source], options: PrepareOptions) -> PrepareOptions:
@@ -198,8 +229,6 @@ def _settle_splits(sources: Sequence[Source], options: PrepareOptions) -> Prepar
         and all(source.split == "train" for source in sources)
         and not own
     )
-    for name, names in official.items() if kept else ():
-        log.info("%s: its own splits are kept: %s (`ratio` splits anew)", name, ", ".join(names))
     return options.model_copy(update={"keep_splits": kept})
 
 
@@ -209,17 +238,21 @@ def _hashes(sources: Sequence[Source], options: PrepareOptions, encoder: CachedE
     return hashes if encoder is None else {**hashes, encoder.name: encoder.hash}
 
 
+def what_needs_a_model(options: PrepareOptions) -> list[str]:
+    """Return the options that can't be kept without an encoder."""
+    needs = {
+        "`duplicates=semantic`": "semantic" in options.duplicates,
+        "`weigh=difficulty`": "difficulty" in options.weigh,
+        "`max_tokens` and `min_tokens`": options.max_tokens is not None or options.min_tokens > 0,
+    }
+    return [name for name, needed in needs.items() if needed]
+
+
 def _check(sources: Sequence[Source], options: PrepareOptions, model: str | None) -> None:
     if not sources:
         raise UsageError("nothing to prepare: name a file, a folder or a data set")
-    if model is None:
-        needs = {
-            "`duplicates=semantic`": "semantic" in options.duplicates,
-            "`weigh=difficulty`": "difficulty" in options.weigh,
-            "`max_tokens` and `min_tokens`": options.max_tokens is not None or options.min_tokens > 0,
-        }
-        if missing := [name for name, needed in needs.items() if needed]:
-            raise UsageError(f"{' and '.join(missing)} need `model`")
+    if model is None and (missing := what_needs_a_model(options)):
+        raise UsageError(f"{' and '.join(missing)} need `model`")
     if options.form != "records":
         chosen = [name for name in ("augment", "weigh") if getattr(options, name)]
         if chosen:
