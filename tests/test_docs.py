@@ -54,7 +54,7 @@ def test_commands(cli: Callable[..., Result], tiny: Path, in_folder: Path) -> No
         for line in block.replace("\\\n", " ").splitlines()
         if line.startswith("bge-cocktail")
     ]
-    assert len(commands) == 24
+    assert len(commands) == 25
     for command in commands:
         arguments = [part.replace(HUB_NAME, str(tiny)).replace(CHINESE_NAME, str(tiny)) for part in command[1:]]
         extra = ["--set", f"base={tiny}"] if arguments[0] == "run" else []

@@ -229,28 +229,42 @@ def on_terminal() -> Reporter:
     """Yield a reporter that draws bars if standard error is a terminal, and is quiet otherwise."""
     if not sys.stderr.isatty():
         return _quiet
-    shown: list[object] = []
+    shown: list[Any] = []
 
     @contextmanager
     def report(description: str, total: int) -> Iterator[Advance]:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        # only the outermost work draws: a bar within a bar flickers
-        if shown:
-            yield lambda _steps: None
+        if len(shown) == _MOST_BARS:
+            yield _nothing
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        # work within work has a line below it, in one picture: bars of their own would flicker
+        bars = shown[0] if shown else Progress(*columns, console=Console(stderr=True), transient=True)
+        with nullcontext() if shown else bars:
             shown.append(bars)
             task = bars.add_task(description, total=total)
+
+            def advance(steps: int, now: str = "", /) -> None:
+                bars.update(task, advance=steps, description=f"{description}: {now}" if now else None)
+
             try:
-                yield lambda steps: bars.advance(task, steps)
+                yield advance
             finally:
                 shown.pop()
+                bars.remove_task(task)
 
     return report
 
 
+# a run, a step of it, what the step is at
+_MOST_BARS = 3
+
+
+def _nothing(_steps: int, _now: str = "", /) -> None:
+    return None
+
+
 def _quiet(_description: str, _total: int) -> AbstractContextManager[Advance]:
-    return nullcontext(lambda _steps: None)
+    return nullcontext(_nothing)

@@ -8,12 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from typing import Protocol
 
-Advance = Callable[[int], None]
+
+class Advance(Protocol):
+    """Takes the steps that were just done, and in a few words what is going on now."""
+
+    def __call__(self, steps: int, now: str = "", /) -> None: ...
+
+
 Reporter = Callable[[str, int], AbstractContextManager[Advance]]
 
 
-def _nothing(_steps: int) -> None:
+def _nothing(_steps: int, _now: str = "", /) -> None:
     return None
 
 

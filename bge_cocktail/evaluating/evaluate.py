@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from bge_cocktail.core.errors import UsageError
 from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
 from bge_cocktail.core.pictures import draw_indexes
+from bge_cocktail.core.progress import progress
 from bge_cocktail.core.registry import refuse_unknown_options
 from bge_cocktail.core.runs import RUN_FILE, begin_findings, describe_run, hash_path
 from bge_cocktail.data.retrieval import read_retrieval
@@ -101,12 +102,18 @@ def evaluate_models(
         options: Depth, split, intervals.
     """
     drawn = {task.name: task.map_texts(options.split, options.map_texts, options.seed) for task in task_list}
+    _check_judging(task_list, options)
     results = []
-    for name, path in models.items():
-        encoder = CachedEncoder(path, encoding)
-        scores = evaluate(encoder, task_list, options)
-        embeddings = {task: embed_sample(encoder, sample) for task, sample in drawn.items() if sample}
-        results.append(ModelScores(name, str(path), scores, embeddings, _about(encoder)))
+    with progress("evaluating", len(models) * len(task_list)) as advance:
+        for name, path in models.items():
+            encoder = CachedEncoder(path, encoding)
+            scores: list[Score] = []
+            for task in task_list:
+                advance(0, f"{name} on {task.name}" if name else task.name)
+                scores += task.judge(encoder, options)
+                advance(1)
+            embeddings = {task: embed_sample(encoder, sample) for task, sample in drawn.items() if sample}
+            results.append(ModelScores(name, str(path), scores, embeddings, _about(encoder)))
     return results
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bge_cocktail.core.errors import CocktailError, DataError, UsageError
-from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
+from bge_cocktail.core.outputs import new_folder, read_object, refuse_to_replace, write_json
+from bge_cocktail.core.progress import Advance, progress
 from bge_cocktail.core.runs import RUN_FILE, describe_run, finished_key, hash_path, hash_value, step_key
 from bge_cocktail.data.record import Record
 from bge_cocktail.data.record_files import read_records
@@ -117,13 +118,22 @@ class Flow:
         # what the base is judged with is what the tuned model is trained with
         self.training: TrainOptions = options.train.model_copy(update=prompts)
         self.done: list[str] = []
+        self._advance: Advance = lambda _steps, _now="", /: None
+        self._begun = 0
 
     def run(self) -> RunResult:
         """Do all steps, and return what they gave."""
+        merge = self.options.merge
+        steps = 2 * self.options.rounds + merge.slices + 4 + bool(merge.others or merge.slices)
+        with progress("run", steps) as self._advance:
+            return self._run()
+
+    def _run(self) -> RunResult:
         started = time.monotonic()
         if self.preparation is not None and not self._is_done(PREPARED, self.preparation.key):
             self.refuse_other_folder()
             begin_run(self.folder)
+            self._begin("prepare")
             self.preparation.do(self.folder / PREPARED)
         elif self.preparation is not None:
             self._skip("prepare")
@@ -261,6 +271,7 @@ class Flow:
 
     def mine(self, name: str, model: str | Path) -> None:
         """Hard negatives for the train records, and for dev records as examples for cocktail weights."""
+        self._begin("mine")
         if self._is_done(name, mining_key(self.options, self.data, model_folder(model))):
             self._skip(name.replace("mined", "mine"))
         else:
@@ -268,6 +279,7 @@ class Flow:
 
     def train_model(self, name: str, records: list[Record]) -> Path:
         """Return a tuned model."""
+        self._begin(f"train {name}")
         output = self.folder / name
         if self._is_done(name, self._training_key(records)):
             self._skip(f"train {name}")
@@ -289,6 +301,7 @@ class Flow:
 
     def blend(self, name: str, models: Sequence[str | Path], weights: Literal["uniform", "cocktail"]) -> Path:
         """Return a cocktail: the share for the first model, the rest among the others."""
+        self._begin(f"merge {name}")
         options = AS_TUNED.model_copy(update={"weights": weights, "share": self.options.merge.share})
         examples = {}
         if weights == "cocktail":
@@ -323,6 +336,7 @@ class Flow:
             except DataError:
                 log.info("merge chosen: left out, for %s has no dev split to choose by", task.name)
                 return None
+        self._begin("merge chosen")
         options = AS_TUNED.model_copy(update={"weights": "auto", "epsilon": self.options.merge.epsilon})
         judging = self.options.evaluate.model_copy(update={"split": "dev", "map_texts": 0})
         what = [judging.model_dump(mode="json"), self.options.encode.what_counts()]
@@ -347,6 +361,7 @@ class Flow:
 
     def judge(self, name: str, models: dict[str, str | Path]) -> list[ModelScores]:
         """Return the scores of models on all tasks."""
+        self._begin("evaluate")
         output = self.folder / name
         options = self._judging
         inputs = evaluation_inputs(models, self.tasks, self.options.evaluate)
@@ -368,6 +383,7 @@ class Flow:
         roles = {task.role for task in self.tasks}
         if not self.options.merge.shares or roles != {"target", "general"}:
             return [], None
+        self._begin("trade-off")
         shares = sorted({0.0, 1.0, self.options.merge.share, *self.options.merge.shares})
         output = self.folder / "tradeoff"
         options = {"shares": shares, "share": self.options.merge.share, **self._judging}
@@ -376,11 +392,19 @@ class Flow:
         if self._is_done("tradeoff", step_key("tradeoff", options, inputs)):
             self._skip("trade-off")
             return read_tradeoff(output), output / PICTURE_FILE
-        log.info("trade-off: %d shares", len(shares))
+        # another share, or more of them: those that were measured of the same models stay
+        measured = {name: value for name, value in options.items() if name not in ("shares", "share")}
+        known = {}
+        if (output / RUN_FILE).is_file():
+            described = read_object(output / RUN_FILE)
+            before = {name: described.get("options", {}).get(name) for name in measured}
+            if step_key("", before, described.get("inputs", {})) == step_key("", measured, inputs):
+                known = {point[0]: point for point in read_tradeoff(output)}
+        log.info("trade-off: %d of %d shares to measure", len(set(shares) - set(known)), len(shares))
         started = time.monotonic()
         with new_folder(output, overwrite=True) as new:
             cocktail = self.folder / "cocktail"
-            points = measure_tradeoff(self.options, self.tasks, shares, self.base, tuned, cocktail, new)
+            points = measure_tradeoff(self.options, self.tasks, shares, self.base, tuned, cocktail, new, known)
             seconds = time.monotonic() - started
             write_json(new / RUN_FILE, describe_run("tradeoff", options=options, inputs=inputs, seconds=seconds))
         return points, output / PICTURE_FILE
@@ -415,6 +439,11 @@ class Flow:
             except UsageError as error:
                 raise UsageError(f"{error}; choose another output for the run") from None
         return False
+
+    def _begin(self, step: str) -> None:
+        """Say which step is being done; the one before it is over."""
+        self._advance(min(self._begun, 1), step)
+        self._begun += 1
 
     def _skip(self, step: str) -> None:
         self.done.append(step)

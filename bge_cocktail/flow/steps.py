@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -255,6 +255,7 @@ def measure_tradeoff(
     tuned: Path,
     cocktail: Path,
     folder: Path,
+    known: Mapping[float, Point] | None = None,
 ) -> list[Point]:
     """Merge at each share, judge, and draw.
 
@@ -266,15 +267,22 @@ def measure_tradeoff(
         tuned: The tuned model.
         cocktail: Their merge at the run's own share, which is there already.
         folder: Where numbers and picture are written.
+        known: Points that were measured before, by their share.
 
     Returns:
         A point for each share.
     """
+    known = known or {}
     there = {options.merge.share: cocktail, 0.0: base, 1.0: tuned}
     scratch = folder / "model"
     points: list[Point] = []
     with progress("trade-off", len(shares)) as advance:
         for share in shares:
+            advance(0, f"share {share:g}")
+            if share in known:
+                points.append(known[share])
+                advance(1)
+                continue
             model, encode = there.get(share, scratch), options.encode
             if model == scratch:
                 merge([tuned, base], scratch, AS_TUNED.model_copy(update={"share": share}), overwrite=True)

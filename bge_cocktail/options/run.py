@@ -59,7 +59,7 @@ class CocktailOptions(Options):
         0, ge=0, le=16, description="also tune this many variants, each on its own slice of the records"
     )
     shares: Shares = Field(
-        [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
+        [0.0, 0.25, 0.5, 0.75, 1.0],
         description="shares of the tuned model at which the trade-off is measured; empty: not at all",
     )
     examples: int = Field(100, ge=2, description="dev records that cocktail weights are found on")
@@ -135,7 +135,7 @@ def read_run_file(path: Path, settings: Sequence[str] = (), preset: str | None =
         for section, own in preset_run(preset).items():
             given = values.get(section, {} if isinstance(own, dict) else own)
             values[section] = own | given if isinstance(own, dict) and isinstance(given, dict) else given
-            where.setdefault(section, f"--preset {preset}")
+            where.setdefault(section, f"preset {preset}")
     options: RunOptions = checked(RunOptions, values, where)
     return options
 

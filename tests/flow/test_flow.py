@@ -90,6 +90,13 @@ def test_end_to_end_and_not_twice(cli: Cli, run_file: Path, tmp_path: Path) -> N
     assert len(done) == 8
     assert cli("run", run_file, "--dry-run").stdout.count("done") == 4
 
+    # another share has one point more to measure
+    other = cli("run", run_file, "--set", "merge.share=0.25")
+    assert "trade-off: 1 of 4 shares to measure" in other.stderr
+    assert json.loads((folder / "tradeoff/tradeoff.json").read_text())["points"][2] == [
+        found["tradeoff"][1][name] for name in ("share", "target", "general")
+    ]
+
     # an option of a later step leaves the earlier ones alone
     cli("run", run_file, "--set", "evaluate.metrics=['nDCG@10','P@1']")
     done = json.loads((folder / "run.json").read_text())["steps_found_done"]

@@ -32,15 +32,20 @@ class ProgressCallback(TrainerCallback):
 
     def __init__(self) -> None:
         self._context: AbstractContextManager[Advance] | None = None
-        self._advance: Advance = lambda _steps: None
+        self._advance: Advance | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._context = progress("training", state.max_steps)
         self._advance = self._context.__enter__()
-        self._advance(state.global_step)
+        self._advance(state.global_step, "")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._advance(1)
+        if self._advance is not None:
+            self._advance(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if self._advance is not None and "loss" in (logs or {}):
+            self._advance(0, f"loss {(logs or {})['loss']:.4f}")
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any
