@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import rich_click as click
@@ -30,6 +32,12 @@ from bge_cocktail.cli.flags import PATH, comparing_flags
     show_default=True,
     help="How embeddings come onto a plane; umap is much slower and needs the extra `umap`.",
 )
+@click.option(
+    "--follow",
+    type=click.IntRange(1, 3600),
+    metavar="SECONDS",
+    help="Write anew every so many seconds until no run goes on; an open page reloads itself.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace files that are there.")
 def command(
     runs: tuple[Path, ...],
@@ -40,6 +48,7 @@ def command(
     resamples: int,
     seed: int,
     reduce: str,
+    follow: int | None,
     overwrite: bool,
 ) -> None:
     """Show runs on one page: scores, what changed and where, curves, merges, data, and what made each number.
@@ -56,10 +65,21 @@ def command(
         refuse_to_replace_file(path, overwrite)
         if path.suffix == ".json" and path.exists() and any(run.resolve() in path.resolve().parents for run in runs):
             raise UsageError(f"{path} belongs to a run that is read; choose another name")
-    collected = collect(runs, baseline=baseline, confidence=confidence, resamples=resamples, seed=seed, reduce=reduce)
-    report = build_report(collected, title or f"Report: {', '.join(run.resolve().name for run in runs)}")
-    for sentence in report.summary:
-        click.echo(sentence)
-    for path in outputs:
-        write_report(report, collected, path)
-        click.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB", err=True)
+    title = title or f"Report: {', '.join(run.resolve().name for run in runs)}"
+    said: list[str] = []
+    while True:
+        collected = collect(
+            runs, baseline=baseline, confidence=confidence, resamples=resamples, seed=seed, reduce=reduce
+        )
+        going = any(not step.finished for step in collected.steps)
+        report = replace(build_report(collected, title), reload=follow if follow and going else 0)
+        if report.summary != said:
+            click.echo("\n".join(report.summary))
+        for path in outputs:
+            write_report(report, collected, path)
+            if not said:
+                click.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB", err=True)
+        if not (follow and going):
+            return
+        said = list(report.summary)
+        time.sleep(follow)

@@ -149,16 +149,18 @@ class Report:
         summary: Sentences that say what was found.
         sections: In the order they are read.
         made: When and by which version.
+        reload: Seconds after which its page is read anew, for runs that go on; 0: never.
     """
 
     title: str
     summary: Sequence[str]
     sections: Sequence[Section]
     made: str
+    reload: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "reload"}
 
 
 def finite(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,24 @@ def test_texts_are_never_run(start: Callable[[str], Any], tmp_path: Path) -> Non
     assert browser.execute_script("return window.done === undefined")
     assert [url for url in requests(browser) if not url.startswith(("file:", "data:", "blob:"))] == []
     assert "onerror" in browser.execute_script("return document.querySelector('.rows').innerText")
+
+
+def test_the_page_of_a_run_that_goes_on_reloads_itself(
+    start: Callable[[str], Any],  # noqa: F811
+    run: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    from bge_cocktail.report.build import build_report, write_report
+    from bge_cocktail.report.collect import collect
+
+    collected = collect([run])
+    path = tmp_path / "report.html"
+    write_report(replace(build_report(collected, "Going on"), reload=1), collected, path)
+    browser = start(next(iter(SIZES)))
+    browser.get(path.as_uri())
+    assert browser.title == "Going on"
+    write_report(build_report(collected, "Done"), collected, path)
+    until(lambda: browser.title == "Done")
+    browser.execute_script("window.stays = true")
+    time.sleep(1.5)
+    assert browser.execute_script("return window.stays")  # a whole run's page is read once

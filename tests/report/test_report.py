@@ -168,6 +168,28 @@ def test_what_is_going_on_is_shown_and_said(cli: Cli, tmp_path: Path) -> None:
     assert curves.figures["dev nDCG@10"]["data"][0]["y"] == [0.5]
 
 
+def test_a_run_is_followed_until_it_ends(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    going = tmp_path / "tuned.unfinished"
+    (going / "checkpoints").mkdir(parents=True)
+    (going / "run.json").write_text('{"command": "training", "key": "k", "unfinished": true}')
+    page = tmp_path / "r.html"
+    seen: list[str] = []
+
+    def sleep(seconds: float) -> None:
+        seen.append(page.read_text())
+        assert seconds == 5
+        if len(seen) == 2:
+            going.rename(tmp_path / "tuned")
+            (tmp_path / "tuned/run.json").write_text('{"command": "training", "key": "k"}')
+
+    monkeypatch.setattr("bge_cocktail.cli.report.time.sleep", sleep)
+    result = cli("report", tmp_path / "tuned", "-o", page, "--follow", 5)
+    assert len(seen) == 2
+    assert all('data-reload="5"' in text for text in seen)
+    assert "data-reload=" not in page.read_text()
+    assert result.stdout.count("not finished") == 1  # said once, not every five seconds
+
+
 def test_evaluations_of_other_data_stand_apart(cli: Cli, tiny: Path, labelled: Path, run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "kinds"
     rows = [json.loads(line) for line in (labelled / "train.jsonl").read_text().splitlines()]

@@ -141,5 +141,8 @@
     more.addEventListener("click", showMore);
     update();
   });
+  // a run goes on: the file is written anew, and read anew where nobody is typing
+  const seconds = Number(document.body.dataset.reload);
+  if (seconds) setInterval(() => document.activeElement?.matches("input") || location.reload(), 1000 * seconds);
   setTheme();
 })();
