@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
@@ -20,8 +20,11 @@ from bge_cocktail.cli.flags import (
 )
 from bge_cocktail.options import EncodeOptions, EvaluateOptions
 
+if TYPE_CHECKING:
+    from bge_cocktail.evaluating.mteb import Submission
 
-@click.command("evaluate", cls=ShortHelp)
+
+@click.command("evaluate", cls=ShortHelp, finer=("model_name", "revision", "languages", "model_license"))
 @click.argument("models", nargs=-1, required=True)
 @click.option(
     "--target",
@@ -36,6 +39,10 @@ from bge_cocktail.options import EncodeOptions, EvaluateOptions
     metavar="NAME",
     help="A task or benchmark of mteb, or a folder judged by mteb's own code and protocol. Repeatable.",
 )
+@click.option("--model-name", metavar="OWNER/NAME", help="The model's name on the hub, for results to be handed in.")
+@click.option("--revision", help="Its commit there.")
+@click.option("--language", "languages", multiple=True, metavar="CODE", help="One it is for: eng-Latn. Repeatable.")
+@click.option("--license", "model_license", metavar="NAME", help="Its licence: mit, apache-2.0, ...")
 @click.option(
     "--card", is_flag=True, help="Put the scores into the model cards of MODELS that are folders, beside the first's."
 )
@@ -50,6 +57,10 @@ def command(
     target: tuple[str, ...],
     general: tuple[str, ...],
     mteb: tuple[str, ...],
+    model_name: str | None,
+    revision: str | None,
+    languages: tuple[str, ...],
+    model_license: str | None,
     card: bool,
     output: Path,
     overwrite: bool,
@@ -72,6 +83,7 @@ def command(
         target=target,
         general=general,
         mteb=mteb,
+        submission=_submission(model_name, revision, languages, model_license),
         card=card,
         overwrite=overwrite,
     )
@@ -79,3 +91,19 @@ def command(
     comparison = compare([output], partial=True) if len(results) > 1 else None
     table = score_table(results, comparison)
     show({"models": [result.to_json() for result in results]}, table, output_format, output, then)
+
+
+def _submission(
+    name: str | None, revision: str | None, languages: tuple[str, ...], model_license: str | None
+) -> Submission | None:
+    """Return what is said of the model to mteb's leaderboard, if anything is."""
+    from bge_cocktail.core.errors import UsageError
+    from bge_cocktail.evaluating.mteb import Submission
+
+    if name is None and revision is None:
+        if languages or model_license:
+            raise UsageError("--language and --license go with --model-name and --revision")
+        return None
+    if name is None or revision is None:
+        raise UsageError("--model-name and --revision go together: mteb's results lie in folders of both")
+    return Submission(name, revision, languages, model_license)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ from bge_cocktail.models.card import CardScore, add_scores
 from bge_cocktail.models.encoder import CachedEncoder, Encoder
 from bge_cocktail.options import EncodeOptions, EvaluateOptions
 from bge_cocktail.search.exact import unit_rows
+
+if TYPE_CHECKING:
+    from bge_cocktail.evaluating.mteb import Submission
 
 
 def evaluate(encoder: Encoder, task_list: Sequence[Task], options: EvaluateOptions | None = None) -> list[Score]:
@@ -222,6 +225,7 @@ def run_evaluate(
     target: Sequence[TaskPath] = (),
     general: Sequence[TaskPath] = (),
     mteb: Sequence[str] = (),
+    submission: Submission | None = None,
     card: bool = False,
     overwrite: bool = False,
 ) -> list[ModelScores]:
@@ -235,6 +239,7 @@ def run_evaluate(
         target: Folders of tasks that are tuned for.
         general: Folders of tasks that must not get worse.
         mteb: Tasks and benchmarks of mteb, or folders that are judged by mteb's own code.
+        submission: Under which name mteb's results are written, to be handed in to its leaderboard.
         card: Put the scores into the model cards of those that are folders here, beside the first one's.
         overwrite: Replace an older output of this tool.
 
@@ -261,7 +266,9 @@ def run_evaluate(
     if mteb:
         from bge_cocktail.evaluating.mteb import MtebTasks
 
-        theirs = MtebTasks(mteb, named, encoding, options.split)
+        theirs = MtebTasks(mteb, named, encoding, options.split, submission)
+    elif submission is not None:
+        raise UsageError("a name for mteb's leaderboard does nothing without tasks of mteb (`mteb`)")
 
     def judge() -> list[ModelScores]:
         scores = evaluate_models(named, task_list, encoding, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -18,13 +19,15 @@ from numpy.typing import NDArray
 
 from bge_cocktail.core.devices import hub_answers
 from bge_cocktail.core.errors import CocktailError, DataError, UsageError, nearest
-from bge_cocktail.core.outputs import json_of
+from bge_cocktail.core.outputs import json_of, write_json
 from bge_cocktail.core.runs import files_under, hash_value
 from bge_cocktail.evaluating.scores import ModelScores, Role, Score
+from bge_cocktail.evaluating.store import SCORES_FILE
 from bge_cocktail.evaluating.tasks.task import Task, open_task, tasks
 from bge_cocktail.models.cache import default_cache_dir
 from bge_cocktail.models.encoder import CachedEncoder
 from bge_cocktail.models.layout import declared_length
+from bge_cocktail.models.profile import model_profile
 from bge_cocktail.models.prompts import declared_prompts
 from bge_cocktail.options import EncodeOptions
 
@@ -255,16 +258,95 @@ def results_folder(cache_dir: Path | None = None) -> Path:
     return (cache_dir or default_cache_dir()) / "mteb"
 
 
-def copy_results(names: Sequence[tuple[str, CachedEncoder]], output: Path, cache_dir: Path | None = None) -> None:
-    """Copy the models' results, in mteb's own layout, into a folder."""
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What results that are handed in to mteb's leaderboard say of their model.
+
+    Attributes:
+        name: On the hub: owner/name.
+        revision: The commit there.
+        languages: Codes of language and script: eng-Latn.
+        license: By its short name: mit, apache-2.0.
+    """
+
+    name: str
+    revision: str
+    languages: Sequence[str] = ()
+    license: str | None = None
+
+    def meta(self, encoder: CachedEncoder, local: Any) -> Any:
+        """Return mteb's description of the model.
+
+        Args:
+            encoder: The model.
+            local: The description under which it was judged.
+
+        Raises:
+            UsageError: mteb doesn't take one of the values.
+        """
+        from mteb.models.model_meta import ModelMeta
+        from pydantic import ValidationError
+
+        folder = encoder.folder
+        weights = sorted(folder.rglob("*.safetensors"))
+        values = {
+            **dict(local),
+            "name": self.name,
+            "revision": self.revision,
+            "languages": list(self.languages) or None,
+            "license": self.license,
+            "n_parameters": _parameters(weights),
+            "embed_dim": model_profile(folder).dimensions,
+            "memory_usage_mb": round(sum(path.stat().st_size for path in weights) / 2**20),
+            "open_weights": True,
+            "reference": f"https://huggingface.co/{self.name}",
+            "use_instructions": any(declared_prompts(folder).values()),
+        }
+        try:
+            return ModelMeta(**values)
+        except (ValidationError, ValueError) as error:
+            problems = error.errors() if isinstance(error, ValidationError) else [{"loc": (), "msg": str(error)}]
+            said = "; ".join(f"{'.'.join(map(str, one['loc'][:1]))}: {one['msg']}" for one in problems[:1])
+            raise UsageError(f"mteb doesn't take this of a model: {said}") from None
+
+
+def _parameters(weights: Sequence[Path]) -> int | None:
+    """Return how many numbers the files hold, by their headers; None without files."""
+    from safetensors import safe_open
+
+    count = 0
+    for path in weights:
+        with safe_open(path, "np") as file:
+            count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  (it is no dict)
+    return count or None
+
+
+def copy_results(
+    names: Sequence[tuple[str, CachedEncoder]],
+    output: Path,
+    cache_dir: Path | None = None,
+    submission: Submission | None = None,
+) -> None:
+    """Copy the models' results, in mteb's own layout, into a folder.
+
+    Args:
+        names: The models.
+        output: The folder.
+        cache_dir: Where results are kept.
+        submission: Under which name they are handed in; without it, under that of the weights.
+    """
     from mteb.cache import ResultCache
 
     for name, encoder in names:
         meta = MtebModel(name, encoder).mteb_model_meta
         source = ResultCache(results_folder(cache_dir)).get_task_result_path("x", meta).parent
+        if submission is not None:
+            meta = submission.meta(encoder, meta)
         target = ResultCache(output).get_task_result_path("x", meta).parent
         if source.is_dir():
             shutil.copytree(source, target, dirs_exist_ok=True)
+            if submission is not None:
+                write_json(target / META_FILE, json.loads(json.dumps(meta.to_dict(), default=str)))
 
 
 def _score(result: Any, task: Any, role: Role) -> Score:
@@ -299,10 +381,23 @@ def _without_network(tasks: Sequence[Any]) -> None:
 class MtebTasks:
     """Tasks of mteb beside ours."""
 
-    def __init__(self, names: Sequence[str], models: Mapping[str, str], encoding: EncodeOptions, split: str) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        models: Mapping[str, str],
+        encoding: EncodeOptions,
+        split: str,
+        submission: Submission | None = None,
+    ) -> None:
+        self._submission = submission
         self._tasks = open_mteb_tasks(names, split)
         self._encoders = {name: CachedEncoder(path, encoding) for name, path in models.items()}
         self._cache = encoding.cache_dir
+        if submission is not None:  # what mteb doesn't take is said before hours of judging
+            if len(self._encoders) != 1:
+                raise UsageError("results are handed in for one model; evaluate one at a time")
+            ((name, encoder),) = self._encoders.items()
+            submission.meta(encoder, MtebModel(name, encoder).mteb_model_meta)
 
     def added(self, found: list[ModelScores]) -> list[ModelScores]:
         """Return the models' scores with those on these tasks."""
@@ -318,7 +413,7 @@ class MtebTasks:
 
     def copy_results(self, folder: Path) -> None:
         """mteb's own files, in its layout."""
-        copy_results(list(self._encoders.items()), folder / "mteb", self._cache)
+        copy_results(list(self._encoders.items()), folder / "mteb", self._cache, self._submission)
 
 
 LOCAL = "Local"
@@ -392,7 +487,11 @@ def read_leaderboard(folders: Sequence[Path], target: Sequence[str] = ()) -> Lea
             if path.suffix == ".json" and path.name != META_FILE and _is_result(path)
         ]
         if not files:
-            raise DataError(f"{folder} holds no results of mteb")
+            ours = (folder / SCORES_FILE).is_file()
+            raise DataError(
+                f"{folder} holds no results of mteb"
+                + ("; it is an evaluation of ours, which bge-cocktail compare puts side by side" if ours else "")
+            )
         for file in files:
             model = _model_of(file)
             task, score = _score_of(file)

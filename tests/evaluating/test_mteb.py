@@ -115,6 +115,47 @@ def test_from_the_command_line(cli: Cli, tiny: Path, beir: Path, alike: Path, tm
     assert "Did you mean 'STSBenchmark'" in refused.stderr
 
 
+def test_results_can_be_handed_in(cli: Cli, tiny: Path, alike: Path, tmp_path: Path) -> None:
+    from mteb.models.model_meta import ModelMeta
+
+    common = ("evaluate", tiny, "--mteb", alike / "graded", "--cache-dir", tmp_path / "cache")
+    named = ("--model-name", "our/embedder", "--revision", "0a1b2c")
+    cli(*common, *named, "--language", "eng-Latn", "--license", "apache-2.0", "-o", tmp_path / "out")
+    folder = tmp_path / "out/mteb/results/our__embedder/0a1b2c"
+    assert (folder / "graded.json").is_file()
+    meta = ModelMeta.model_validate_json_resolved((folder / "model_meta.json").read_text())
+    assert (meta.name, meta.revision, meta.languages, meta.license) == (
+        "our/embedder",
+        "0a1b2c",
+        ["eng-Latn"],
+        "apache-2.0",
+    )
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(tiny), device="cpu")
+    assert meta.n_parameters == sum(one.numel() for one in model.parameters())
+    assert meta.embed_dim == model.get_sentence_embedding_dimension()
+    # the cache keeps what it knows under the name of the weights, whatever they are called
+    assert not list((tmp_path / "cache/mteb").rglob("our__embedder"))
+    for wrong, said in (
+        (("--model-name", "embedder", "--revision", "1"), "mteb doesn't take this of a model: name: "),
+        ((*named, "--language", "english"), "mteb doesn't take this of a model: languages: "),
+        ((*named, "--license", "free"), "mteb doesn't take this of a model: license: "),
+        (("--model-name", "our/embedder"), "--model-name and --revision go together"),
+        (("--license", "mit"), "go with --model-name and --revision"),
+    ):
+        assert said in cli(*common, *wrong, "-o", tmp_path / "no", code=2).stderr, wrong
+    nothing = cli("evaluate", tiny, "--target", alike / "graded", *named, "-o", tmp_path / "no", code=2)
+    assert "does nothing without tasks of mteb (--mteb)" in nothing.stderr
+
+
+def test_a_leaderboard_of_our_own_evaluations_is_what_compare_makes(
+    cli: Cli, tiny: Path, beir: Path, tmp_path: Path
+) -> None:
+    cli("evaluate", tiny, "--target", beir, "-o", tmp_path / "own")
+    assert "which bge-cocktail compare puts side by side" in cli("leaderboard", tmp_path / "own", code=1).stderr
+
+
 def _second(cli: Cli, tiny: Path, beir: Path, alike: Path, tmp_path: Path) -> Path:
     other = perturb(tiny, tmp_path / "other", 3)
     where = ("--mteb", alike / "graded", "--target", beir, "--cache-dir", tmp_path / "cache")
