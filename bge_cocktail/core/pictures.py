@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -46,11 +48,11 @@ def draw_tradeoff(
     axes.axhline(generals[0], color=MUTED, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
     axes.annotate(
         "general tasks, base model",
-        (0.3, generals[0]),
+        (0.99, generals[0]),
         xycoords=("axes fraction", "data"),
-        xytext=(0, -12),
+        xytext=(0, 4 if generals[-1] < generals[0] else -12),  # where the curve is not
         textcoords="offset points",
-        ha="center",
+        ha="right",
         color=MUTED,
         fontsize=8,
     )
@@ -80,29 +82,82 @@ def finish(figure: Any, axes: Any, path: Path, *, target: str, general: str, tit
 
 
 def _label_points(axes: Any, points: Sequence[tuple[float, float, float]], chosen: float) -> None:
-    """Names base, tuned and cocktail; other shares get their number where there is room for it."""
+    """Names base, tuned and cocktail, and of the other shares says their number."""
     names = {points[0][0]: "base", points[-1][0]: "tuned", chosen: f"cocktail, share {chosen:g}"}
-    taken: list[tuple[float, float]] = []
-    for share, x, y in sorted(points, key=lambda point: point[0] not in names):
-        place = axes.transData.transform((x, y))
-        strong = share in names
-        if not strong and any(abs(place[0] - px) < 36 and abs(place[1] - py) < 30 for px, py in taken):
-            continue
-        taken.append((place[0], place[1]))
-        picked = share == chosen
+    labels = []
+    for share, x, y in points:
+        strong, picked = share in names, share == chosen
         if picked:
             axes.scatter([x], [y], s=90, color=ORANGE, zorder=4)
-        axes.annotate(
-            names.get(share, f"{share:g}"),
-            (x, y),
-            xytext=(0, -18 if names.get(share) == "tuned" else 10),
-            textcoords="offset points",
-            ha="right" if picked else "center",
-            color=ORANGE if picked else INK if strong else MUTED,
-            fontsize=9.5 if strong else 8,
-            fontweight="bold" if strong else "normal",
-            zorder=5,
-        )
+        color = ORANGE if picked else INK if strong else MUTED
+        look = {"color": color, "fontsize": 9.5 if strong else 8, "fontweight": "bold" if strong else "normal"}
+        labels.append(Label(names.get(share, f"{share:g}"), x, y, look, needed=strong))
+    place_labels(axes, labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What is written beside a point.
+
+    Attributes:
+        text: The words.
+        x: Of the point.
+        y: Of the point.
+        look: matplotlib's properties of a text.
+        needed: Whether it is written where there is no room, too.
+    """
+
+    text: str
+    x: float
+    y: float
+    look: Mapping[str, Any]
+    needed: bool = True
+
+
+def place_labels(axes: Any, labels: Sequence[Label]) -> None:
+    """Write labels beside their points, over no curve and no other label, a line to the point where one is further off.
+
+    What is written or drawn on the axes before is kept clear.
+    """
+    from adjustText import adjust_text
+
+    axes.figure.canvas.draw()  # where things stand is known only now
+    written = list(axes.texts)
+    steps = np.linspace(0, 1, 24)
+    xs, ys = [label.x for label in labels], [label.y for label in labels]
+    for line in axes.lines:
+        if line.get_transform() == axes.transData:  # curves, and not what runs across the picture
+            points = np.column_stack(line.get_data())
+            for one, other in itertools.pairwise(points):
+                xs += list(one[0] + steps * (other[0] - one[0]))
+                ys += list(one[1] + steps * (other[1] - one[1]))
+    texts = [
+        axes.text(label.x, label.y, label.text, ha="center", va="center", zorder=6, **label.look) for label in labels
+    ]
+    adjust_text(
+        texts,
+        xs,
+        ys,
+        target_x=[label.x for label in labels],
+        target_y=[label.y for label in labels],
+        objects=written or None,
+        ax=axes,
+        expand=(1.3, 1.6),
+        force_text=(0.3, 0.4),
+        force_static=(0.3, 0.5),
+        iter_lim=200,  # and not by time, which would draw another picture each time
+        min_arrow_len=8,
+        arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.8, "shrinkB": 4},
+    )
+    room = [text.get_window_extent() for text in written]
+    for label, text in sorted(zip(labels, texts, strict=True), key=lambda one: not one[0].needed):
+        place = text.get_window_extent()
+        if label.needed or not any(place.overlaps(other) for other in room):
+            room.append(place)
+        else:
+            for line in [patch for patch in axes.patches if getattr(patch, "patchA", None) is text]:
+                line.remove()
+            text.remove()
 
 
 def draw_front(
@@ -140,18 +195,10 @@ def draw_front(
     kept = next(trial for trial in trials if list(trial["weights"]) == list(chosen))
     axes.scatter([kept["target"]], [kept["general"]], s=90, color=ORANGE, zorder=5, label="chosen")
     name = _shown_weights(chosen) if kept is not trials[0] else f"base, {_shown_weights(chosen)}"
-    for label, trial, side in (("base" if kept is not trials[0] else "", trials[0], -14), (name, kept, 10)):
-        axes.annotate(
-            label,
-            (trial["target"], trial["general"]),
-            xytext=(0, side),
-            textcoords="offset points",
-            ha="center",
-            color=ORANGE if trial is kept else INK,
-            fontsize=9,
-            zorder=6,
-        )
     axes.margins(0.12)
+    named = [("base", trials[0], INK), (name, kept, ORANGE)] if kept is not trials[0] else [(name, kept, ORANGE)]
+    looks = [(text, trial["target"], trial["general"], {"color": color, "fontsize": 9}) for text, trial, color in named]
+    place_labels(axes, [Label(*one) for one in looks])
     axes.legend(frameon=False, fontsize=8)
     labels = {"target": f"target: {target}", "general": f"general: {general}"}
     finish(figure, axes, path, **labels, title="Merges that were tried")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bge_cocktail.core.errors import UsageError
-from bge_cocktail.core.pictures import INK, MUTED, save
+from bge_cocktail.core.pictures import INK, MUTED, Label, place_labels, save
 from bge_cocktail.report.blocks import colour_of
 from bge_cocktail.report.collect import ComparedEvaluations, ReportInput
 
@@ -80,20 +80,18 @@ def _draw_scores(axes: Any, group: ComparedEvaluations) -> None:
 
 
 def _draw_trade(axes: Any, group: ComparedEvaluations) -> None:
-    drawn = False
+    labels = []
     for place, model in enumerate(group.models):
         target, general = group.mean(model, "target"), group.mean(model, "general")
         if target is None or general is None:
             continue
-        drawn = True
         axes.scatter([target], [general], s=70, color=colour_of(place), zorder=3)
-        axes.annotate(
-            _shown(model.model), (target, general), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8
-        )
-    if not drawn:
+        labels.append(Label(_shown(model.model), target, general, {"fontsize": 8}))
+    if not labels:
         axes.set_axis_off()
         return
     axes.margins(0.2)
+    place_labels(axes, labels)
     axes.set_xlabel("target  →  better")
     axes.set_ylabel("general  →  better")
     axes.set_title("Target and general", loc="left", fontsize=11, color=INK, fontweight="bold")

@@ -70,3 +70,41 @@ def test_letters_of_the_usual_font_are_left_alone(tmp_path: Path, caplog: pytest
     pictures.save(figure, tmp_path / "out.png", "png")
     assert figure.axes[0].title.get_fontfamily() == before
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("size", [(7.2, 4.6), (2.4, 1.6)])
+def test_labels_stand_clear_of_curves_and_of_each_other(size: tuple[float, float]) -> None:
+    """Eleven points of a curve that turns back on itself; needed labels stay, others go where there is no room."""
+    xs = [0.59, 0.69, 0.743, 0.749, 0.7495, 0.7500, 0.7505, 0.7510, 0.7515, 0.753, 0.747]
+    ys = [0.894, 0.9005, 0.903, 0.9058, 0.9059, 0.9060, 0.9061, 0.9062, 0.9063, 0.9032, 0.9029]
+    names = {0: "base", 3: "cocktail, share 0.5", 10: "tuned"}
+    places = []
+    for _ in range(2):
+        figure = Figure(figsize=size, dpi=150)
+        axes = figure.subplots()
+        axes.plot(xs, ys)
+        axes.set_ylim(0.87, 0.93)
+        labels = [
+            pictures.Label(names.get(row, f"{row / 10:g}"), x, y, {"fontsize": 8}, needed=row in names)
+            for row, (x, y) in enumerate(zip(xs, ys, strict=True))
+        ]
+        pictures.place_labels(axes, labels)
+        figure.canvas.draw()
+        places.append([(text.get_text(), text.get_position()) for text in axes.texts])
+    assert places[0] == places[1]  # the same picture each time
+    shown = [text for text, _ in places[0]]
+    own = {name: (xs[row], ys[row]) for row, name in names.items()}
+    assert {*names.values()} <= {*shown}
+    assert (len(shown) < len(xs)) == (size[0] < 3)
+    boxes = [text.get_window_extent() for text in axes.texts]
+    for row, box in enumerate(boxes):
+        apart = [other for other, text in zip(boxes[row + 1 :], shown[row + 1 :], strict=True) if text not in own]
+        assert not any(box.overlaps(other) for other in apart), shown[row]
+    if size[0] < 3:
+        return
+    # a label stands nearer to its own point than the picture is wide by a tenth
+    for text, box in zip(axes.texts, boxes, strict=True):
+        if text.get_text() in own:
+            x, y = axes.transData.transform(own[text.get_text()])
+            away = max(box.x0 - x, x - box.x1, box.y0 - y, y - box.y1)
+            assert away < figure.bbox.width / 10
