@@ -163,7 +163,7 @@ def pareto(
 
 @weightings("auto", shared=True, data=("target", "general"))
 def auto(objective: Objective, rows: Sequence[int], *, auto_shares: Sequence[float], epsilon: float) -> WeightsResult:
-    """The best of a few merges whose target score is among the best, and that keep the base's general one, surely."""
+    """The best of a few merges whose target score is among the best, and that keep the base's general one."""
     return best_without_harm(objective, len(rows), auto_shares, epsilon)
 
 
@@ -406,14 +406,16 @@ _HALF = 0.5
 
 
 def best_without_harm(objective: Objective, models: int, shares: Sequence[float], epsilon: float) -> WeightsResult:
-    """Weights of the best among a few merges of which it is sure enough that they do no harm.
+    """Weights of the best among a few merges that do no harm.
 
     The first model is the tuned one, the last the base. Tried are both alone, and the tuned one at each share with the
     base; where there are others, too, half of the tuned one with all of them, by the method that was asked for and by
-    those that add to the base what tuning changed. A merge does no harm if its general score lies above the base's
-    minus epsilon in 95 % of paired resamples of the queries (one-sided bootstrap, Efron 1979). Of those, the ones whose
-    target score lies below the best one in as many resamples are out, and of the rest the best sum of both scores is
-    taken: between merges that dev can't tell apart on the target, the general tasks, which are more, decide.
+    those that add to the base what tuning changed. A merge does no harm if its general score is not below the
+    base's minus epsilon; what it reaches in 95 % of paired resamples of the queries (one-sided bootstrap, Efron 1979)
+    is said beside it. To ask for that bound to lie above stays with the base wherever dev is small, at half of what
+    tuning gains (docs/results.md). Of those, the ones whose target score lies below the best one in 95 % of resamples
+    are out, and of the rest the best sum of both scores is taken: between merges that dev can't tell apart on the
+    target, the general tasks, which are more, decide.
 
     Args:
         objective: Scores merges on target and general tasks.
@@ -436,7 +438,7 @@ def best_without_harm(objective: Objective, models: int, shares: Sequence[float]
     found = [objective.judged(weights, method) for weights, method in merges]
     base = found[0]
     best = max(
-        (one for one in found if one is base or _least(one.of_general, base.of_general) >= -epsilon),
+        (one for one in found if one is base or one.general >= base.general - epsilon),
         key=lambda one: (one.target, one.general),
     )
     tried: list[dict[str, Any]] = [
@@ -459,7 +461,7 @@ def best_without_harm(objective: Objective, models: int, shares: Sequence[float]
     kept = [
         trial
         for trial in tried[1:]
-        if gained and trial["general_at_least"] >= floor and not trial["below_best"] and trial["target"] > base.target
+        if gained and trial["general"] >= floor and not trial["below_best"] and trial["target"] > base.target
     ]
     chosen = max(kept, key=lambda trial: (trial["target"] + trial["general"], trial["target"]), default=tried[0])
     note = _verdict(objective.names, chosen, tried, epsilon)
@@ -479,8 +481,8 @@ def _verdict(names: Sequence[str], best: Mapping[str, Any], tried: Sequence[Mapp
         if reached["target"] <= base["target"]:
             return f"stay with {names[-1]}: no merge has a better target score than its {base['target']:.4f}"
         return (
-            f"stay with {names[-1]}: of no merge with a better target score (up to {reached['target']:.4f}, from "
-            f"{base['target']:.4f}) is it sure that the general score stays above {base['general']:.4f} - {epsilon:g}"
+            f"stay with {names[-1]}: every merge with a better target score (up to {reached['target']:.4f}, from "
+            f"{base['target']:.4f}) has a general score below {base['general']:.4f} - {epsilon:g}"
         )
     of_others = sum(best["weights"][1:-1])
     parts = [f"{100 * best['weights'][0]:.0f} % {names[0]}"]
@@ -489,15 +491,15 @@ def _verdict(names: Sequence[str], best: Mapping[str, Any], tried: Sequence[Mapp
     if best.get("method"):
         parts[-1] += f" by {best['method']} on {names[-1]}"
     above = [trial for trial in tried if trial["target"] > best["target"]]
-    sure = [trial["target"] for trial in above if trial["general_at_least"] >= base["general"] - epsilon]
+    harmless = [trial["target"] for trial in above if trial["general"] >= base["general"] - epsilon]
     if not above:
         why = "the best target score of all"
-    elif sure:
-        why = f"target scores up to {max(sure):.4f} can't be told from it, and it is better on both together"
+    elif harmless:
+        why = f"target scores up to {max(harmless):.4f} can't be told from it, and it is better on both together"
     elif tuned["target"] > best["target"]:
-        why = f"{tuned['target']:.4f} of {names[0]} alone would risk the general score"
+        why = f"{tuned['target']:.4f} of {names[0]} alone would cost the general score more than {epsilon:g}"
     else:
-        why = "higher target scores would risk the general score"
+        why = f"higher target scores would cost the general score more than {epsilon:g}"
     return (
         f"use {', '.join(parts)}: target {best['target']:.4f} (base {base['target']:.4f}), general "
         f"{best['general']:.4f} (base {base['general']:.4f}; at least {best['general_at_least']:.4f} with "

@@ -68,9 +68,7 @@ class CocktailOptions(Options):
         description="also make the merge with the best target score that does no harm to the general tasks, chosen on "
         "their dev splits where all have one (weights auto)",
     )
-    epsilon: float = Field(
-        0.005, ge=0, description="how much that merge's general score may lie below the base's, with 95 % confidence"
-    )
+    epsilon: float = Field(0.005, ge=0, description="how much that merge's general score may lie below the base's")
 
 
 class RunOptions(Options):
