@@ -85,8 +85,9 @@ def _ask() -> tuple[Path | None, tuple[Path, ...], str | None, str | None]:
 
     data = answer("Your data, a folder or a file (empty: fill it in later)")
     general = answer("Folders of tasks that must not get worse, with commas between (empty: none)")
-    model = answer("The model to tune, a folder or a hub name", RunOptions.model_fields["base"].default)
     preset = click.prompt("Preset", type=click.Choice([*PRESETS, "none"]), default="none", err=True)
+    usual = PRESETS[preset].base if preset in PRESETS else None
+    model = answer("The model to tune, a folder or a hub name", usual or RunOptions.model_fields["base"].default)
     return (
         Path(data) if data else None,
         tuple(Path(name.strip()) for name in general.split(",") if name.strip()),

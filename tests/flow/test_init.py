@@ -101,7 +101,7 @@ def test_rows_and_labelled_texts_are_prepared_first(labelled: Path, tmp_path: Pa
 
 def test_on_a_terminal_it_asks(beir: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    answers = f"{beir}\n{labelled}\nmy/model\ncpu\n"
+    answers = f"{beir}\n{labelled}\ncpu\nmy/model\n"
     runner = CliRunner()
     # the runner's own standard input says that it is none
     with monkeypatch.context() as patch:
@@ -117,6 +117,11 @@ def test_on_a_terminal_it_asks(beir: Path, labelled: Path, tmp_path: Path, monke
         "general": [str(labelled)],
     }
     assert values["train"] == {"negatives": 3, "max_length": 256, "query_max_length": 64}
+    with monkeypatch.context() as patch:
+        patch.setattr("bge_cocktail.cli.run._asks", lambda: True)
+        chinese = runner.invoke(main, ["init", "zh.toml"], input="\n\nchinese\n\n")
+    assert chinese.exit_code == 0, chinese.output
+    assert tomllib.loads((tmp_path / "zh.toml").read_text())["base"] == "BAAI/bge-small-zh-v1.5"
     assert runner.invoke(main, ["init", "other.toml"]).exit_code == 0  # no terminal: nothing is asked
     assert "Your data" in result.stderr
 
