@@ -41,13 +41,13 @@ def propose_run(
     if to_tune is not None:
         seen = _seen(to_tune, values)
     elif files:
-        values["prepare"] = {"sources": _texts(files)}
+        values["prepare"] = {**values.get("prepare", {}), "sources": _texts(files)}
         values["data"] = {}
         seen = [f"{name}: rows, to be prepared first" for name in files]
     elif found == [] or found[0].path != data:
         raise DataError(f"{data}: nothing to tune on: no file of rows, and no folder with a train split")
     else:  # labelled texts or pairs: records are made of them
-        values["prepare"] = {"sources": [str(data)]}
+        values["prepare"] = {**values.get("prepare", {}), "sources": [str(data)]}
         values["data"] = {"target": [str(data)]}
         others = []
         seen = [f"{data}: {found[0].kind}, made into records first"]

@@ -104,7 +104,5 @@ def preset_values(name: str, model: type[Options]) -> Values:
 def preset_run(name: str) -> dict[str, Any]:
     """Return what a preset sets of a run: sections and their values, as a run file has them."""
     preset = PRESETS[name]
-    values: dict[str, Any] = {
-        section: dict(own) for section, own in preset.values.items() if section not in ("prepare", "classify")
-    }
+    values: dict[str, Any] = {section: dict(own) for section, own in preset.values.items() if section != "classify"}
     return {**({"base": preset.base} if preset.base else {}), **values}

@@ -43,6 +43,7 @@ def test_what_a_preset_sets_is_allowed_and_is_no_default(name: str, tmp_path: Pa
     assert (options.train.epochs, options.train.batch_size) == (7, 9)  # what is given goes before
     given = {**preset_values(name, TrainOptions), "epochs": 7, "batch_size": 9}
     assert options.train == TrainOptions(**given)
+    assert options.prepare.clean == PrepareOptions(**preset_values(name, PrepareOptions)).clean
     assert options.encode == EncodeOptions(**preset_values(name, EncodeOptions))
     assert options.base == (PRESETS[name].base or "BAAI/bge-small-en-v1.5")
 
@@ -90,6 +91,8 @@ def test_rows_and_labelled_texts_are_prepared_first(labelled: Path, tmp_path: Pa
     values, seen = propose_run(tmp_path / "rows")
     assert values == {"prepare": {"sources": [str(tmp_path / "rows/faq.csv")]}, "data": {}}
     assert seen == [f"{tmp_path / 'rows/faq.csv'}: rows, to be prepared first"]
+    cleaned, _ = propose_run(tmp_path / "rows", preset="code")
+    assert cleaned["prepare"] == {"clean": ["control"], "sources": values["prepare"]["sources"]}
     values, _ = propose_run(labelled)
     assert values == {"prepare": {"sources": [str(labelled)]}, "data": {"target": [str(labelled)]}}
     (tmp_path / "empty").mkdir()
