@@ -95,7 +95,7 @@ def train_command(
         raise UsageError("--trials goes with --search")
     source = Source(data, config=config, columns=columns, labels=pairs_of(labels))
     read = read_class_data(source, options)
-    kept = f"the study is in {output}.search" if searched else f"the last step is saved in {output}.unfinished"
+    kept = f"the study is in {output}.search" if searched else f"it lies in {output}.unfinished"
     if options.few_shot and not searched:
         kept = f"what was tuned is saved beside {output}"
     with training(options.device, kept):

@@ -24,12 +24,17 @@ def command(file: Path, settings: tuple[str, ...], preset: str | None, dry_run: 
     from bge_cocktail.cli.show import show_outcome, training
     from bge_cocktail.flow.flow import Flow
     from bge_cocktail.options import read_run_file
-    from bge_cocktail.report.text import text_table
+    from bge_cocktail.report.text import duration, text_table
 
     flow = Flow(read_run_file(file, settings, preset))
     if dry_run:
         steps = flow.plan()
-        show(dict(steps), text_table(("step", "state"), steps), output_format)
+        rows = [(step.name, step.state, "" if step.seconds is None else duration(step.seconds)) for step in steps]
+        known = any(step.seconds is not None for step in steps)
+        # times of this machine's last runs; without one there is nothing to say
+        header = ("step", "state", "about") if known else ("step", "state")
+        plan = {step.name: {"state": step.state, "seconds": step.seconds} for step in steps}
+        show(plan, text_table(header, rows if known else [row[:2] for row in rows]), output_format)
         return
     with training(flow.options.train.device):
         outcome = flow.run()

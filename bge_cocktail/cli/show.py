@@ -46,7 +46,7 @@ def training(device: str, kept: str = "") -> Iterator[None]:
 
     Args:
         device: Where the training computes.
-        kept: What there is to go on from.
+        kept: Where what is saved lies, for commands that go on with --resume; the others go on by themselves.
     """
     from bge_cocktail.core.devices import choose_device
     from bge_cocktail.training.engine.malloc import keep_memory
@@ -56,9 +56,9 @@ def training(device: str, kept: str = "") -> Iterator[None]:
         keep_memory()  # for good, which only a process of our own may decide
     try:
         yield
-    except Interrupted:
-        if kept:
-            click.echo(f"{kept}; the same command with --resume goes on", err=True)
+    except Interrupted as stopped:
+        how = f"{kept}; the same command with --resume goes on" if kept else "the same command goes on"
+        click.echo(f"{stopped}; {how}", err=True)
         raise
 
 

@@ -91,7 +91,7 @@ def command(
     from bge_cocktail.training.engine.processes import is_first_process
 
     common: dict[str, Any] = {"general": general, "resume": resume, "overwrite": overwrite}
-    kept = f"the study is in {output}.search" if searched else f"the last step is saved in {output}.unfinished"
+    kept = f"the study is in {output}.search" if searched else f"it lies in {output}.unfinished"
     with training(options.device, kept):
         if searched is not None and judged is not None:
             names = searched_names(searched)

@@ -64,7 +64,7 @@ def command(
     refuse_both(resume, overwrite)
     options = options_from(TrainOptions, flags)
     judged = read_retrieval(dev, "dev") if dev is not None else None
-    with training(options.device, f"the last step is saved in {output}.unfinished"):
+    with training(options.device, f"it lies in {output}.unfinished"):
         described = update(
             model,
             base,

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,8 @@ from bge_cocktail.core.devices import hub_answers
 from bge_cocktail.core.errors import CocktailError, DataError, UsageError, nearest
 from bge_cocktail.core.outputs import json_of, write_json
 from bge_cocktail.core.runs import files_under, hash_value
-from bge_cocktail.evaluating.scores import ModelScores, Role, Score
+from bge_cocktail.evaluating.compare import holm, permutation_test
+from bge_cocktail.evaluating.scores import ModelScores, Role, Score, bootstrap_interval
 from bge_cocktail.evaluating.store import SCORES_FILE
 from bge_cocktail.evaluating.tasks.task import Task, open_task, tasks
 from bge_cocktail.models.cache import default_cache_dir
@@ -420,6 +421,15 @@ LOCAL = "Local"
 META_FILE = "model_meta.json"
 
 
+class MeanDifference(NamedTuple):
+    """The difference of two means over tasks, its 95 % interval, and the p of the paired test."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
 @dataclass(frozen=True, slots=True)
 class Leaderboard:
     """Results of several models.
@@ -456,13 +466,37 @@ class Leaderboard:
             means["general"] = _mean([own[task] for task in shared if task not in self.target])
         return {**means, **by_type}
 
+    def differences(self) -> dict[str, MeanDifference]:
+        """How far each model's mean over tasks is from the first one's; none where there are fewer than two tasks.
+
+        mteb keeps no values of single queries, so that the tasks are what is drawn: the interval (bootstrap) and p
+        (paired permutation, corrected for the number of models) say what other tasks like these would show.
+        """
+        shared, (first, *others) = self.shared, self.models
+        if len(shared) < 2:
+            return {}
+        changes = [
+            np.array([self.scores[model][task] - self.scores[first][task] for task in shared]) for model in others
+        ]
+        corrected = holm([permutation_test(change) for change in changes])
+        return {
+            model: MeanDifference(float(change.mean()), *bootstrap_interval(change), p)
+            for model, change, p in zip(others, changes, corrected, strict=True)
+        }
+
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
+        differences = self.differences()
         return {
             "tasks": dict(self.types),
             "shared": self.shared,
             "models": [
-                {"model": model, "averages": self.averages(model), "scores": dict(self.scores[model])}
+                {
+                    "model": model,
+                    "averages": self.averages(model),
+                    "scores": dict(self.scores[model]),
+                    "against_first": differences[model]._asdict() if model in differences else None,
+                }
                 for model in self.models
             ],
         }

@@ -5,15 +5,24 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from bge_cocktail.core.errors import CocktailError, DataError, UsageError
 from bge_cocktail.core.outputs import new_folder, read_object, refuse_to_replace, write_json
 from bge_cocktail.core.progress import Advance, progress
-from bge_cocktail.core.runs import RUN_FILE, describe_run, finished_key, hash_path, hash_value, step_key
+from bge_cocktail.core.runs import (
+    RUN_FILE,
+    describe_run,
+    files_under,
+    finished_key,
+    hash_path,
+    hash_value,
+    step_key,
+)
 from bge_cocktail.data.record import Record
 from bge_cocktail.data.record_files import read_records
 from bge_cocktail.evaluating.evaluate import (
@@ -41,6 +50,7 @@ from bge_cocktail.flow.steps import (
     read_tradeoff,
     refuse_other_folder,
 )
+from bge_cocktail.flow.timings import expected_seconds, timed
 from bge_cocktail.merging.checkpoints import read_checkpoint
 from bge_cocktail.merging.compatible import check_alike
 from bge_cocktail.merging.merge import merge
@@ -53,6 +63,7 @@ from bge_cocktail.training.encoder.checks import check_training
 from bge_cocktail.training.encoder.train import train, training_key
 from bge_cocktail.training.encoder.training_pairs import TrainingPairs
 from bge_cocktail.training.encoder.validation import open_watched
+from bge_cocktail.training.engine.checkpoints import last_checkpoint, step_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +92,20 @@ class RunResult:
             "tradeoff": [dict(zip(("share", "target", "general"), point, strict=True)) for point in self.tradeoff],
             "picture": str(self.picture) if self.picture else None,
         }
+
+
+class PlannedStep(NamedTuple):
+    """A step of a run before it is done.
+
+    Attributes:
+        name: Of the step.
+        state: Whether it is done.
+        seconds: How long it will take by the last such steps on this machine; None where there were none.
+    """
+
+    name: str
+    state: str
+    seconds: float | None = None
 
 
 log = logging.getLogger(__name__)
@@ -189,30 +214,88 @@ class Flow:
             return None
         return page
 
-    def plan(self) -> list[tuple[str, str]]:
+    def plan(self) -> list[PlannedStep]:
         """Return the steps and whether each is done, as far as that can be known before the ones that come first."""
-        first: list[tuple[str, str]] = []
+        first: list[PlannedStep] = []
         if self.preparation is not None:
             prepared = self._is_done(PREPARED, self.preparation.key)
-            first = [("prepare", "done" if prepared else "to do")]
+            first = [PlannedStep("prepare", "done" if prepared else "to do")]
             if not prepared:
                 self.refuse_other_folder()
-                return [*first, *((name, "to do") for name in ("mine", "train tuned", *_LAST))]
+                return [*first, *(PlannedStep(name, "to do") for name in ("mine", "train tuned", *_LAST))]
         self.check()
         slices = self.options.merge.slices
         mined, rounds = self._rounds_done()
         parts = {"tuned": slice(None), **{f"variants/slice-{n + 1}": slice(n, None, slices) for n in range(slices)}}
         trained = [
-            (f"train {name}", mined and self._is_done(name, self._training_key(self.records[part])))
+            self._planned_training(name, self.records[part] if mined else None, len(self.data.records[part]))
             for name, part in parts.items()
         ]
-        steps = [(name, "done" if done else "to do") for name, done in [*rounds, ("mine", mined), *trained]]
-        later = "checked when reached" if all(done for _, done in trained) else "to do"
-        return first + steps + [(name, later) for name in _LAST]
+        later = "checked when reached" if all(step.state == "done" for step in trained) else "to do"
+        last = [
+            PlannedStep("merge", later),
+            PlannedStep("evaluate", later, self._expected("evaluate", self._judged_work * self._models)),
+            PlannedStep("trade-off", later, self._expected("evaluate", self._judged_work * len(self._shares))),
+        ]
+        return [*first, *rounds, self._planned("mine", "mine", mined, self._mining_work), *trained, *last]
 
-    def _rounds_done(self) -> tuple[bool, list[tuple[str, bool]]]:
+    def _planned(self, name: str, step: str, done: bool, work: float) -> PlannedStep:
+        return PlannedStep(name, "done") if done else PlannedStep(name, "to do", self._expected(step, work))
+
+    def _planned_training(self, name: str, records: list[Record] | None, count: int) -> PlannedStep:
+        """What is to be done of a training.
+
+        Args:
+            name: Of its output.
+            records: None while their negatives aren't mined.
+            count: How many there will be.
+        """
+        shown = f"train {name}"
+        seconds = self._expected("train", self._training_work(count))
+        if records is None:
+            return PlannedStep(shown, "to do", seconds)
+        key = self._training_key(records)
+        if self._is_done(name, key):
+            return PlannedStep(shown, "done")
+        unfinished = self.folder / f"{name}.unfinished"
+        saved = last_checkpoint(unfinished / "checkpoints") if finished_key(unfinished) == key else None
+        if saved is None:
+            return PlannedStep(shown, "to do", seconds)
+        step, steps = step_of(saved), int(read_object(saved / "trainer_state.json")["max_steps"])
+        left = None if seconds is None else seconds * (steps - step) / steps
+        return PlannedStep(shown, f"saved at step {step} of {steps}, goes on", left)
+
+    def _expected(self, step: str, work: float) -> float | None:
+        return expected_seconds(step, self.base, self.options.train.device, work)
+
+    def _timed(self, step: str, work: float) -> AbstractContextManager[None]:
+        return timed(step, self.base, self.options.train.device, work)
+
+    @property
+    def _mining_work(self) -> float:
+        return len(self.data.records) + len(self.data.corpus or ())
+
+    def _training_work(self, records: int) -> float:
+        return records * self.training.epochs
+
+    @property
+    def _judged_work(self) -> float:
+        return sum(file.stat().st_size for task in self.tasks for file in files_under(task.path))
+
+    @property
+    def _models(self) -> int:
+        merge = self.options.merge
+        return 3 + bool(merge.others or merge.slices)
+
+    @property
+    def _shares(self) -> list[float]:
+        """The shares of the tuned model that the trade-off shows; none without them."""
+        merge = self.options.merge
+        return sorted({0.0, 1.0, merge.share, *merge.shares}) if merge.shares else []
+
+    def _rounds_done(self) -> tuple[bool, list[PlannedStep]]:
         """Return whether the last mining is done, and each step of the rounds before it."""
-        steps: list[tuple[str, bool]] = []
+        steps: list[PlannedStep] = []
         model: Path = self.base
         done = True
         for number in range(1, self.options.rounds + 1):
@@ -220,10 +303,11 @@ class Flow:
             name = "mined" if last else f"rounds/{number}/mined"
             done = done and self._is_done(name, mining_key(self.options, self.data, model))
             if not last:
-                steps.append((f"round {number}: mine", done))
+                steps.append(self._planned(f"round {number}: mine", "mine", done, self._mining_work))
                 tuned = f"rounds/{number}/tuned"
                 done = done and self._is_done(tuned, self._training_key(read_records(self.folder / name)))
-                steps.append((f"round {number}: train", done))
+                work = self._training_work(len(self.data.records))
+                steps.append(self._planned(f"round {number}: train", "train", done, work))
                 model = self.folder / tuned
         return done, steps
 
@@ -275,7 +359,8 @@ class Flow:
         if self._is_done(name, mining_key(self.options, self.data, model_folder(model))):
             self._skip(name.replace("mined", "mine"))
         else:
-            mine_step(self.options, self.data, model, self.folder / name)
+            with self._timed("mine", self._mining_work):
+                mine_step(self.options, self.data, model, self.folder / name)
 
     def train_model(self, name: str, records: list[Record]) -> Path:
         """Return a tuned model."""
@@ -287,17 +372,19 @@ class Flow:
         log.info("train %s: %d records", name, len(records))
         unfinished = output.with_name(output.name + ".unfinished")
         resume = finished_key(unfinished) == self._training_key(records)
-        return train(
-            self.base,
-            records,
-            output,
-            self.training,
-            dev=self.data.dev,
-            general=self.watched,
-            datasets=[str(self.options.data.train)],
-            resume=resume,
-            overwrite=True,
-        )
+        # what goes on says nothing of how long a whole training takes
+        with nullcontext() if resume else self._timed("train", self._training_work(len(records))):
+            return train(
+                self.base,
+                records,
+                output,
+                self.training,
+                dev=self.data.dev,
+                general=self.watched,
+                datasets=[str(self.options.data.train)],
+                resume=resume,
+                overwrite=True,
+            )
 
     def blend(self, name: str, models: Sequence[str | Path], weights: Literal["uniform", "cocktail"]) -> Path:
         """Return a cocktail: the share for the first model, the rest among the others."""
@@ -369,22 +456,23 @@ class Flow:
             self._skip("evaluate")
             return read_evaluation(output)
         log.info("evaluate: %d models on %d tasks", len(models), len(self.tasks))
-        return write_evaluation(
-            output,
-            lambda: evaluate_models(models, self.tasks, self.options.encode, self.options.evaluate),
-            options,
-            inputs,
-            self.tasks,
-            overwrite=True,
-        )
+        with self._timed("evaluate", self._judged_work * len(models)):
+            return write_evaluation(
+                output,
+                lambda: evaluate_models(models, self.tasks, self.options.encode, self.options.evaluate),
+                options,
+                inputs,
+                self.tasks,
+                overwrite=True,
+            )
 
     def tradeoff(self, tuned: Path) -> tuple[list[Point], Path | None]:
         """Target and general scores at several shares of the tuned model, and their picture."""
         roles = {task.role for task in self.tasks}
-        if not self.options.merge.shares or roles != {"target", "general"}:
+        shares = self._shares
+        if not shares or roles != {"target", "general"}:
             return [], None
         self._begin("trade-off")
-        shares = sorted({0.0, 1.0, self.options.merge.share, *self.options.merge.shares})
         output = self.folder / "tradeoff"
         options = {"shares": shares, "share": self.options.merge.share, **self._judging}
         options["evaluate"] = {name: value for name, value in options["evaluate"].items() if name != "map_texts"}

@@ -35,6 +35,13 @@ def columns_of_numbers(header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     return [bool(rows) and all(_is_number(row[place]) for row in rows) for place in range(len(header))]
 
 
+def duration(seconds: float) -> str:
+    """Return about how long something takes."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def shortened(text: str, width: int = 70) -> str:
     """Return a text on one line, cut where it is longer."""
     line = printable(" ".join(text.split()))

@@ -230,6 +230,30 @@ def test_the_leaderboard_has_mtebs_averages(cli: Cli, tmp_path: Path) -> None:
     )
 
 
+def test_the_leaderboard_says_which_mean_is_measurably_better(cli: Cli, tmp_path: Path) -> None:
+    names = ["STSBenchmark", "SICK-R", "SciFact", "NFCorpus", "ArguAna", "SCIDOCS", "TRECCOVID", "handbook"]
+    base = {name: 0.5 + 0.03 * place for place, name in enumerate(names)}
+    better = {name: value + 0.01 * (1 + place % 3) for place, (name, value) in enumerate(base.items())}
+    other = {name: value + 0.05 * (-1) ** place for place, (name, value) in enumerate(base.items())}
+    folders = [
+        results_of(tmp_path / model, f"local/{model}", model * 4, scores)
+        for model, scores in (("base", base), ("better", better), ("other", other))
+    ]
+    content = json.loads(cli("leaderboard", *folders, "--format", "json").stdout)
+    against = {model["model"]: model["against_first"] for model in content["models"]}
+    assert against["local/base"] is None
+    better_by = np.array(list(better.values())) - np.array(list(base.values()))
+    assert against["local/better"]["value"] == pytest.approx(better_by.mean())
+    assert 0.01 < against["local/better"]["low"] < better_by.mean() < against["local/better"]["high"] < 0.03
+    # 8 tasks, all signs alike: 2 of 256, twice for two models
+    assert against["local/better"]["p"] == pytest.approx(4 / 256)
+    assert against["local/other"]["p"] > 0.9
+    lines = cli("leaderboard", *folders).stdout.splitlines()
+    assert next(line for line in lines if line.startswith("local/better")).count("]+") == 1
+    assert "]+" not in next(line for line in lines if line.startswith("local/other"))
+    assert "paired test over the 8 tasks" in lines[-1]
+
+
 def test_models_of_one_name_are_told_apart(cli: Cli, tmp_path: Path) -> None:
     results_of(tmp_path, "local/m", "aaaaaaaaaaaa", {"SciFact": 0.5})
     results_of(tmp_path, "local/m", "bbbbbbbbbbbb", {"SciFact": 0.6})

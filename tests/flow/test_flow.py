@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -308,3 +311,39 @@ def test_a_folder_that_is_not_ours_is_left_alone(run_file: Path, tmp_path: Path)
     with pytest.raises(UsageError, match="was not made by bge-cocktail"):
         run(run_file)
     assert (tmp_path / "run/tuned/precious").read_text() == "mine"
+
+
+def test_a_plan_knows_how_long_steps_took_and_where_a_training_stands(
+    cli: Cli, run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BGE_COCKTAIL_CACHE", str(tmp_path / "cache"))  # nothing was timed yet
+    short = ("--set", "merge.shares=[]", "--set", "merge.auto=false")
+
+    def plan(*settings: str) -> Any:
+        return json.loads(cli("run", run_file, *short, *settings, "--dry-run", "--format", "json").stdout)
+
+    assert {step["seconds"] for step in plan().values()} == {None}
+    assert "about" not in cli("run", run_file, "--dry-run").stdout
+
+    def stop(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr("bge_cocktail.training.engine.callbacks.StopCallback.on_step_begin", stop, raising=False)
+        stopped = cli("run", run_file, *short, code=130).stderr
+    assert stopped.index("SIGINT: saving a checkpoint") < stopped.index("saved at step 4 of")
+    assert re.search(r"saved at step 4 of \d+; the same command goes on", stopped)
+    assert plan()["mine"]["state"] == "done"
+    assert re.fullmatch(r"saved at step 4 of \d+, goes on", plan()["train tuned"]["state"])
+
+    cli("run", run_file, *short)
+    again = plan("--set", f"output={tmp_path / 'other'}", "--set", "train.seed=7")
+    took = json.loads((tmp_path / "run/mined/run.json").read_text())["seconds"]
+    assert again["mine"]["seconds"] == pytest.approx(took, rel=0.5, abs=0.5)
+    # two slices, each trained on half of the records, are what was timed
+    assert again["train tuned"]["seconds"] == pytest.approx(2 * again["train variants/slice-1"]["seconds"], rel=0.1)
+    assert again["evaluate"]["seconds"] > 0
+    assert "about" in cli("run", run_file, "--set", "train.seed=7", "--dry-run").stdout
+    (tmp_path / "cache/timings.jsonl").write_text("{")
+    assert {step["seconds"] for step in plan("--set", "train.seed=7").values()} == {None}

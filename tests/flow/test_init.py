@@ -156,7 +156,7 @@ auto = false
 """
     )
     plan = json.loads(cli("run", path, "--dry-run", "--format", "json").stdout)
-    assert set(plan.values()) == {"to do"}
+    assert {step["state"] for step in plan.values()} == {"to do"}
     assert next(iter(plan)) == "prepare"
     assert not (tmp_path / "run").exists()
     first = cli("run", path)
@@ -168,7 +168,7 @@ auto = false
     assert "prepare: done already" in again.stderr
     assert "evaluate: done already" in again.stderr
     plan = json.loads(cli("run", path, "--dry-run", "--format", "json").stdout)
-    assert (plan["prepare"], plan["mine"], plan["train tuned"]) == ("done", "done", "done")
+    assert [plan[name]["state"] for name in ("prepare", "mine", "train tuned")] == ["done"] * 3
     plan = json.loads(cli("run", path, "--set", "prepare.ratio=5:2:3", "--dry-run", "--format", "json").stdout)
-    assert (plan["prepare"], plan["mine"]) == ("to do", "to do")
+    assert (plan["prepare"]["state"], plan["mine"]["state"]) == ("to do", "to do")
     assert "nothing.csv" in cli("run", path, "--set", "prepare.sources=['nothing.csv']", code=1).stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -92,6 +93,7 @@ def test_told_to_stop_it_saves_and_leaves(tiny: Path, whole: Path, tmp_path: Pat
     assert "Traceback" not in said
     assert f"{number.name}: saving a checkpoint, then leaving" in said
     assert "with --resume goes on" in said
+    assert re.search(r"saved at step \d+ of \d+; it lies in \S*out\.unfinished", said)
     assert not (tmp_path / "out").exists()
     last = max(int(path.name.rsplit("-", 1)[1]) for path in checkpoints.glob("checkpoint-*"))
     state = json.loads((checkpoints / f"checkpoint-{last}/trainer_state.json").read_text())

@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import shutil
-import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -289,7 +288,7 @@ def _is_watched(name: str) -> bool:
 
 
 class Interrupted(KeyboardInterrupt):
-    """A training that was told to stop; its last step is saved."""
+    """A training that was told to stop; the message says at which step it was saved."""
 
 
 class Prepared(Protocol):
@@ -446,7 +445,7 @@ def fit(
             raise
     state = trainer.state
     if stop.signal is not None and state.global_step < state.max_steps:
-        raise Interrupted(signal.Signals(stop.signal).name)
+        raise Interrupted(f"saved at step {state.global_step} of {state.max_steps}")
     primary = (trainer.args.metric_for_best_model or "").removeprefix("eval_") or None
     if options.average:
         return history(state, primary) | _averaged(trainer, checkpoints, options.average, primary)
