@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import DOCS, ROOT, into_docs
+from figures import DOCS, ROOT
+from measuring import into_docs
 from reproduction.tables import over_targets
 from reproduction.tasks import Sizes, TaskSource, prepare_tasks, task_folder, training_records
 from reproduction.ways import scores_of

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-DOCS = ROOT / "docs"
+import figures
+from figures import DOCS
+
 # started from a small process, because a child's peak memory begins with that of its parent
 _RUN = """
 import os, resource, subprocess, sys
@@ -118,6 +119,8 @@ def into_docs(name: str, table: str) -> None:
     """Put a Markdown table between the marks of a benchmark; rows and columns that it doesn't have stay as they are."""
     page, before, old, after = _block(name)
     page.write_text(f"{before}\n{joined(old, table)}\n{after}", encoding="utf-8")
+    figures.note(name)
+    page.write_text(figures.with_marks(page.name), encoding="utf-8")
 
 
 def joined(old: str, new: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import shlex
 import subprocess
@@ -20,6 +21,7 @@ from bge_cocktail.cli import main
 from bge_cocktail.cli.registries import KINDS, describe
 
 sys.path.insert(0, str(ROOT / "scripts"))
+from figures import FIGURES, TABLES, code_hashes
 from measuring import joined
 
 # in the order of a first reading: a page may use what an earlier one made
@@ -227,6 +229,29 @@ def test_tables_of_benchmarks_can_be_written_again() -> None:
     assert len(tables) > 5
     for table in tables:
         assert joined(table, table) == joined("", table) == table
+
+
+def test_every_table_says_what_it_measures(tmp_path: Path) -> None:
+    marked = {
+        (page.name, name)
+        for page in PAGES
+        for name in re.findall(r"<!-- bench (.*?) -->", page.read_text())
+        if page.parent != ROOT
+    }
+    figures = json.loads(FIGURES.read_text())
+    known = {(TABLES[name].page, name) for name in figures}
+    assert marked <= known
+    # what has no marks is written by hand, or as files of its own
+    assert {name for _, name in known - marked} == {"lm-cocktail", "false negatives"}
+    for name in figures:
+        assert code_hashes(TABLES[name].code)
+    package = tmp_path / "bge_cocktail"
+    package.mkdir()
+    hashes = []
+    for code in ('"""One."""\nx = 1\n', '"""Two."""\n\nx = 1  # so\n', "x = 2\n"):
+        (package / "a.py").write_text(code)
+        hashes.append(code_hashes(["a.py"], tmp_path)["a.py"])
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_the_chinese_data_are_what_the_tutorial_says() -> None:
