@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command("compare")
 @click.argument("evaluations", nargs=-1, required=True, type=PATH)
-@comparing_flags(10_000)
+@comparing_flags
 @click.option(
     "--fail-if-worse",
     type=click.Choice(["target", "general", "any"]),

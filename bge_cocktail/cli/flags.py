@@ -14,7 +14,7 @@ from pydantic import BeforeValidator
 
 from bge_cocktail.cli.command_kinds import FINER
 from bge_cocktail.core.errors import UsageError, options_as_flags
-from bge_cocktail.options import PRESETS, Options, checked, preset_values
+from bge_cocktail.options import PRESETS, RESAMPLES, Options, checked, preset_values
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
@@ -42,38 +42,29 @@ def _number_at_all(_context: Any, _parameter: Any, given: float) -> float:
     return given
 
 
-def comparing_flags(resamples: int) -> Callable[[Command], Command]:
-    """Decorator: how models are compared.
-
-    Args:
-        resamples: The default; pages take fewer than the command that compares.
-    """
-    confidence = "Of intervals; a change counts from a corrected p below 1 minus this."
-
-    def add(command: Command) -> Command:
-        for option in (
-            click.option("--seed", type=click.IntRange(0), default=13, show_default=True, help="Seeds what is drawn."),
-            click.option(
-                "--resamples",
-                type=click.IntRange(100, 1_000_000),
-                default=resamples,
-                show_default=True,
-                help="Draws of tests and intervals.",
-            ),
-            click.option(
-                "--confidence",
-                type=click.FloatRange(0.5, 0.9999),
-                callback=_number_at_all,
-                default=0.95,
-                show_default=True,
-                help=confidence,
-            ),
-            click.option("--baseline", help="The model that the others are compared with; the first without it."),
-        ):
-            command = option(command)
-        return command
-
-    return add
+def comparing_flags(command: Command) -> Command:
+    """Decorator: how models are compared, the same by default wherever they are."""
+    for option in (
+        click.option("--seed", type=click.IntRange(0), default=13, show_default=True, help="Seeds what is drawn."),
+        click.option(
+            "--resamples",
+            type=click.IntRange(100, 1_000_000),
+            default=RESAMPLES,
+            show_default=True,
+            help="Draws of tests and intervals.",
+        ),
+        click.option(
+            "--confidence",
+            type=click.FloatRange(0.5, 0.9999),
+            callback=_number_at_all,
+            default=0.95,
+            show_default=True,
+            help="Of intervals; a change counts from a corrected p below 1 minus this.",
+        ),
+        click.option("--baseline", help="The model that the others are compared with; the first without it."),
+    ):
+        command = option(command)
+    return command
 
 
 def flags_from(*models: type[Options]) -> Callable[[Command], Command]:

@@ -23,7 +23,7 @@ from bge_cocktail.cli.flags import PATH, comparing_flags
     help="The file to write: .html, .md, .json, .png, .pdf, or .parquet (the maps, for embedding-atlas). Repeatable.",
 )
 @click.option("--title", help="Of the page; without it, the names of the runs.")
-@comparing_flags(2000)
+@comparing_flags
 @click.option(
     "--map",
     "reduce",

@@ -16,6 +16,7 @@ from bge_cocktail.evaluating.query_changes import QueryChange, query_changes
 from bge_cocktail.evaluating.scores import ModelScores, Role, Score, bootstrap_interval
 from bge_cocktail.evaluating.store import Evaluation, EvaluationDetails, join_details, join_scores, open_evaluation
 from bge_cocktail.evaluating.tasks.pairs import average_precision, rank_correlations
+from bge_cocktail.options import RESAMPLES
 
 Verdict = Literal["better", "worse", "no measurable change"]
 # signs drawn at once: scipy holds some 50 bytes for each
@@ -182,7 +183,7 @@ def compare(
     *,
     baseline: str | None = None,
     confidence: float = 0.95,
-    resamples: int = 10_000,
+    resamples: int = RESAMPLES,
     seed: int = 13,
     partial: bool = False,
 ) -> Comparison:
@@ -234,7 +235,7 @@ def compare_models(
     details: EvaluationDetails | None = None,
     *,
     confidence: float = 0.95,
-    resamples: int = 10_000,
+    resamples: int = RESAMPLES,
     seed: int = 13,
 ) -> list[TaskChange]:
     """Return the changes from one model to another, on the main score of every task that both were judged on.
@@ -285,7 +286,7 @@ def untested(before: ModelScores, after: ModelScores, details: EvaluationDetails
     return reasons + [f"{task}: {before.model} was not judged on it" for task in sorted(missing)]
 
 
-def permutation_test(differences: NDArray[np.float64], *, resamples: int = 10_000, seed: int = 13) -> float:
+def permutation_test(differences: NDArray[np.float64], *, resamples: int = RESAMPLES, seed: int = 13) -> float:
     """Return the paired permutation test: how often the sum is as far from 0 if every sign is a coin's.
 
     All signs are tried where there are no more of them than resamples; else so many are drawn, and the observed one

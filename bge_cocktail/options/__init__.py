@@ -17,13 +17,14 @@ from bge_cocktail.options.run import (
     read_run_file,
 )
 from bge_cocktail.options.serve import ExportOptions, ServeOptions
-from bge_cocktail.options.steps import EncodeOptions, EvaluateOptions, MineOptions
+from bge_cocktail.options.steps import RESAMPLES, EncodeOptions, EvaluateOptions, MineOptions
 from bge_cocktail.options.train import CommonTrainOptions, TaskTrainOptions, TrainOptions
 
 __all__ = [
     "NAMED_PROMPTS",
     "PREPARED",
     "PRESETS",
+    "RESAMPLES",
     "AugmentOptions",
     "ClassifyOptions",
     "CocktailOptions",

@@ -19,6 +19,9 @@ from bge_cocktail.options.base import (
     Prompt,
 )
 
+RESAMPLES = 10_000
+"""Draws of the tests and intervals by which models are compared."""
+
 
 class EncodeOptions(Options):
     """How texts become embeddings."""

@@ -14,6 +14,7 @@ from bge_cocktail.core.outputs import as_written, json_of
 from bge_cocktail.core.runs import RUN_FILE
 from bge_cocktail.evaluating.compare import Comparison, compare
 from bge_cocktail.evaluating.store import Evaluation, join_scores, open_evaluation
+from bge_cocktail.options import RESAMPLES
 
 log = logging.getLogger(__name__)
 UNFINISHED = (".unfinished", ".search")
@@ -97,7 +98,7 @@ def collect(
     *,
     baseline: str | None = None,
     confidence: float = 0.95,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
     seed: int = 13,
     reduce: str = "pca",
 ) -> ReportInput:
