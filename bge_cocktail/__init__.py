@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bge_cocktail.preparing.prepare import prepare
     from bge_cocktail.report.build import build_report, write_report
     from bge_cocktail.report.collect import collect
+    from bge_cocktail.synthesizing.synthesize import Synthesis, synthesize
     from bge_cocktail.training.classifier.data import read_class_data
     from bge_cocktail.training.classifier.evaluate import run_classifier_evaluate
     from bge_cocktail.training.classifier.merge import merge_classifiers
@@ -42,6 +43,7 @@ _HOMES = {
     "Mined": "mining.miner",
     "Record": "data.record",
     "Score": "evaluating.scores",
+    "Synthesis": "synthesizing.synthesize",
     "build_report": "report.build",
     "collect": "report.collect",
     "compare": "evaluating.compare",
@@ -64,6 +66,7 @@ _HOMES = {
     "run_indexes": "evaluating.evaluate",
     "run_inspect": "merging.inspect",
     "run_mine": "mining.miner",
+    "synthesize": "synthesizing.synthesize",
     "train": "training.encoder.train",
     "train_bagged": "training.encoder.repeated_runs",
     "train_classifier": "training.classifier.train",
@@ -78,6 +81,7 @@ __all__ = [
     "Mined",
     "Record",
     "Score",
+    "Synthesis",
     "build_report",
     "collect",
     "compare",
@@ -100,6 +104,7 @@ __all__ = [
     "run_indexes",
     "run_inspect",
     "run_mine",
+    "synthesize",
     "train",
     "train_bagged",
     "train_classifier",

@@ -32,7 +32,10 @@ PAGES = [
         *("docs/own-data.md", "docs/prepare.md", "docs/mine.md", "docs/train.md", "docs/merge.md", "docs/evaluate.md"),
         *("docs/classify.md", "docs/production.md", "docs/commands.md", "docs/results.md", "docs/benchmarks.md"),
         *("docs/tutorials/first-run.md", "docs/tutorials/classifier.md", "docs/tutorials/rag.md"),
-        *(f"docs/how-to/{name}.md" for name in ("several-gpus", "gate-in-ci", "mteb", "report", "update")),
+        *(
+            f"docs/how-to/{name}.md"
+            for name in ("documents-only", "several-gpus", "gate-in-ci", "mteb", "report", "update")
+        ),
         *(f"docs/how-to/from-{name}.md" for name in ("flagembedding", "sentence-transformers", "mergekit")),
         *(f"docs/why/{name}.md" for name in ("merging", "false-negatives", "intervals-and-tests")),
         *("docs/guarantees.md", "docs/words.md", "docs/tutorial.zh.md", "CONTRIBUTING.md"),
@@ -60,7 +63,7 @@ def test_commands(cli: Callable[..., Result], tiny: Path, in_folder: Path) -> No
         for line in block.replace("\\\n", " ").splitlines()
         if line.startswith("bge-cocktail")
     ]
-    assert len(commands) == 37
+    assert len(commands) == 39
     for command in commands:
         arguments = [part.replace(HUB_NAME, str(tiny)).replace(CHINESE_NAME, str(tiny)) for part in command[1:]]
         extra = ["--set", f"base={tiny}"] if arguments[0] == "run" else []

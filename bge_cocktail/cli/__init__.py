@@ -42,6 +42,7 @@ SUMMARIES = {
     "init": "Write a run file with every option, its default and its help.",
     "run": "Do the whole flow that a run file describes: prepare, mine, train, merge, evaluate.",
     "prepare": "Clean, de-duplicate, split and check data.",
+    "synthesize": "Make queries, records and a task from documents alone.",
     "mine": "Find hard negatives for records.",
     "train": "Tune an encoder on records with a contrastive loss.",
     "update": "Bring a tuned model up to date with new records, without tuning on all of them again.",

@@ -69,7 +69,8 @@ def command(
 ) -> None:
     """Judge models on target and general tasks.
 
-    MODELS are folders or hub names; NAME=FOLDER gives one a name in the table.
+    MODELS are folders or hub names; NAME=FOLDER gives one a name in the table. The first is what the others are
+    compared with.
     """
     from bge_cocktail.evaluating.compare import compare
     from bge_cocktail.evaluating.evaluate import run_evaluate

@@ -265,7 +265,8 @@ def _show_merged(merged: Merged, output: Path, output_format: str) -> None:
         text,
         output_format,
         output,
-        ("evaluate", output, *merged.models, "--target", "DATA", "-o", "FOLDER"),
+        # the last model is mostly the base, which the others are compared with
+        ("evaluate", *reversed(merged.models), output, "--target", "DATA", "--general", "DATA", "-o", "FOLDER"),
     )
 
 

@@ -21,6 +21,8 @@ KINDS = {
     "duplicate-finders": ("preparing.duplicates", "duplicate_finders"),
     "augmentations": ("preparing.augment", "augmentations"),
     "thesauri": ("preparing.augment", "thesauri"),
+    "query-writers": ("synthesizing.writers", "query_writers"),
+    "query-filters": ("synthesizing.filters", "query_filters"),
     "candidate-sources": ("mining.candidates", "candidate_sources"),
     "negative-filters": ("mining.filters", "negative_filters"),
     "choices": ("mining.filters", "choices"),

@@ -59,6 +59,7 @@ def command(
     from bge_cocktail.core.outputs import refuse_to_replace_file
     from bge_cocktail.report.build import build_report, check_output, write_report
     from bge_cocktail.report.collect import collect
+    from bge_cocktail.report.text import bytes_in_words
 
     for path in outputs:
         check_output(path)
@@ -78,7 +79,7 @@ def command(
         for path in outputs:
             write_report(report, collected, path)
             if not said:
-                click.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB", err=True)
+                click.echo(f"{path}: {bytes_in_words(path.stat().st_size)}", err=True)
         if not (follow and going):
             return
         said = list(report.summary)

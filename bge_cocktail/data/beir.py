@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bge_cocktail.core.errors import DataError, nearest
-from bge_cocktail.data.readers import BadRows, read_lines, required_text, text_lines
+from bge_cocktail.data.readers import BadRows, kind_of, read_lines, required_text, rows_of_file, text_lines
 
 log = logging.getLogger(__name__)
 CORPUS_FILE = "corpus.jsonl"
@@ -71,14 +71,33 @@ def read_beir(path: Path, split: str = "test", rejects: BadRows | None = None) -
 
 
 def read_corpus(path: Path) -> list[str]:
-    """Return the texts of a corpus: a BEIR folder, or JSON Lines with ``text`` and perhaps ``title``.
+    """Return the texts of a corpus: a BEIR folder, or a file as `documents_in` reads it.
 
     Raises:
         DataError: With file and line of what is wrong.
     """
     if path.is_dir():
         return list(_read_texts(path / CORPUS_FILE, BadRows(), with_title=True).values())
-    return [_document(value, where) for where, value in read_lines(path)]
+    return [text for _, text in documents_in(path)]
+
+
+def documents_in(path: Path) -> Iterator[tuple[str, str]]:
+    """Id and text of each document of a BEIR folder, or of a file with ``text`` and perhaps ``_id`` (or ``id``) and
+    ``title``.
+
+    Args:
+        path: The folder, or a file of JSON Lines, CSV, TSV or Parquet; another name is read as JSON Lines.
+
+    Raises:
+        DataError: With file and line of what is wrong.
+    """
+    if path.is_dir():
+        yield from read_documents(path / CORPUS_FILE, BadRows())
+        return
+    rows = rows_of_file(path, BadRows()) if kind_of(path) else read_lines(path)
+    for number, (where, value) in enumerate(rows, start=1):
+        text = _document(value, where)
+        yield str(value.get("_id") or value.get("id") or f"d{number}"), text
 
 
 def corpus_of(path: Path) -> Path | None:

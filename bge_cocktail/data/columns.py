@@ -386,6 +386,10 @@ def _is_number(value: object) -> bool:
         return False
 
 
+def _first(roles: dict[str, tuple[str, ...]], role: str) -> str:
+    return "+".join(roles[role]) if role in roles else "..."
+
+
 def keep_one_form(roles: dict[str, tuple[str, ...]], names: Sequence[str], where: str) -> dict[str, tuple[str, ...]]:
     """Return the roles of the first form whose roles are all there, with what may go beside it.
 
@@ -401,6 +405,19 @@ def keep_one_form(roles: dict[str, tuple[str, ...]], names: Sequence[str], where
         if all(role in roles for role in form):
             allowed = {*form, *ABOUT, *(("neg", "rating") if form == ("query", "pos") else ())}
             return {role: columns for role, columns in roles.items() if role in allowed}
+    for form in _FORMS:
+        missing = [role for role in form if role not in roles]
+        if len(missing) == 1 and len(form) > 1 and any(role in roles for role in form):
+            given = " and ".join(f"{role}={'+'.join(roles[role])}" for role in form if role in roles)
+            raise DataError(
+                f"{where}: with {given}, {missing[0]} is missing; found {', '.join(names)}: "
+                f"`columns={','.join(f'{role}={_first(roles, role)}' for role in form)}`"
+            )
+    separator = next((mark for mark in (";", "|", "\t") if len(names) == 1 and mark in names[0]), None)
+    if separator:
+        raise DataError(
+            f"{where}: one column, '{names[0]}'; is it separated by {separator!r}? Write commas, or tabs as .tsv"
+        )
     raise DataError(
         f"{where}: can't tell what the columns are: found {', '.join(names) or 'none'}; say which is what: "
         "`columns=query=...,pos=...` (or text=...,label=... or first=...,second=...,score=... or "

@@ -19,7 +19,7 @@ from bge_cocktail.data.columns import SEPARATOR
 from bge_cocktail.data.examples import Change, Example, LabelledText, TextPair
 from bge_cocktail.data.readers import BadRows, required_text
 from bge_cocktail.data.record import Text
-from bge_cocktail.data.sources import examples_of_rows, files_of_split, kind_of, rows_of_file, split_of
+from bge_cocktail.data.sources import examples_of_rows, files_of_split, split_of
 
 log = logging.getLogger(__name__)
 

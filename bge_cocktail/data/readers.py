@@ -20,6 +20,9 @@ import orjson
 from bge_cocktail.core.errors import DataError
 from bge_cocktail.data.record import is_broken
 
+Rows = Iterator[tuple[str, Any]]
+"""Rows with their places."""
+KINDS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
 LINE_LIMIT = 64 << 20
 SHOWN = 2000
 REASONS = 50
@@ -359,3 +362,26 @@ def _checked_header(names: list[str], where: str) -> list[str]:
     if "" in names:
         raise DataError(f"{where}: column {names.index('') + 1} has no name; the first line names the columns")
     return names
+
+
+def kind_of(path: Path) -> str:
+    """``.jsonl``, ``.csv``, ``.tsv`` or ``.parquet``, whatever compresses it; empty for other files."""
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in (".gz", ".zst", ".zstd")]
+    kind = suffixes[-1] if suffixes else ""
+    return {".json": ".jsonl", ".ndjson": ".jsonl"}.get(kind, kind) if kind in KINDS else ""
+
+
+def rows_of_file(path: Path, rejects: BadRows) -> Rows:
+    """Return the rows of a file, by its kind.
+
+    Raises:
+        DataError: Another kind of file, or a broken one.
+    """
+    kind = kind_of(path)
+    if kind == ".jsonl":
+        return read_lines(path, rejects)
+    if kind in (".csv", ".tsv"):
+        return read_table(path, "\t" if kind == ".tsv" else ",", rejects)
+    if kind == ".parquet":
+        return read_parquet(path)
+    raise DataError(f"{path}: unknown kind of file; allowed: {', '.join(KINDS)}, each also with .gz or .zst")

@@ -25,11 +25,9 @@ from bge_cocktail.data.columns import (
     refuse_unread_grades,
 )
 from bge_cocktail.data.examples import Example, RecordExample
-from bge_cocktail.data.readers import BadRows, read_lines, read_parquet, read_table
+from bge_cocktail.data.readers import BadRows, Rows, kind_of, rows_of_file
 from bge_cocktail.data.record import FIELDS, NEGATIVES, Record, normalise, parse_record
 
-Rows = Iterator[tuple[str, Any]]
-KINDS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
 NO_IN_BATCH = "no_in_batch_neg"
 # rows whose columns are looked at before the first is read
 PEEKED = 100
@@ -248,29 +246,6 @@ def splits_of(source: str, config: str | None = None) -> list[str]:
     own = {theirs: ours for ours, theirs in preset.splits.items()} if preset else {"validation": "dev"}
     unlabelled = preset.unlabelled if preset else ()
     return sorted(own.get(name, name) for name in names if name not in unlabelled)
-
-
-def kind_of(path: Path) -> str:
-    """``.jsonl``, ``.csv``, ``.tsv`` or ``.parquet``, whatever compresses it; empty for other files."""
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in (".gz", ".zst", ".zstd")]
-    kind = suffixes[-1] if suffixes else ""
-    return {".json": ".jsonl", ".ndjson": ".jsonl"}.get(kind, kind) if kind in KINDS else ""
-
-
-def rows_of_file(path: Path, rejects: BadRows) -> Rows:
-    """Return the rows of a file, by its kind.
-
-    Raises:
-        DataError: Another kind of file, or a broken one.
-    """
-    kind = kind_of(path)
-    if kind == ".jsonl":
-        return read_lines(path, rejects)
-    if kind in (".csv", ".tsv"):
-        return read_table(path, "\t" if kind == ".tsv" else ",", rejects)
-    if kind == ".parquet":
-        return read_parquet(path)
-    raise DataError(f"{path}: unknown kind of file; allowed: {', '.join(KINDS)}, each also with .gz or .zst")
 
 
 def rows_of_hub(name: str, config: str | None, split: str) -> Rows:

@@ -222,6 +222,9 @@ class Flow:
             first = [PlannedStep("prepare", "done" if prepared else "to do")]
             if not prepared:
                 self.refuse_other_folder()
+                self.preparation.check()
+                data = self.options.data
+                open_tasks([], [path for path in (*data.target, *data.general) if self.folder not in path.parents])
                 return [*first, *(PlannedStep(name, "to do") for name in ("mine", "train tuned", *_LAST))]
         self.check()
         slices = self.options.merge.slices
@@ -421,7 +424,7 @@ class Flow:
             try:
                 task.data("dev")
             except DataError:
-                log.info("merge chosen: left out, for %s has no dev split to choose by", task.name)
+                log.info("no merge is chosen (`merge.auto`): %s has no dev split to choose by", task.name)
                 return None
         self._begin("merge chosen")
         options = AS_TUNED.model_copy(update={"weights": "auto", "epsilon": self.options.merge.epsilon})

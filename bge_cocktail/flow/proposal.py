@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from bge_cocktail.core.errors import DataError
-from bge_cocktail.data.sources import kind_of, splits_of
+from bge_cocktail.data.readers import kind_of
+from bge_cocktail.data.sources import splits_of
 from bge_cocktail.evaluating.tasks.task import Task, open_task
 from bge_cocktail.options.presets import preset_run
 

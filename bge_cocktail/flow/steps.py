@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from bge_cocktail.core.devices import choose_device
-from bge_cocktail.core.errors import UsageError
+from bge_cocktail.core.errors import DataError, UsageError, near_path
 from bge_cocktail.core.outputs import json_of, new_folder, read_object, refuse_nested, write_json
 from bge_cocktail.core.pictures import draw_tradeoff
 from bge_cocktail.core.progress import progress
 from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path, hash_value, step_key
 from bge_cocktail.data.beir import RetrievalData, corpus_of, read_corpus
+from bge_cocktail.data.readers import kind_of
 from bge_cocktail.data.record import Record
 from bge_cocktail.data.record_files import read_records, write_records
 from bge_cocktail.data.retrieval import read_retrieval
@@ -88,6 +89,16 @@ class Preparation:
         own = section.model_dump(include=section.model_fields_set & set(PrepareOptions.model_fields))
         self._options = PrepareOptions(**own)
         self._model = options.base if what_needs_a_model(self._options) else None
+
+    def check(self) -> None:
+        """Raise where a source isn't there, as far as that can be told without a network.
+
+        Raises:
+            DataError: A file or folder that doesn't exist.
+        """
+        for source in self._sources:
+            if not source.path.exists() and kind_of(source.path):
+                raise DataError(f"{source.name}: no such file.{near_path(source.name)}")
 
     @cached_property
     def key(self) -> str:

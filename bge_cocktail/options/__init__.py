@@ -18,6 +18,7 @@ from bge_cocktail.options.run import (
 )
 from bge_cocktail.options.serve import ExportOptions, ServeOptions
 from bge_cocktail.options.steps import RESAMPLES, EncodeOptions, EvaluateOptions, MineOptions
+from bge_cocktail.options.synthesize import SynthesizeOptions
 from bge_cocktail.options.train import CommonTrainOptions, TaskTrainOptions, TrainOptions
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "Preset",
     "RunOptions",
     "ServeOptions",
+    "SynthesizeOptions",
     "TaskTrainOptions",
     "TrainOptions",
     "checked",

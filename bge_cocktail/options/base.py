@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import (
@@ -42,6 +43,10 @@ def _comma_separated(value: object) -> object:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
+def _list_of_one(value: object) -> object:
+    return [value] if isinstance(value, str | Path) else value
+
+
 def _all_shares(value: list[float]) -> list[float]:
     if wrong := [share for share in value if not 0 <= share <= 1]:
         raise ValueError(f"shares are between 0 and 1, got {wrong}")
@@ -70,6 +75,7 @@ PositiveNumbers = Annotated[list[float], BeforeValidator(_comma_separated), Afte
 Direction = Literal["query-document", "query-query", "document-query", "document-document"]
 Directions = Annotated[list[Direction], BeforeValidator(_comma_separated)]
 Names = Annotated[list[str], BeforeValidator(_comma_separated)]
+Paths = Annotated[list[Path], BeforeValidator(_list_of_one)]
 Packed = Literal["auto", "on", "off"]
 LIMIT_HELP = "for a first try: only so many {what}, evenly spread over all"
 PACKED_HELP = "whether the texts of a batch are one stream without padding; auto: on a GPU in half precision"

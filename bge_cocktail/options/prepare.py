@@ -52,18 +52,25 @@ Ratio = Annotated[list[float], BeforeValidator(_by_colon)]
 class PrepareOptions(AugmentOptions):
     """How data become clean, split records."""
 
-    common: ClassVar[str] = "limit form clean duplicates ratio keep_splits on_leak negatives augment skip_bad seed"
+    common: ClassVar[str] = (
+        "limit corpus form clean duplicates ratio keep_splits on_leak negatives augment skip_bad seed"
+    )
     panels: ClassVar[dict[str, str]] = {
         "Cleaning": "clean min_chars max_chars min_tokens max_tokens languages language_detector",
         "Duplicates, splits and leaks": "duplicates near_threshold semantic_threshold ratio keep_splits group_by "
         "stratify on_leak",
-        "Records": "limit form negatives positive_from negative_below skip_bad seed",
+        "Records": "limit corpus form negatives positive_from negative_below skip_bad seed",
         "Augmentation and weights": "augment augment_share word_share thesaurus wordnet_dir thesaurus_file weigh "
         "weight_column task_temperature",
     }
 
     limit: int | None = Field(
         None, ge=1, description="for a first try: only the first so many rows of each source (of each of its splits)"
+    )
+    corpus: Path | None = Field(
+        None,
+        description="more documents (a file with `text`, or a BEIR folder), which are mined and searched with those of "
+        "the records",
     )
     form: Literal["records", "labelled", "pairs"] = Field(
         "records",

@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from bge_cocktail.core.errors import DataError, UsageError, nearest, options_as_settings
 from bge_cocktail.core.outputs import refuse_pipe
-from bge_cocktail.options.base import Options, Shares, checked, field_names, is_table
+from bge_cocktail.options.base import Options, Paths, Shares, checked, field_names, is_table
 from bge_cocktail.options.prepare import PrepareOptions
 from bge_cocktail.options.presets import preset_run
 from bge_cocktail.options.steps import EncodeOptions, EvaluateOptions, MineOptions
@@ -31,9 +31,9 @@ class DataOptions(Options):
     dev: Path | None = Field(
         None, description="records or a BEIR folder (its dev split): early stopping and cocktail weights"
     )
-    target: list[Path] = Field(default_factory=list, description="tasks tuned for")
-    general: list[Path] = Field(default_factory=list, description="tasks that must not get worse")
-    watch: list[Path] = Field(
+    target: Paths = Field(default_factory=list, description="tasks tuned for")
+    general: Paths = Field(default_factory=list, description="tasks that must not get worse")
+    watch: Paths = Field(
         default_factory=list, description="general tasks that are also judged while training, on train.general_split"
     )
 
@@ -177,7 +177,7 @@ def _described(name: str, field: Any, values: Mapping[str, Any]) -> list[str]:
         shown = f"{name} = {_toml(values[name])}"
     elif not values and name in _EXAMPLES and (default is None or default is PydanticUndefined or default == []):
         shown = f"{name} = {_toml(_EXAMPLES[name])}"
-    elif default is None:
+    elif default is None or default is PydanticUndefined:
         shown = f"# {name} ="
     else:
         shown = f"# {name} = {_toml(default)}"

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from bge_cocktail.core.errors import DataError, UsageError
+from bge_cocktail.core.errors import DataError, UsageError, near_path
 from bge_cocktail.core.outputs import new_folder, refuse_to_replace, write_json
 from bge_cocktail.core.runs import RUN_FILE, describe_run, hash_path, step_key
 from bge_cocktail.data.beir import is_beir
@@ -106,7 +106,7 @@ def prepare(
 ) -> PrepareReport:
     """Clean, de-duplicate, split and check data, and write them as records.
 
-    Writes train.jsonl, dev.jsonl and test.jsonl (those that get anything), corpus.jsonl if a source is a BEIR folder,
+    Writes train.jsonl, dev.jsonl and test.jsonl (those that get anything), corpus.jsonl if a source is a BEIR folder or `corpus` is given,
     rejected.jsonl if rows were bad, report.json and run.json.
 
     Args:
@@ -171,7 +171,7 @@ def prepare(
         report["dropped"] = {reason: count for reason, count in staged.dropped.most_common() if count}
         report["texts_that_went"] = dict(cleaner.dropped)
         report["samples"] = {**cleaner.samples, **staged.samples}
-        corpora = [source.path for source in sources if source.path.is_dir() and is_beir(source.path)]
+        corpora = _corpora(sources, options)
         if corpora:
             report["corpus"], report["corpus_changes"] = write_corpus(corpora, new, cleaner)
         staged.path.unlink(missing_ok=True)
@@ -235,7 +235,14 @@ def _settle_splits(sources: Sequence[Source], options: PrepareOptions) -> Prepar
 def _hashes(sources: Sequence[Source], options: PrepareOptions, encoder: CachedEncoder | None) -> dict[str, str]:
     files = [path for source in sources if source.path.exists() for path in files_of(source, options)]
     hashes = {str(path): hash_path(path) for path in files}
+    hashes |= {str(options.corpus): hash_path(options.corpus)} if options.corpus is not None else {}
     return hashes if encoder is None else {**hashes, encoder.name: encoder.hash}
+
+
+def _corpora(sources: Sequence[Source], options: PrepareOptions) -> list[Path]:
+    """Return where documents come from that no record may have."""
+    folders = [source.path for source in sources if source.path.is_dir() and is_beir(source.path)]
+    return [*folders, *([options.corpus] if options.corpus is not None else [])]
 
 
 def what_needs_a_model(options: PrepareOptions) -> list[str]:
@@ -251,6 +258,8 @@ def what_needs_a_model(options: PrepareOptions) -> list[str]:
 def _check(sources: Sequence[Source], options: PrepareOptions, model: str | None) -> None:
     if not sources:
         raise UsageError("nothing to prepare: name a file, a folder or a data set")
+    if options.corpus is not None and not options.corpus.exists():
+        raise DataError(f"{options.corpus}: no such file or folder.{near_path(str(options.corpus))}")
     if model is None and (missing := what_needs_a_model(options)):
         raise UsageError(f"{' and '.join(missing)} need `model`")
     if options.form != "records":

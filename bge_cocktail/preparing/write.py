@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bge_cocktail.core.errors import DataError
-from bge_cocktail.data.beir import CORPUS_FILE, read_documents
+from bge_cocktail.data.beir import CORPUS_FILE, documents_in, read_documents
 from bge_cocktail.data.examples import (
     NEITHER,
     Example,
@@ -159,10 +159,10 @@ CHANGES_SHOWN = 3
 Changes = list[tuple[str, str]]
 
 
-def write_corpus(folders: Sequence[Path], output: Path, cleaner: Cleaner) -> tuple[dict[str, int], Changes]:
-    """Write the cleaned documents of BEIR folders, each text and each id once, to mine from.
+def write_corpus(corpora: Sequence[Path], output: Path, cleaner: Cleaner) -> tuple[dict[str, int], Changes]:
+    """Write the cleaned documents of BEIR folders and files, each text and each id once, to mine from.
 
-    Bad lines are passed over: they were met, and refused or counted, when the records were read.
+    Bad lines of folders are passed over: they were met, and refused or counted, when the records were read.
 
     Returns:
         How many were read, kept, changed and left out, by reason; and the first that were changed, before and after.
@@ -172,10 +172,11 @@ def write_corpus(folders: Sequence[Path], output: Path, cleaner: Cleaner) -> tup
     counts = {"read": 0, "kept": 0, "changed by cleaning": 0, "exact duplicate": 0, "left out by cleaning": 0}
     changes: Changes = []
     with (output / CORPUS_FILE).open("wb") as file:
-        for number, folder in enumerate(folders):
-            for name, text in read_documents(folder / CORPUS_FILE, BadRows(skip=True)):
+        for number, place in enumerate(corpora):
+            read = read_documents(place / CORPUS_FILE, BadRows(skip=True)) if place.is_dir() else documents_in(place)
+            for name, text in read:
                 # ids of several corpora may be the same, of one they are no two documents'
-                name = f"{number}-{name}" if len(folders) > 1 else name
+                name = f"{number}-{name}" if len(corpora) > 1 else name
                 if name in names:
                     continue
                 names.add(name)

@@ -35,6 +35,11 @@ def columns_of_numbers(header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     return [bool(rows) and all(_is_number(row[place]) for row in rows) for place in range(len(header))]
 
 
+def bytes_in_words(count: int) -> str:
+    """Return a size in kB or MB."""
+    return f"{count / 1e6:.1f} MB" if count >= 100_000 else f"{count / 1000:.0f} kB"
+
+
 def duration(seconds: float) -> str:
     """Return about how long something takes."""
     if seconds < 90:

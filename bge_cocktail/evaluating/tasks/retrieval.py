@@ -330,13 +330,14 @@ def _answers(run: Run, judged: RetrievalData) -> dict[str, dict[str, dict[str, f
 @dataclass(frozen=True, slots=True)
 class _Counts:
     """What a reader of scores should know: queries without a relevant document, documents of one text, queries that are
-    documents, relevant documents with an unjudged twin.
+    documents, relevant documents with an unjudged twin; how many documents there are, where all of them are answers.
     """
 
     without: int
     twice: int
     standing: int
     repeated: int
+    only_answers: int
 
 
 def _count(judged: RetrievalData) -> _Counts:
@@ -357,7 +358,9 @@ def _count(judged: RetrievalData) -> _Counts:
                     repeated.add(document)
     without = sum(not any(grade > 0 for grade in grades.values()) for grades in judged.qrels.values())
     twice = len(judged.corpus) - len(set(judged.corpus.values()))
-    return _Counts(without, twice, standing, len(repeated))
+    answers = {document for grades in judged.qrels.values() for document, grade in grades.items() if grade > 0}
+    only_answers = len(judged.corpus) if answers.issuperset(judged.corpus) else 0
+    return _Counts(without, twice, standing, len(repeated), only_answers)
 
 
 def _tell(counts: _Counts, queries: int, name: str) -> None:
@@ -367,6 +370,8 @@ def _tell(counts: _Counts, queries: int, name: str) -> None:
         log.info("%s: %d documents repeat the text of another; such ties are ordered by id", name, counts.twice)
     if queries - counts.without < FEW_QUERIES:
         note_finding("few queries", name, queries - counts.without)
+    if counts.only_answers:
+        note_finding("only answers", name, counts.only_answers)
     if counts.standing:
         note_finding("query is a document", name, counts.standing, queries)
     if counts.repeated:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
-from bge_cocktail.core.errors import CocktailError, DataError, UsageError, nearest, printable
+from bge_cocktail.core.errors import CocktailError, DataError, UsageError, near_path, nearest, printable
 from bge_cocktail.core.registry import Registry, own_options
 from bge_cocktail.core.runs import hash_path
 from bge_cocktail.data.labelled import DataFolder
@@ -211,6 +211,8 @@ def open_task(path: str | Path, role: Role) -> Task:
     name = path.resolve().name
     if printable(name) != name or "\n" in name:
         raise DataError(f"{name!r} has control characters in its name, which names the task; rename the folder")
+    if not path.exists():
+        raise DataError(f"{path}: no such folder.{near_path(str(path))}")
     folder = DataFolder(path)
     if kind:
         return Task(f"{path.resolve().name} ({kind})", kind, role, path, _folder=folder)

@@ -239,7 +239,7 @@ def read_texts(path: Path, settings: ClassifierConfig, columns: str = "") -> Ite
         UsageError: The columns are said wrongly.
     """
     from bge_cocktail.data.readers import text_lines
-    from bge_cocktail.data.sources import kind_of, rows_of_file
+    from bge_cocktail.data.readers import kind_of, rows_of_file
 
     roles = parse_columns(columns)
     if not kind_of(path):

@@ -1,0 +1,1 @@
+"""Making queries from documents alone: writers, filters, splits."""
