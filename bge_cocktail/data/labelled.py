@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bge_cocktail.core.errors import DataError, nearest
 from bge_cocktail.data.columns import SEPARATOR
 from bge_cocktail.data.examples import Change, Example, LabelledText, TextPair
-from bge_cocktail.data.readers import BadRows, required_text
+from bge_cocktail.data.readers import BadRows, kind_of, required_text, rows_of_file
 from bge_cocktail.data.record import Text
 from bge_cocktail.data.sources import examples_of_rows, files_of_split, split_of
 

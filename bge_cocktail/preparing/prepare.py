@@ -106,8 +106,8 @@ def prepare(
 ) -> PrepareReport:
     """Clean, de-duplicate, split and check data, and write them as records.
 
-    Writes train.jsonl, dev.jsonl and test.jsonl (those that get anything), corpus.jsonl if a source is a BEIR folder or `corpus` is given,
-    rejected.jsonl if rows were bad, report.json and run.json.
+    Writes train.jsonl, dev.jsonl and test.jsonl (those that get anything), corpus.jsonl if a source is a BEIR folder
+    or `corpus` is given, rejected.jsonl if rows were bad, report.json and run.json.
 
     Args:
         sources: What is read; records of several sources get their source as task, unless they have one.

@@ -238,8 +238,7 @@ def read_texts(path: Path, settings: ClassifierConfig, columns: str = "") -> Ite
         DataError: A row lacks its text.
         UsageError: The columns are said wrongly.
     """
-    from bge_cocktail.data.readers import text_lines
-    from bge_cocktail.data.readers import kind_of, rows_of_file
+    from bge_cocktail.data.readers import kind_of, rows_of_file, text_lines
 
     roles = parse_columns(columns)
     if not kind_of(path):
