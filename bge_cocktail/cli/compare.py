@@ -9,7 +9,7 @@ import rich_click as click
 
 from bge_cocktail.cli.flags import PATH, comparing_flags, format_flag
 from bge_cocktail.cli.flags import show as show_result
-from bge_cocktail.core.errors import CocktailError, UsageError
+from bge_cocktail.core.errors import CocktailError, GateError, UsageError
 
 if TYPE_CHECKING:
     from bge_cocktail.evaluating.compare import Comparison
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option(
     "--fail-if-worse",
     type=click.Choice(["target", "general", "any"]),
-    help="Exit with code 1 if a model is measurably worse on a task of this role: for CI.",
+    help="Exit with code 3 if a model is measurably worse on a task of this role: for CI.",
 )
 @click.option(
     "--show",
@@ -75,7 +75,9 @@ def _fail_if_worse(compared: Comparison, role: str) -> None:
         raise CocktailError("--fail-if-worse: not all models were judged on the same tasks (see above)")
     if worse := compared.worse(role):  # type: ignore[arg-type]
         first = compared.baseline.model
-        raise CocktailError(f"--fail-if-worse {role}: measurably worse than {first}: {', '.join(worse)}")
+        raise GateError(f"--fail-if-worse {role}: measurably worse than {first}: {', '.join(worse)}")
+    tasks = "task" if role == "any" else f"{role} task"
+    click.echo(f"--fail-if-worse {role}: passed, nothing is measurably worse on a {tasks}", err=True)
 
 
 def _change_table(compared: Comparison, model: str) -> list[str]:

@@ -70,6 +70,8 @@ def _tables(examination: Examination) -> list[str]:
             ["prompt of queries", repr(profile.prompts.query)],
             ["prompt of documents", repr(profile.prompts.document)],
         ]
+        if texts := examination.texts:
+            rows.append(["your texts", f"{texts['texts']:,}, {texts['cut']:,} cut at {texts['longest']} tokens"])
         tables.append(text_table((examination.model, ""), rows))
         tables.append(text_table(("reader", "what it makes of it"), [list(row) for row in examination.readers.items()]))
     rows = [[one.severity, one.where, f"{one.said}; {one.cure}"] for one in examination.complaints]

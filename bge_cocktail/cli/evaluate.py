@@ -88,7 +88,8 @@ def command(
         card=card,
         overwrite=overwrite,
     )
-    then = ("compare", output) if len(results) > 1 else ("report", output, "-o", "report.html")
+    several = ("compare", output) if target or general else ("leaderboard", output)
+    then = several if len(results) > 1 else ("report", output, "-o", "report.html")
     comparison = compare([output], partial=True) if len(results) > 1 else None
     table = score_table(results, comparison)
     show({"models": [result.to_json() for result in results]}, table, output_format, output, then)

@@ -265,9 +265,17 @@ def _show_merged(merged: Merged, output: Path, output_format: str) -> None:
         text,
         output_format,
         output,
-        # the last model is mostly the base, which the others are compared with
-        ("evaluate", *reversed(merged.models), output, "--target", "DATA", "--general", "DATA", "-o", "FOLDER"),
+        _next_command(output, merged.models),
     )
+
+
+def _next_command(output: Path, models: Sequence[str]) -> tuple[object, ...]:
+    from bge_cocktail.models.folder import is_classifier
+
+    if is_classifier(output):
+        return ("classify", "evaluate", output, "DATA", "-o", "FOLDER")
+    # the last model is mostly the base, which the others are compared with
+    return ("evaluate", *reversed(models), output, "--target", "DATA", "--general", "GENERAL", "-o", "FOLDER")
 
 
 def _files(examples: Path | None, own_examples: tuple[Path, ...]) -> list[Path]:

@@ -29,6 +29,12 @@ class UsageError(CocktailError):
     exit_code = 2
 
 
+class GateError(CocktailError):
+    """What was asked for as a condition doesn't hold."""
+
+    exit_code = 3
+
+
 class MissingExtra(CocktailError):
     """An optional package is needed."""
 
@@ -82,6 +88,9 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
+_MOST_NAMES = 100
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """Return a closing phrase that names the nearest right word, or lists them all.
 
@@ -96,7 +105,8 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     if close:
         return f" Did you mean '{close[0]}'?"
-    return f" Allowed: {', '.join(words)}." if words else ""
+    more = f", and {len(words) - _MOST_NAMES:,} more" if len(words) > _MOST_NAMES else ""
+    return f" Allowed: {', '.join(words[:_MOST_NAMES])}{more}." if words else ""
 
 
 def near_path(name: str) -> str:

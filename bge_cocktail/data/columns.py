@@ -386,10 +386,6 @@ def _is_number(value: object) -> bool:
         return False
 
 
-def _first(roles: dict[str, tuple[str, ...]], role: str) -> str:
-    return "+".join(roles[role]) if role in roles else "..."
-
-
 def keep_one_form(roles: dict[str, tuple[str, ...]], names: Sequence[str], where: str) -> dict[str, tuple[str, ...]]:
     """Return the roles of the first form whose roles are all there, with what may go beside it.
 
@@ -405,14 +401,12 @@ def keep_one_form(roles: dict[str, tuple[str, ...]], names: Sequence[str], where
         if all(role in roles for role in form):
             allowed = {*form, *ABOUT, *(("neg", "rating") if form == ("query", "pos") else ())}
             return {role: columns for role, columns in roles.items() if role in allowed}
-    for form in _FORMS:
-        missing = [role for role in form if role not in roles]
-        if len(missing) == 1 and len(form) > 1 and any(role in roles for role in form):
-            given = " and ".join(f"{role}={'+'.join(roles[role])}" for role in form if role in roles)
-            raise DataError(
-                f"{where}: with {given}, {missing[0]} is missing; found {', '.join(names)}: "
-                f"`columns={','.join(f'{role}={_first(roles, role)}' for role in form)}`"
-            )
+    if len(given := [role for role in ("query", "pos") if role in roles]) == 1:
+        missing = "pos" if given == ["query"] else "query"
+        said = f"{given[0]}={'+'.join(roles[given[0]])}"
+        raise DataError(
+            f"{where}: with {said}, {missing} is missing; found {', '.join(names)}: `columns={said},{missing}=...`"
+        )
     separator = next((mark for mark in (";", "|", "\t") if len(names) == 1 and mark in names[0]), None)
     if separator:
         raise DataError(

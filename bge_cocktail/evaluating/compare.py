@@ -281,7 +281,9 @@ def untested(before: ModelScores, after: ModelScores, details: EvaluationDetails
         if score.task not in known:
             reasons.append(f"{score.task}: {after.model} was not judged on it")
         elif not score.per_query and not _pairs_said(score, before, after, details):
-            reasons.append(f"{score.task}: {score.metric} is no mean over queries or texts")
+            is_mteb = score.task.startswith("mteb/")
+            why = "mteb keeps no values of single queries" if is_mteb else "is no mean over queries or texts"
+            reasons.append(f"{score.task}: {score.metric}: {why}" if is_mteb else f"{score.task}: {score.metric} {why}")
     missing = {score.task for score in after.main()} - {score.task for score in before.main()}
     return reasons + [f"{task}: {before.model} was not judged on it" for task in sorted(missing)]
 

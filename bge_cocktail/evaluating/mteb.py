@@ -8,7 +8,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_cocktail.core.devices import hub_answers
-from bge_cocktail.core.errors import CocktailError, DataError, UsageError, nearest
+from bge_cocktail.core.errors import CocktailError, DataError, UsageError, near_path, nearest
 from bge_cocktail.core.outputs import json_of, write_json
 from bge_cocktail.core.runs import files_under, hash_value
 from bge_cocktail.evaluating.compare import holm, permutation_test
 from bge_cocktail.evaluating.scores import ModelScores, Role, Score, bootstrap_interval
-from bge_cocktail.evaluating.store import SCORES_FILE
+from bge_cocktail.evaluating.store import SCORES_FILE, read_evaluation
 from bge_cocktail.evaluating.tasks.task import Task, open_task, tasks
 from bge_cocktail.models.cache import default_cache_dir
 from bge_cocktail.models.encoder import CachedEncoder
@@ -171,7 +171,7 @@ class MtebModel:
         identity = hash_value([encoder.hash, {**encoder.options.what_counts(), "precision": encoder.precision}])
         return ModelMeta.create_empty(
             {
-                "name": f"{OWNER}/{re.sub(r'[^A-Za-z0-9._-]', '-', self._name)}",
+                "name": _name_of(self._name),
                 "revision": identity,
                 "max_tokens": encoder.options.max_length or declared_length(encoder.folder),
                 "similarity_fn_name": ScoringFunction.COSINE,
@@ -182,6 +182,11 @@ class MtebModel:
 
 
 log = logging.getLogger(__name__)
+
+
+def _name_of(model: str) -> str:
+    """Return a name as mteb takes it."""
+    return f"{OWNER}/{re.sub(r'[^A-Za-z0-9._-]', '-', model)}"
 
 
 def open_mteb_tasks(names: Sequence[str], split: str = "test") -> list[Any]:
@@ -208,6 +213,9 @@ def open_mteb_tasks(names: Sequence[str], split: str = "test") -> list[Any]:
             tasks |= {task.metadata.name: task for task in benchmarks[name].tasks}
         elif name in known:
             tasks[name] = mteb.get_task(name)
+        elif "/" in name or Path(name).exists():
+            problem = "is a file; mteb judges folders" if Path(name).exists() else "no such folder"
+            raise DataError(f"{name}: {problem} (and mteb has no task of that name).{near_path(name)}")
         else:
             raise UsageError(f"mteb has no task or benchmark '{name}'.{nearest(name, [*known, *benchmarks])}")
     return list(tasks.values())
@@ -324,6 +332,7 @@ def _parameters(weights: Sequence[Path]) -> int | None:
 
 def copy_results(
     names: Sequence[tuple[str, CachedEncoder]],
+    tasks: Sequence[str],
     output: Path,
     cache_dir: Path | None = None,
     submission: Submission | None = None,
@@ -332,6 +341,7 @@ def copy_results(
 
     Args:
         names: The models.
+        tasks: Whose results; the cache holds those of all that a model was ever judged on.
         output: The folder.
         cache_dir: Where results are kept.
         submission: Under which name they are handed in; without it, under that of the weights.
@@ -345,7 +355,10 @@ def copy_results(
             meta = submission.meta(encoder, meta)
         target = ResultCache(output).get_task_result_path("x", meta).parent
         if source.is_dir():
-            shutil.copytree(source, target, dirs_exist_ok=True)
+            target.mkdir(parents=True, exist_ok=True)
+            for name_of_file in (META_FILE, *(f"{task}.json" for task in tasks)):
+                if (source / name_of_file).is_file():
+                    shutil.copy2(source / name_of_file, target)
             if submission is not None:
                 write_json(target / META_FILE, json.loads(json.dumps(meta.to_dict(), default=str)))
 
@@ -392,6 +405,7 @@ class MtebTasks:
     ) -> None:
         self._submission = submission
         self._tasks = open_mteb_tasks(names, split)
+        self._local = {open_task(name, "general").name for name in names if Path(name).is_dir()}
         self._encoders = {name: CachedEncoder(path, encoding) for name, path in models.items()}
         self._cache = encoding.cache_dir
         if submission is not None:  # what mteb doesn't take is said before hours of judging
@@ -414,11 +428,18 @@ class MtebTasks:
 
     def copy_results(self, folder: Path) -> None:
         """mteb's own files, in its layout."""
-        copy_results(list(self._encoders.items()), folder / "mteb", self._cache, self._submission)
+        names = [str(task.metadata.name) for task in self._tasks]
+        own = [name for name in names if name in self._local]
+        if self._submission is not None and own:
+            log.warning("results on data of your own are no part of a submission: %s", ", ".join(own))
+        copy_results(list(self._encoders.items()), names, folder / "mteb", self._cache, self._submission)
 
 
 LOCAL = "Local"
 META_FILE = "model_meta.json"
+
+
+FEWEST_TASKS = 6
 
 
 class MeanDifference(NamedTuple):
@@ -467,13 +488,14 @@ class Leaderboard:
         return {**means, **by_type}
 
     def differences(self) -> dict[str, MeanDifference]:
-        """How far each model's mean over tasks is from the first one's; none where there are fewer than two tasks.
+        """How far each model's mean over tasks is from the first one's; none where there are fewer than six tasks.
 
+        Of five, all of which are better, the test can't say that it is more than luck (p 2 / 32).
         mteb keeps no values of single queries, so that the tasks are what is drawn: the interval (bootstrap) and p
         (paired permutation, corrected for the number of models) say what other tasks like these would show.
         """
         shared, (first, *others) = self.shared, self.models
-        if len(shared) < 2:
+        if len(shared) < FEWEST_TASKS:
             return {}
         changes = [
             np.array([self.scores[model][task] - self.scores[first][task] for task in shared]) for model in others
@@ -526,7 +548,7 @@ def read_leaderboard(folders: Sequence[Path], target: Sequence[str] = ()) -> Lea
                 f"{folder} holds no results of mteb"
                 + ("; it is an evaluation of ours, which bge-cocktail compare puts side by side" if ours else "")
             )
-        for file in files:
+        for file in sorted(files, key=_order_in(folder)):
             model = _model_of(file)
             task, score = _score_of(file)
             if values.setdefault(model, {}).setdefault(task, score) != score:
@@ -544,6 +566,14 @@ def read_leaderboard(folders: Sequence[Path], target: Sequence[str] = ()) -> Lea
         {names[model]: scores for model, scores in values.items()},
         frozenset(target),
     )
+
+
+def _order_in(folder: Path) -> Callable[[Path], int]:
+    """Return what sorts results as an evaluation of ours named its models, if the folder is one."""
+    if not (folder / SCORES_FILE).is_file():
+        return lambda _: 0
+    names = [_name_of(result.model) for result in read_evaluation(folder)]
+    return lambda file: names.index(name) if (name := _model_of(file)[0]) in names else len(names)
 
 
 def _is_result(path: Path) -> bool:

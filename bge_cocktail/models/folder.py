@@ -69,6 +69,18 @@ def _refuse_weights_elsewhere(folder: Path) -> None:
             )
 
 
+def refuse_export(name: str | Path, folder: Path) -> None:
+    """Raise where a folder is an export that only our server reads.
+
+    Raises:
+        DataError: It is.
+    """
+    if (folder / "export.json").is_file() and not (folder / "modules.json").is_file():
+        raise DataError(
+            f"{name} is an export, which bge-cocktail serve reads; for anything else give the model that it was made of"
+        )
+
+
 def sentence_transformers_folder(name: str | Path) -> Path:
     """Return the local folder of a model that says how it pools.
 
@@ -78,6 +90,7 @@ def sentence_transformers_folder(name: str | Path) -> Path:
     folder = model_folder(name)
     if (folder / CLASSIFIER_FILE).is_file():
         raise DataError(f"{name} is a classifier and no encoder; it is judged with: bge-cocktail classify evaluate")
+    refuse_export(name, folder)
     if not (folder / "modules.json").is_file():
         kind = "plain transformers folder" if (folder / "config.json").is_file() else "LoRA adapter"
         raise DataError(

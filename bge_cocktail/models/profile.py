@@ -8,7 +8,7 @@ from typing import Any
 
 from bge_cocktail.core.errors import DataError, UsageError
 from bge_cocktail.core.outputs import read_object
-from bge_cocktail.models.folder import is_classifier, model_folder
+from bge_cocktail.models.folder import is_classifier, model_folder, refuse_export
 from bge_cocktail.models.layout import POOLING_KEYS, declared_length, modules_of, portable_pooling, transformer_folder
 from bge_cocktail.models.prompts import Prompts, model_prompts
 
@@ -53,6 +53,7 @@ def model_profile(name: str | Path) -> ModelProfile:
     folder = model_folder(name)
     if is_classifier(folder):
         raise UsageError(f"{name} is a classifier; what embeds is asked for")
+    refuse_export(name, folder)
     if not (folder / "modules.json").is_file():
         raise DataError(
             f"{name} is a plain transformers folder (no modules.json), so its pooling is unknown; write it with "

@@ -52,9 +52,7 @@ Ratio = Annotated[list[float], BeforeValidator(_by_colon)]
 class PrepareOptions(AugmentOptions):
     """How data become clean, split records."""
 
-    common: ClassVar[str] = (
-        "limit corpus form clean duplicates ratio keep_splits on_leak negatives augment skip_bad seed"
-    )
+    common: ClassVar[str] = "limit corpus form clean duplicates ratio keep_splits on_leak negatives augment skip_bad"
     panels: ClassVar[dict[str, str]] = {
         "Cleaning": "clean min_chars max_chars min_tokens max_tokens languages language_detector",
         "Duplicates, splits and leaks": "duplicates near_threshold semantic_threshold ratio keep_splits group_by "
@@ -69,8 +67,7 @@ class PrepareOptions(AugmentOptions):
     )
     corpus: Path | None = Field(
         None,
-        description="more documents (a file with `text`, or a BEIR folder), which are mined and searched with those of "
-        "the records",
+        description="more documents to mine and to search: a file with `text`, or a BEIR folder",
     )
     form: Literal["records", "labelled", "pairs"] = Field(
         "records",

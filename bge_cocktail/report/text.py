@@ -89,7 +89,8 @@ def score_table(results: Sequence[ModelScores], comparison: Comparison | None = 
     table = text_table(header, rows)
     if comparison is None or not verdicts:
         return table
-    sure = f"paired test, corrected for {len(results[0].main())} tasks, {100 * comparison.confidence:g} %"
+    tasks = max(map(len, comparison.changes.values()))
+    sure = f"paired test, corrected for {tasks} tasks, {100 * comparison.confidence:g} %"
     return f"{table}\n+ measurably better than {comparison.baseline.model}, - worse ({sure})"
 
 

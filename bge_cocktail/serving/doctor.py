@@ -14,9 +14,11 @@ from bge_cocktail.core.errors import CocktailError, DataError, UsageError
 from bge_cocktail.core.outputs import new_folder, read_json, read_object, refuse_to_replace, write_json
 from bge_cocktail.core.runs import RUN_FILE, begin_findings, describe_run, files_under, hash_path, noted_findings
 from bge_cocktail.data.beir import corpus_of, read_corpus
+from bge_cocktail.data.readers import BadRows, kind_of, rows_of_file
 from bge_cocktail.data.record_files import read_records
 from bge_cocktail.models.card import CARD_FILE, Parent, read_front, write_card
-from bge_cocktail.models.folder import is_classifier, model_folder
+from bge_cocktail.models.embed import TokenCounter
+from bge_cocktail.models.folder import is_classifier, model_folder, refuse_export
 from bge_cocktail.models.layers import layer_count
 from bge_cocktail.models.layout import (
     TOKENIZER_FILES,
@@ -72,6 +74,7 @@ class Examination:
         complaints: Faults first.
         readers: What each reader makes of it, by the reader's name.
         findings: What a look at the user's texts found, in the words of `core.runs.FINDINGS`.
+        texts: How many texts of the user there are, how many tokens are read of each, how many are cut there.
     """
 
     model: str
@@ -79,6 +82,7 @@ class Examination:
     complaints: list[Complaint]
     readers: dict[str, str] = field(default_factory=dict)
     findings: list[dict[str, Any]] = field(default_factory=list)
+    texts: dict[str, int] = field(default_factory=dict)
 
     @property
     def is_sound(self) -> bool:
@@ -96,6 +100,7 @@ class Examination:
             "complaints": complaints,
             "readers": self.readers,
             "findings": self.findings,
+            "texts": self.texts,
         }
 
 
@@ -131,17 +136,43 @@ def examine(name: str | Path, *, data: Sequence[str] = (), device: str = "auto",
         profile = None
     readers = {} if profile is None else {reader: of(profile) for reader, of in _READERS.items()}
     findings: list[dict[str, Any]] = []
+    texts: dict[str, int] = {}
+    if profile is not None and data:
+        counter = TokenCounter(profile.folder)
+        longest = counter.limit or profile.max_length or 0
+        cut = sum(counter(text) > longest for text in data) if longest else 0
+        texts = {"texts": len(data), "longest": longest, "cut": cut}
     if profile is not None and load:
         begin_findings()
         complaints += _behaviour(profile, list(data), device)
         findings = noted_findings()
     complaints.sort(key=lambda complaint: complaint.severity != "fault")
-    return Examination(str(name), profile, complaints, readers, findings)
+    return Examination(str(name), profile, complaints, readers, findings, texts)
 
 
 def _any_folder(name: str | Path) -> Path:
-    """Return a model's folder, also one that every other command refuses."""
-    return Path(name) if Path(name).is_dir() else model_folder(name)
+    """Return a model's folder, also one that every other command refuses, if anything of a model is in it.
+
+    Raises:
+        DataError: Nothing is; or it is an export.
+    """
+    folder = Path(name)
+    if not folder.is_dir() or not any(any(folder.glob(pattern)) for pattern in _OF_A_MODEL):
+        return model_folder(name)
+    refuse_export(name, folder)
+    return folder
+
+
+_OF_A_MODEL = (
+    "modules.json",
+    "config*.json",
+    "*.safetensors",
+    "*.bin",
+    "tokenizer*",
+    "vocab*",
+    "[0-9]_*",
+    "export.json",
+)
 
 
 def texts_of(path: Path) -> list[str]:
@@ -153,6 +184,10 @@ def texts_of(path: Path) -> list[str]:
     corpus = corpus_of(path) if path.is_dir() else None
     if corpus is not None:
         return read_corpus(corpus)
+    if path.is_file() and kind_of(path):
+        _, first = next(rows_of_file(path, BadRows()), ("", {}))
+        if isinstance(first, dict) and "text" in first and "label" not in first:
+            return read_corpus(path)
     texts = [text for record in read_records(path) for text in (*record.pos, *record.neg)]
     return list(dict.fromkeys(texts))
 

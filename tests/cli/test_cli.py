@@ -242,12 +242,14 @@ def test_every_command_is_documented(cli: Cli) -> None:
         assert f" {name} " in described
 
 
-def test_each_command_names_the_next_which_runs(cli: Cli, tiny: Path, beir: Path, tmp_path: Path) -> None:
+def test_each_command_names_the_next_which_runs(
+    cli: Cli, tiny: Path, beir: Path, labelled: Path, tmp_path: Path
+) -> None:
     said = cli("prepare", beir, "--keep-splits", "-o", tmp_path / "prepare").stdout
     for command in ("mine", "train", "merge", "evaluate", "compare"):
         written, following = said.strip().splitlines()[-2:]
         assert Path(written.removeprefix("written: ")).is_dir()
-        own = {"MODEL": str(tiny), "FOLDER": str(tmp_path / command), "DATA": str(beir)}
+        own = {"MODEL": str(tiny), "FOLDER": str(tmp_path / command), "DATA": str(beir), "GENERAL": str(labelled)}
         name, *arguments = shlex.split(following.removeprefix("next:    bge-cocktail "))
         assert name == command
         quick = ["--epochs", "1", "--batch-size", "8"] if command == "train" else []

@@ -178,10 +178,10 @@ def test_from_the_command_line(cli: Cli, tiny: Path, beir: Path, labelled: Path,
         if row["model"] == "again" and row["task"] == "animals":
             row["per_query"] = dict.fromkeys(row["per_query"], 0.0)
     (tmp_path / "two/per_query.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    failed = cli(*where, "--fail-if-worse", "any", code=1)
+    failed = cli(*where, "--fail-if-worse", "any", code=3)
     assert "measurably worse than base: " in failed.stderr
     assert "again on animals" in failed.stderr
-    cli(*where, "--fail-if-worse", "general")
+    assert "passed, nothing is measurably worse on a general task" in cli(*where, "--fail-if-worse", "general").stderr
 
 
 def test_what_can_not_fail_is_refused(cli: Cli, tiny: Path, beir: Path, labelled: Path, tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_a_worse_correlation_is_measured(cli: Cli, tiny: Path, tmp_path: Path) -
     shown = cli("compare", tmp_path / "e").stdout
     assert "b against a: worse on alike" in shown
     assert "c against a: no measurable change on alike" in shown
-    result = cli("compare", tmp_path / "e", "--fail-if-worse", "target", code=1)
+    result = cli("compare", tmp_path / "e", "--fail-if-worse", "target", code=3)
     assert "measurably worse than a: b on alike" in result.stderr
 
 

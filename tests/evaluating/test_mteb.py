@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -108,7 +109,7 @@ def test_from_the_command_line(cli: Cli, tiny: Path, beir: Path, alike: Path, tm
     assert (files[0].parent / "model_meta.json").is_file()
     assert "mteb graded" in json.loads((tmp_path / "out/run.json").read_text())["inputs"]
     assert (
-        "mteb/graded: cosine_spearman is no mean"
+        "mteb/graded: cosine_spearman: mteb keeps no values of single queries"
         in cli("compare", tmp_path / "out", _second(cli, tiny, beir, alike, tmp_path)).stdout
     )
     refused = cli("evaluate", tiny, "--mteb", "STSBenchmrk", "-o", tmp_path / "no", code=2)
@@ -252,6 +253,8 @@ def test_the_leaderboard_says_which_mean_is_measurably_better(cli: Cli, tmp_path
     assert next(line for line in lines if line.startswith("local/better")).count("]+") == 1
     assert "]+" not in next(line for line in lines if line.startswith("local/other"))
     assert "paired test over the 8 tasks" in lines[-1]
+    fewer = [results_of(tmp_path / f"few-{place}", f"local/{place}", "c" * 12, {"SciFact": 0.5}) for place in range(2)]
+    assert "against the first" not in cli("leaderboard", *fewer).stdout
 
 
 def test_models_of_one_name_are_told_apart(cli: Cli, tmp_path: Path) -> None:
@@ -303,3 +306,25 @@ def test_a_label_that_train_lacks_is_one_line(cli: Cli, tiny: Path, labelled: Pa
         file.write('{"text": "the red fox", "label": "zebra"}\n')
     said = cli("evaluate", tiny, "--mteb", folder, "-o", tmp_path / "out", code=1).stderr
     assert "unknown label 'zebra' of 'the red fox'" in said
+
+
+def test_results_are_those_of_this_call_in_the_order_of_its_models(
+    cli: Cli, tiny: Path, nudged: list[Path], beir: Path, labelled: Path, tmp_path: Path
+) -> None:
+    models = (f"z={tiny}", f"a={nudged[0]}")
+    cli("evaluate", *models, "--mteb", labelled, "-o", tmp_path / "other")
+    result = cli("evaluate", *models, "--mteb", beir, "-o", tmp_path / "out")
+    assert f"next:    bge-cocktail leaderboard {tmp_path / 'out'}" in result.stdout
+    names = {path.stem for path in (tmp_path / "out/mteb").rglob("*.json")} - {"model_meta"}
+    assert names == {beir.name}
+    board = json.loads(cli("leaderboard", tmp_path / "out", "--format", "json").stdout)
+    assert [model["model"] for model in board["models"]] == ["local/z", "local/a"]
+    assert list(board["tasks"]) == [beir.name]
+    cli("evaluate", tiny, "--mteb", beir, "--model-name", "me/m", "--revision", "abc", "-o", tmp_path / "handed-in")
+    handed_in = {path.name for path in (tmp_path / "handed-in/mteb/results/me__m/abc").iterdir()}
+    assert handed_in == {"model_meta.json", f"{beir.name}.json"}
+    said = cli("evaluate", tiny, "--mteb", tmp_path / "handed_in", "-o", tmp_path / "x", code=1).stderr
+    assert "no such folder" in said
+    assert "Did you mean" in said
+    said = cli("evaluate", tiny, "--mteb", "qqqqqqqqqq", "-o", tmp_path / "x", code=2).stderr
+    assert re.search(r"and [\d,]+ more\.", said)

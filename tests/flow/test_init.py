@@ -172,3 +172,18 @@ auto = false
     plan = json.loads(cli("run", path, "--set", "prepare.ratio=5:2:3", "--dry-run", "--format", "json").stdout)
     assert (plan["prepare"]["state"], plan["mine"]["state"]) == ("to do", "to do")
     assert "nothing.csv" in cli("run", path, "--set", "prepare.sources=['nothing.csv']", code=1).stderr
+
+
+def test_a_dry_run_sees_what_is_not_there(cli: Cli, tiny: Path, beir: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("question,answer\nwhat is it,a boat\n")
+    path = tmp_path / "run.toml"
+    cli("init", path, "--data", tmp_path / "rows.csv", "--general", beir, "-m", tiny)
+    assert "PydanticUndefined" not in path.read_text()
+    dry = ("run", path, "--set", f"output={tmp_path / 'run'}", "--dry-run")
+    cli(*dry)
+    # one path is a list of one
+    cli(*dry, "--set", f"data.general={beir}")
+    said = cli(*dry, "--set", f"data.general={beir}s", code=1).stderr
+    assert "no such folder" in said
+    assert "Did you mean" in said
+    assert "no such file" in cli(*dry, "--set", f"prepare.sources=['{tmp_path / 'row.csv'}']", code=1).stderr

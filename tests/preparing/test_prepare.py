@@ -451,3 +451,46 @@ def test_the_same_data_prepared_twice_are_the_same(
     monkeypatch.setattr(time, "gmtime", lambda *_: time.struct_time((2030, 1, 1, 0, 0, 0, 1, 1, 0)))
     cli("prepare", beir, "-o", tmp_path / "two")
     assert hash_path(tmp_path / "one") == hash_path(tmp_path / "two")
+
+
+def test_documents_without_questions_are_mined_and_searched(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    """A table of pairs, and a table of documents beside it, under whatever names ids have."""
+    pairs = [f"what is thing {number},thing number {number} is over the river" for number in range(40)]
+    (tmp_path / "pairs.csv").write_text("question,answer\n" + "\n".join(pairs) + "\n")
+    documents = [f"x{number},the boat {number} waits" for number in range(30)]
+    (tmp_path / "documents.csv").write_text(
+        "id,text\n" + "\n".join([*documents, "x90,thing number 3 is over the river"]) + "\n"
+    )
+    asked = ("prepare", tmp_path / "pairs.csv", "--duplicates", "exact")
+    alone = cli(*asked, "-o", tmp_path / "alone")
+    assert alone.exit_code == 0
+    assert not (tmp_path / "alone/corpus.jsonl").exists()
+    cli(*asked, "--corpus", tmp_path / "documents.csv", "-o", tmp_path / "out")
+    corpus = [json.loads(line) for line in (tmp_path / "out/corpus.jsonl").read_text().splitlines()]
+    assert [row["_id"] for row in corpus][:2] == ["x0", "x1"]
+    assert len(corpus) == 31
+    run = json.loads((tmp_path / "out/run.json").read_text())
+    assert str(tmp_path / "documents.csv") in run["inputs"]
+    said = cli("evaluate", tiny, "--target", tmp_path / "alone", "-o", tmp_path / "scores").stderr
+    assert "documents that are searched answers one of its queries" in " ".join(said.split())
+    said = cli("evaluate", tiny, "--target", tmp_path / "out", "-o", tmp_path / "scores2").stderr
+    assert "that are searched answers" not in " ".join(said.split())
+    cli("mine", tmp_path / "out", "-m", tiny, "--relative-margin", "none", "--negatives", 2, "-o", tmp_path / "mined")
+    negatives = {text for record in read_records(tmp_path / "mined") for text in record.neg}
+    assert any(text.startswith("the boat") for text in negatives)
+    cli("mine", tmp_path / "alone", "-m", tiny, "--corpus", tmp_path / "documents.csv", "-o", tmp_path / "mined2")
+    assert "no such file" in cli(*asked, "--corpus", tmp_path / "document.csv", "-o", tmp_path / "x", code=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("header", "columns", "said"),
+    [
+        ("question,answer", "query=question", "with query=question, pos is missing; found question, answer"),
+        ("question;answer", "", "one column, 'question;answer'; is it separated by ';'?"),
+    ],
+)
+def test_columns_that_are_half_said(cli: Cli, tmp_path: Path, header: str, columns: str, said: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"{header}\n" + f"a{header[8]}b\n" * 3)
+    more = ["--columns", columns] if columns else []
+    assert said in cli("prepare", path, *more, "-o", tmp_path / "out", code=1).stderr

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
-from conftest import build_model
+from conftest import build_model, write_lines
 from safetensors.numpy import load_file, save_file
 
 from bge_cocktail.core.errors import UsageError
@@ -264,3 +264,23 @@ def test_faults_end_in_3_and_classifiers_are_refused(cli: Cli, sound: Path, tmp_
         examine(folder)
     with pytest.raises(UsageError):
         fix(sound, sound)
+
+
+def test_it_counts_the_texts_of_the_user_that_are_cut(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    rows = [{"_id": str(number), "text": "the boat waits " * (30 if number < 3 else 2)} for number in range(10)]
+    data = write_lines(tmp_path / "corpus.jsonl", rows)
+    assert "10, 3 cut at 48 tokens" in cli("doctor", tiny, "--data", data).stdout
+    content = json.loads(cli("doctor", tiny, "--data", data, "--format", "json").stdout)
+    assert content["texts"] == {"texts": 10, "longest": 48, "cut": 3}
+
+
+def test_what_is_no_model_is_said_in_a_line(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/a.txt").write_text("a")
+    assert "is not a model folder" in cli("doctor", tmp_path / "notes", code=1).stderr
+    export = tmp_path / "int8"
+    export.mkdir()
+    (export / "export.json").write_text('{"to": "onnx-int8"}')
+    (export / "config.json").write_text("{}")
+    for command in (("doctor", export), ("plug", export, "langchain")):
+        assert "is an export, which bge-cocktail serve reads" in cli(*command, code=1).stderr
