@@ -113,8 +113,10 @@ def evaluate_models(
             scores: list[Score] = []
             for task in task_list:
                 advance(0, f"{name} on {task.name}" if name else task.name)
+                encoder.about = task.name
                 scores += task.judge(encoder, options)
                 advance(1)
+            encoder.tells = False
             embeddings = {task: embed_sample(encoder, sample) for task, sample in drawn.items() if sample}
             results.append(ModelScores(name, str(path), scores, embeddings, _about(encoder)))
     return results

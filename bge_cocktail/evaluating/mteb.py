@@ -128,7 +128,10 @@ class MtebModel:
             Shape (texts, dimensions).
         """
         texts = [text for batch in inputs for text in batch["text"]]
-        return self._encoder.encode_query(texts, self.prompt(task_metadata, prompt_type))
+        prompt = self.prompt(task_metadata, prompt_type)
+        if str(getattr(prompt_type, "value", prompt_type)) == "document":
+            return self._encoder.encode_document(texts, prompt)
+        return self._encoder.encode_query(texts, prompt)
 
     def prompt(self, task_metadata: Any, prompt_type: Any) -> str:
         """Return the prompt of a task's texts.
@@ -249,6 +252,7 @@ def run_mteb(
     scores = []
     for task in tasks:
         log.info("%s: %s", name, task.metadata.name)
+        encoder.about = f"mteb/{task.metadata.name}"
         try:
             result = mteb.evaluate(model, task, cache=cache, show_progress_bar=False, co2_tracker=False)
         except (ConnectionError, OSError) as error:

@@ -264,6 +264,10 @@ class CachedEncoder:
         self._turned = False
         self._pack: Packer | None = None
         self._said: set[str] = set()
+        self.about = self.name
+        """What cut texts are said of: the model, or the task that it is judged on."""
+        self.tells = True
+        """Whether anything is said of texts; not of a draw of those that were looked at."""
         self.embedded = 0
         """Texts embedded so far, those from the cache not counted."""
         self.seconds = 0.0
@@ -312,9 +316,9 @@ class CachedEncoder:
         """Embed queries; see `Encoder`."""
         return self._encode(texts, "query", prompt)
 
-    def encode_document(self, texts: Sequence[str]) -> Embeddings:
-        """Embed documents; see `Encoder`."""
-        return self._encode(texts, "document")
+    def encode_document(self, texts: Sequence[str], prompt: str | None = None) -> Embeddings:
+        """Embed documents; see `Encoder`. A prompt goes before the document's own."""
+        return self._encode(texts, "document", prompt)
 
     def encode_text(self, texts: Sequence[str]) -> Embeddings:
         """Embed texts that are neither; see `Encoder`."""
@@ -363,6 +367,8 @@ class CachedEncoder:
 
     def _look_at(self, role: Role, tokens: TokenNumbers, embeddings: Embeddings) -> None:
         """Say, of texts that may come out of the cache, what a reader should know: cut, unknown, all embedded alike."""
+        if not self.tells:
+            return
         # the first two tell most models apart without a look at all
         if len(embeddings) > 1 and all(np.ptp(part, axis=0).max() <= SAME for part in (embeddings[:2], embeddings)):
             note_finding("equal embeddings", self.name, len(embeddings))
@@ -373,8 +379,8 @@ class CachedEncoder:
             return
         what = f"{PLURAL[role]} are longer than {limit.max()} tokens and were cut there"
         if cut > len(tokens) / 2:
-            note_finding("texts cut", self.name, cut, len(tokens), what)
-        elif (line := f"{self.name}: {cut:,} of {len(tokens):,} {what}") not in self._said:
+            note_finding("texts cut", self.about, cut, len(tokens), what)
+        elif (line := f"{self.about}: {cut:,} of {len(tokens):,} {what}") not in self._said:
             self._said.add(line)
             log.info(line)
 

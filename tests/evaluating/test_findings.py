@@ -133,6 +133,21 @@ def test_texts_that_are_cut(cli: Cli, tiny: Path, tmp_path: Path) -> None:
     for name in ("out", "again"):  # the second time, embeddings come out of the cache
         cli("evaluate", tiny, "--target", tmp_path / "task", "-o", tmp_path / name)
         assert "40 of 40 documents are longer than 48 tokens and were cut there" in said(tmp_path / name)["texts cut"]
+    # of a task, once for all models that read as far, and not again of the draw for the map
+    cli(
+        "evaluate",
+        tiny,
+        f"other={tiny}",
+        "--target",
+        tmp_path / "task",
+        "--mteb",
+        tmp_path / "task",
+        "-o",
+        tmp_path / "both",
+    )
+    found = [one["said"] for one in json.loads((tmp_path / "both/run.json").read_text())["findings"]]
+    cut = [line for line in found if "were cut there" in line]
+    assert [line.split(":")[0] for line in cut] == ["task", "mteb/task"]
     quick = ("--epochs", 0.2, "--batch-size", 8, "--negatives", 0)
     cli("train", tmp_path / "task/test.jsonl", "-m", tiny, *quick, "-o", tmp_path / "tuned")
     line = said(tmp_path / "tuned")["texts cut"]

@@ -123,8 +123,10 @@ def provenance(collected: ReportInput) -> Section | None:
         for step in finished
     ]
     blocks: list[Block] = [Table(["run", "command", "finished", "time"], rows, "Runs")]
+    # a command needs what those before it made
+    in_order = sorted(finished, key=lambda step: str(step.described.get("finished", "")))
     commands = list(
-        dict.fromkeys(str(step.described["started_as"]) for step in finished if "started_as" in step.described)
+        dict.fromkeys(str(step.described["started_as"]) for step in in_order if "started_as" in step.described)
     )
     if commands:
         blocks.append(Code("\n".join(commands), "The commands that repeat these numbers"))
