@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -119,6 +121,11 @@ def place_labels(axes: Any, labels: Sequence[Label]) -> None:
 
     What is written or drawn on the axes before is kept clear.
     """
+    with _boxes_are_told():
+        _place_labels(axes, labels)
+
+
+def _place_labels(axes: Any, labels: Sequence[Label]) -> None:
     from adjustText import adjust_text
 
     axes.figure.canvas.draw()  # where things stand is known only now
@@ -134,6 +141,7 @@ def place_labels(axes: Any, labels: Sequence[Label]) -> None:
     texts = [
         axes.text(label.x, label.y, label.text, ha="center", va="center", zorder=6, **label.look) for label in labels
     ]
+    choose_fonts(axes.figure)  # how wide labels are depends on them
     adjust_text(
         texts,
         xs,
@@ -322,15 +330,28 @@ _told: set[str] = set()
 
 
 def save(figure: Any, path: Path, kind: str) -> None:
-    """Write a figure, its texts in fonts that have their letters; where none is installed, say once what to install.
+    """Write a figure, its texts in fonts that have their letters.
 
     Args:
         figure: matplotlib's.
         path: The file to write.
         kind: Its format.
     """
-    import warnings
+    choose_fonts(figure)
+    with _boxes_are_told():
+        figure.savefig(path, format=kind)
 
+
+@contextmanager
+def _boxes_are_told() -> Iterator[None]:
+    """matplotlib's warnings of each letter that no font has are left out; `choose_fonts` says it once."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
+
+
+def choose_fonts(figure: Any) -> None:
+    """Give the texts of a figure fonts that have their letters; where none is installed, say once what to install."""
     from matplotlib import font_manager, text
 
     texts = [one for one in figure.findobj(text.Text) if not one.get_text().isascii()]
@@ -350,15 +371,18 @@ def save(figure: Any, path: Path, kind: str) -> None:
             "fonts-noto-cjk)",
             shown,
         )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # as said above
-        figure.savefig(path, format=kind)
 
 
 def _family_with(letters: set[str]) -> str | None:
     """Return the installed font that has all of some letters, or most."""
     from matplotlib import font_manager
 
+    # matplotlib keeps a list of fonts, and one may have been installed since
+    known = {font.fname for font in font_manager.fontManager.ttflist}
+    for path in font_manager.findSystemFonts():
+        if path not in known:
+            with suppress(OSError, RuntimeError, ValueError):
+                font_manager.fontManager.addfont(path)
     # the last resort has a box for every letter
     paths = {font.name: font.fname for font in font_manager.fontManager.ttflist if "Last Resort" not in font.name}
     found = {family: len(letters & _letters_of(paths[family])) for family in _WIDE_FONTS if family in paths}

@@ -265,7 +265,7 @@ class CachedEncoder:
         self._pack: Packer | None = None
         self._said: set[str] = set()
         self.about = self.name
-        """What cut texts are said of: the model, or the task that it is judged on."""
+        """What cut texts and unknown tokens are said of: the model, or the task that it is judged on."""
         self.tells = True
         """Whether anything is said of texts; not of a draw of those that were looked at."""
         self.embedded = 0
@@ -374,7 +374,7 @@ class CachedEncoder:
             note_finding("equal embeddings", self.name, len(embeddings))
         every, unknown, overhead, limit = tokens.astype(np.int64).T
         if 2 * unknown.sum() > (every - overhead).sum():
-            note_finding("unknown tokens", self.name, int(unknown.sum()), int((every - overhead).sum()))
+            note_finding("unknown tokens", self.about, int(unknown.sum()), int((every - overhead).sum()))
         if not (cut := int((every > limit).sum())):
             return
         what = f"{PLURAL[role]} are longer than {limit.max()} tokens and were cut there"

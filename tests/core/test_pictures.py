@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,3 +109,17 @@ def test_labels_stand_clear_of_curves_and_of_each_other(size: tuple[float, float
             x, y = axes.transData.transform(own[text.get_text()])
             away = max(box.x0 - x, x - box.x1, box.y0 - y, y - box.y1)
             assert away < figure.bbox.width / 10
+
+
+def test_letters_without_a_font_are_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Labels are drawn before the picture is written, and matplotlib would warn of each letter both times."""
+    monkeypatch.setattr(pictures, "_family_with", lambda _: None)
+    axes = Figure().subplots()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        pictures.place_labels(axes, [pictures.Label("\U0001f9ff基座", 0.5, 0.5, {})])
+        pictures.save(axes.figure, tmp_path / "a.png", "png")
+    assert [str(one.message) for one in warned if "Glyph" in str(one.message)] == []
+    assert sum("no font here has the letters" in record.message for record in caplog.records) == 1

@@ -56,7 +56,7 @@ def scores(collected: ReportInput) -> Section | None:
     return Section("Scores", blocks) if blocks else None
 
 
-@report_sections("findings", order=3)
+@report_sections("findings", order=15)
 def findings(collected: ReportInput) -> Section | None:
     """What a reader of the numbers should know of data and models, as the commands said it."""
     said = {
@@ -65,7 +65,7 @@ def findings(collected: ReportInput) -> Section | None:
         for finding in step.described.get("findings") or ()
         if isinstance(finding, dict) and "said" in finding
     }
-    return Section("To know first", [Words(plain(sentence), warns=True) for sentence in said]) if said else None
+    return Section("To know", [Words(plain(sentence), warns=True) for sentence in said]) if said else None
 
 
 @report_sections("target and general", order=20)
