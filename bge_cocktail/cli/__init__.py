@@ -195,9 +195,9 @@ def _has_columns(context: click.Context | None) -> bool:
     if context is None or not (name := context.find_root().invoked_subcommand):
         return True
     called = main.get_command(context, name)
-    # commands of a group are imported when they are asked for
-    names = called.list_commands(context) if isinstance(called, click.Group) else []
-    commands = [called, *(called.get_command(context, one) for one in names if isinstance(called, click.Group))]
+    commands = [called]
+    if isinstance(called, click.Group):
+        commands += [called.get_command(context, one) for one in called.list_commands(context)]
     return any(parameter.name == "columns" for command in commands if command for parameter in command.params)
 
 
