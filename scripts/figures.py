@@ -61,6 +61,7 @@ TABLES = {
     "classifiers and their probe": Table("results.md", "classifiers and their probe", _CLASSIFYING),
     "cocktails of classifiers": Table("results.md", "cocktails of classifiers", (*_CLASSIFYING, "merging")),
     "updates": Table("results.md", "updates", ("merging/methods.py", *_TRAINING)),
+    "written queries": Table("results.md", "written queries", ("synthesizing", *_TRAINING)),
     "defaults": Table("results.md", "defaults", (*_TRAINING, "mining")),
 }
 
