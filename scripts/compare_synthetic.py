@@ -24,6 +24,7 @@ from measuring import into_docs
 from reproduction.tasks import Sizes, TaskSource, prepare_tasks, task_folder, training_records
 from reproduction.ways import scores_of
 
+from bge_cocktail.data.beir import read_corpus
 from bge_cocktail.data.record import Record
 from bge_cocktail.data.record_files import read_records
 from bge_cocktail.evaluating.scores import bootstrap_interval
@@ -58,8 +59,8 @@ def measure(source: TaskSource, work: Path, seed: int, filters: list[str]) -> di
         )
         print(f"{source.name}, {name}: {made.to_json()}", file=sys.stderr, flush=True)
         mining = MineOptions(negatives=2, depth=50)
-        corpus = [document for document in read_records(made.folder) for document in document.pos]
-        sets[f"written, filters: {name}"] = mine(read_records(made.folder), encoder, mining, corpus=corpus).records
+        records = read_records(made.folder)
+        sets[f"written, filters: {name}"] = mine(records, encoder, mining, corpus=read_corpus(made.folder)).records
     models = {"base": base}
     for number, (name, records) in enumerate(sets.items()):
         place = work / f"models/{source.name}/{seed}/{number}"
