@@ -30,7 +30,14 @@ PAGES = [
     for name in (
         "README.md",
         *("docs/own-data.md", "docs/prepare.md", "docs/mine.md", "docs/train.md", "docs/merge.md", "docs/evaluate.md"),
-        *("docs/classify.md", "docs/production.md", "docs/commands.md", "docs/results.md", "docs/benchmarks.md"),
+        *(
+            "docs/classify.md",
+            "docs/production.md",
+            "docs/commands.md",
+            "docs/files.md",
+            "docs/results.md",
+            "docs/benchmarks.md",
+        ),
         *("docs/tutorials/first-run.md", "docs/tutorials/classifier.md", "docs/tutorials/rag.md"),
         *(
             f"docs/how-to/{name}.md"
@@ -109,6 +116,17 @@ def test_readme_is_short_and_no_page_is_forgotten() -> None:
     assert [page for page in pages if page.relative_to(docs).as_posix() not in site] == []
     for page in PAGES[1:]:
         assert f"({page.relative_to(ROOT)})" in readme, page
+
+
+def test_every_file_that_is_written_is_described() -> None:
+    page = (ROOT / "docs/files.md").read_text()
+    own = {"config_sentence_transformers.json", "tokenizer.json"}  # of every model, with many others
+    constants = "\n".join(path.read_text() for path in (ROOT / "bge_cocktail").rglob("*.py"))
+    found = re.findall(r"^(?:[A-Z_]+_FILE(?:, )?)+ = (.+)$", constants, re.MULTILINE)
+    names = {name for line in found for name in re.findall(r'"([\w.]+\.\w+)"', line)}
+    names |= set(re.findall(r'new / "([\w.]+\.(?:jsonl?|png))"', constants))
+    assert len(names) > 25
+    assert sorted(name for name in names - own if name not in page) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
