@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 def command(corpus: Path, model: str, output: Path, overwrite: bool, output_format: str, **flags: Any) -> None:
     """Make queries, records and a task from documents alone.
 
-    CORPUS is a BEIR folder, a file of JSON Lines with `text` (and perhaps `_id` and `title`), or a folder of .txt and
-    .md files. No model writes: titles, headings, definitions, questions, key words and sentences are taken from the
-    documents; what the encoder and BM25 together don't find again is left out.
+    CORPUS is a BEIR folder, a file (JSON Lines, CSV, TSV, Parquet) with `text` (and perhaps `_id` and `title`), or a
+    folder of .txt and .md files. No model writes: titles, headings, definitions, questions, key words and sentences
+    are taken from the documents; what the encoder and BM25 together don't find again is left out.
     """
     from bge_cocktail.synthesizing.synthesize import synthesize
 

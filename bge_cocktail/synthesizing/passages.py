@@ -11,7 +11,7 @@ import regex
 
 from bge_cocktail.core.errors import DataError
 from bge_cocktail.data.beir import CORPUS_FILE
-from bge_cocktail.data.readers import BadRows, read_lines, required_text
+from bge_cocktail.data.readers import BadRows, kind_of, read_lines, required_text, rows_of_file
 from bge_cocktail.data.record import exact_key
 from bge_cocktail.data.record_files import spread
 from bge_cocktail.models.encoder import Encoder
@@ -51,8 +51,8 @@ def read_passages(path: Path, longest: int, limit: int | None = None) -> tuple[l
     """Return the passages of a corpus, and how many documents were read and left out, by reason.
 
     Args:
-        path: A BEIR folder, JSON Lines with ``text`` and perhaps ``_id`` and ``title``, or a folder of .txt and .md
-            files, each a document.
+        path: A BEIR folder, a file (JSON Lines, CSV, TSV, Parquet) with ``text`` and perhaps ``_id`` (or ``id``) and
+            ``title``, or a folder of .txt and .md files, each a document.
         longest: Characters of a passage.
         limit: Only so many documents, evenly spread over all.
 
@@ -126,10 +126,11 @@ def _documents(path: Path) -> Iterator[tuple[str, Passage]]:
             yield str(file), Passage(name, name, "", text.strip())
         return
     file = path / CORPUS_FILE if path.is_dir() else path
-    for number, (where, value) in enumerate(read_lines(file, BadRows()), start=1):
+    rows = rows_of_file(file, BadRows()) if kind_of(file) else read_lines(file)
+    for number, (where, value) in enumerate(rows, start=1):
         text = required_text(value, "text", where, may_be_empty=True)
         title = required_text(value, "title", where, may_be_empty=True) if value.get("title") else ""
-        name = str(value.get("_id", f"d{number}"))
+        name = str(value.get("_id") or value.get("id") or f"d{number}")
         yield where, Passage(name, name, title.strip(), text.strip())
 
 

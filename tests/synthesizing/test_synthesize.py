@@ -128,6 +128,9 @@ def test_what_is_read(tmp_path: Path) -> None:
     passages, counts = read_passages(write_lines(tmp_path / "rows.jsonl", rows), 500)
     assert [one.text for one in passages] == ["One.", "Two."]
     assert (counts["empty"], counts["the same text again"]) == (1, 1)
+    (tmp_path / "rows.csv").write_text("id,title,text\nx7,A,One.\n,,Two.\n")
+    passages, _ = read_passages(tmp_path / "rows.csv", 500)
+    assert passages == [Passage("x7", "x7", "A", "One."), Passage("d2", "d2", "", "Two.")]
     (folder / "a.md").write_bytes(b"\xff")
     with pytest.raises(DataError, match=r"a\.md: not UTF-8 at byte 0"):
         read_passages(folder, 500)
