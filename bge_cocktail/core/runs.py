@@ -123,7 +123,7 @@ FINDINGS = {
     "the other one counts as wrong",
     "few queries": "{subject}: {count} queries are few; below 30, intervals say little",
     "only answers": "{subject}: each of the {count} documents that are searched answers one of its queries; among "
-    "others they are harder to find (`prepare` takes documents without questions by `corpus`)",
+    "others they are harder to find (bge-cocktail prepare takes documents without questions by `corpus`)",
     "equal embeddings": "{subject}: all {count} texts have the same embedding; the model tells nothing apart",
     "texts cut": "{subject}: {count} of {of} {what}",
     "prompt left out": "{subject}: it declares a prompt for {what}, and an empty one was chosen instead",

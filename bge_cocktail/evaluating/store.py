@@ -123,7 +123,9 @@ def read_evaluation(folder: Path) -> list[ModelScores]:
         raise DataError(f"{folder}: no such folder.{near_path(str(folder))}")
     if not (folder / SCORES_FILE).is_file() and (folder / RUN_FILE).is_file():
         command = read_object(folder / RUN_FILE).get("command")
-        raise DataError(f"{folder} was made by `{command}`; what can be compared is made by `evaluate`")
+        raise DataError(
+            f"{folder} was made by bge-cocktail {command}; what can be compared is made by bge-cocktail evaluate"
+        )
     try:
         content = json_of(folder / SCORES_FILE)
         _check_scores(content)

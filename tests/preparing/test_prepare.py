@@ -472,7 +472,11 @@ def test_documents_without_questions_are_mined_and_searched(cli: Cli, tiny: Path
     run = json.loads((tmp_path / "out/run.json").read_text())
     assert str(tmp_path / "documents.csv") in run["inputs"]
     said = cli("evaluate", tiny, "--target", tmp_path / "alone", "-o", tmp_path / "scores").stderr
-    assert "documents that are searched answers one of its queries" in " ".join(said.split())
+    said = " ".join(said.split())
+    assert "documents that are searched answers one of its queries" in said
+    assert "(bge-cocktail prepare takes documents without questions by --corpus)" in said
+    said = cli("compare", tmp_path / "alone", tmp_path / "scores", code=1).stderr
+    assert "was made by bge-cocktail prepare; what can be compared is made by bge-cocktail evaluate" in said
     said = cli("evaluate", tiny, "--target", tmp_path / "out", "-o", tmp_path / "scores2").stderr
     assert "that are searched answers" not in " ".join(said.split())
     cli("mine", tmp_path / "out", "-m", tiny, "--relative-margin", "none", "--negatives", 2, "-o", tmp_path / "mined")
